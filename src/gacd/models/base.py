@@ -1,0 +1,52 @@
+"""What every network here can do: give logits, or the features that lead to them."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from gacd.shapes import Features, Images, Logits
+
+
+class Backbone(nn.Module, ABC):
+    """A classifier cut before its last layer, with timm's names.
+
+    `forward(x) = forward_head(forward_features(x))`; `forward_features` gives the pooled penultimate
+    features [B, num_features]. Images arrive in [0, 1] and the network normalises them itself, so
+    that an attack's eps means the same for every model.
+    """
+
+    num_features: int
+    num_classes: int
+    channels: int
+
+    def __init__(self, mean: Sequence[float] | None = None, std: Sequence[float] | None = None) -> None:
+        super().__init__()
+        self.mean: Tensor | None
+        self.std: Tensor | None
+        # Not persistent: public checkpoints have no such entries, ours keep them in their JSON.
+        self.register_buffer("mean", _per_channel(mean), persistent=False)
+        self.register_buffer("std", _per_channel(std), persistent=False)
+
+    def normalise(self, x: Images) -> Images:
+        """(x - mean) / std per channel; the identity where the model was given neither."""
+        if self.mean is None or self.std is None:
+            return x
+        return (x - self.mean) / self.std
+
+    @abstractmethod
+    def forward_features(self, x: Images) -> Features:
+        """Pooled penultimate features of images in [0, 1]."""
+
+    @abstractmethod
+    def forward_head(self, features: Features) -> Logits:
+        """Logits of penultimate features."""
+
+    def forward(self, x: Images) -> Logits:
+        """Logits of images in [0, 1]."""
+        return self.forward_head(self.forward_features(x))
+
+
+def _per_channel(values: Sequence[float] | None) -> Tensor | None:
+    return None if values is None else torch.tensor(list(values)).view(1, -1, 1, 1)

@@ -1,0 +1,129 @@
+"""Progress of long loops: a live bar on a terminal, plain lines anywhere else."""
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Protocol, SupportsFloat
+
+_LINE_EVERY = 20.0  # seconds between plain lines: a log is read later, a bar now
+_BAR_EVERY = 0.25
+
+
+class Progress(Protocol):
+    """One loop's progress."""
+
+    def advance(self, n: int = 1, **values: SupportsFloat) -> None:
+        """Count `n` more units; show `values` (numbers or 0-d tensors) at the next refresh.
+
+        Tensors are read only when something is printed, so a loop on a GPU is not held up.
+        """
+
+
+@contextmanager
+def progress(total: int, description: str, *, unit: str = "images", enabled: bool = True) -> Iterator[Progress]:
+    """Show a loop over `total` units: rate, remaining time and the latest values."""
+    if not enabled:
+        yield _Silent()
+    elif sys.stderr.isatty():
+        with _Bar(total, description, unit) as bar:
+            yield bar
+    else:
+        lines = _Lines(total, description, unit)
+        yield lines
+        lines.close()
+
+
+def _text(values: dict[str, SupportsFloat]) -> str:
+    return " ".join(f"{name} {float(value):.4g}" for name, value in values.items())
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+class _Silent:
+    def advance(self, n: int = 1, **values: SupportsFloat) -> None:
+        pass
+
+
+class _Lines:
+    def __init__(self, total: int, description: str, unit: str) -> None:
+        self.total, self.description, self.unit = total, description, unit
+        self.done = 0
+        self.values: dict[str, SupportsFloat] = {}
+        self.start = self.last = time.monotonic()
+
+    def advance(self, n: int = 1, **values: SupportsFloat) -> None:
+        self.done += n
+        self.values.update(values)
+        if time.monotonic() - self.last > _LINE_EVERY:
+            self._print()
+
+    def close(self) -> None:
+        self._print()
+
+    def _print(self) -> None:
+        self.last = time.monotonic()
+        spent = self.last - self.start
+        rate = self.done / spent if spent > 0 else 0.0
+        left = _clock((self.total - self.done) / rate) if rate > 0 else "?"
+        print(
+            f"{self.description}: {self.done}/{self.total} {self.unit}, {rate:.0f}/s, "
+            f"{_clock(spent)} spent, {left} left {_text(self.values)}".rstrip(),
+            file=sys.stderr,
+            flush=True,
+        )
+
+
+class _Bar:
+    def __init__(self, total: int, description: str, unit: str) -> None:
+        from rich.console import Console
+        from rich.progress import (
+            BarColumn,
+            MofNCompleteColumn,
+            TextColumn,
+            TimeElapsedColumn,
+            TimeRemainingColumn,
+        )
+        from rich.progress import Progress as RichProgress
+
+        self.bar = RichProgress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TextColumn(unit + " {task.fields[rate]}"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[values]}"),
+            console=Console(stderr=True),
+        )
+        self.task = self.bar.add_task(description, total=total, rate="", values="")
+        self.values: dict[str, SupportsFloat] = {}
+        self.pending = self.done = 0
+        self.start = self.last = time.monotonic()
+
+    def __enter__(self) -> "_Bar":
+        self.bar.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._refresh()
+        self.bar.stop()
+
+    def advance(self, n: int = 1, **values: SupportsFloat) -> None:
+        self.pending += n
+        self.values.update(values)
+        if time.monotonic() - self.last > _BAR_EVERY:
+            self._refresh()
+
+    def _refresh(self) -> None:
+        self.last = time.monotonic()
+        self.done += self.pending
+        spent = self.last - self.start
+        rate = f"{self.done / spent:.0f}/s" if spent > 0 else ""
+        self.bar.update(self.task, advance=self.pending, rate=rate, values=_text(self.values))
+        self.pending = 0

@@ -1,0 +1,135 @@
+"""Files that are either whole or absent: JSON, and tensors with JSON beside them.
+
+Everything is written to a temporary neighbour and renamed, so a killed process leaves the old file.
+Tensors are safetensors: nothing here can execute code from a file.
+"""
+
+import errno
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from gacd.errors import UserError
+
+_META = "gacd"
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write `value` as indented JSON, atomically."""
+    text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+    _atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def append_json_line(path: Path, value: Any) -> None:
+    """Append `value` as one line of JSON."""
+    line = json.dumps(value, ensure_ascii=False) + "\n"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a", encoding="utf-8") as file:
+            file.write(line)
+    except OSError as error:
+        raise _cannot_write(path, error) from error
+
+
+def read_json(path: Path) -> Any:
+    """The JSON value in a file; a UserError that names the file where there is none."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file") from None
+    except (json.JSONDecodeError, UnicodeDecodeError):
+        raise UserError(f"{path}: not a whole JSON file; delete it and run again") from None
+
+
+def read_json_lines(path: Path) -> list[Any]:
+    """The values of a JSON-lines file; a last line cut short by a kill is left out."""
+    values = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            values.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue
+    return values
+
+
+def save_tensors(path: Path, tensors: "Mapping[str, Any]", meta: Mapping[str, Any]) -> None:
+    """Write tensors and a JSON-able `meta` as one safetensors file, atomically."""
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    header = {_META: json.dumps(dict(meta))}
+    whole = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
+
+    def write(temporary: Path) -> None:
+        try:
+            save_file(whole, temporary, metadata=header)
+        except SafetensorError as error:  # it wraps the operating system's errors in its own
+            text = str(error)
+            if "No space left" in text or "os error 28" in text:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
+            raise OSError(text) from error
+
+    _atomically(path, write)
+
+
+def load_tensors(path: Path) -> "tuple[dict[str, Any], dict[str, Any]]":
+    """The tensors (on the CPU) and the `meta` that `save_tensors` wrote."""
+    from safetensors import SafetensorError, safe_open
+
+    if not path.is_file():
+        raise UserError(f"{path}: no such file")
+    try:
+        with safe_open(path, framework="pt") as file:
+            meta = json.loads((file.metadata() or {}).get(_META, "{}"))
+            return {name: file.get_tensor(name) for name in file.keys()}, meta  # noqa: SIM118
+    except SafetensorError:
+        raise UserError(
+            f"{path}: truncated or not a safetensors file; delete it and run again"
+        ) from None
+
+
+def load_meta(path: Path) -> dict[str, Any]:
+    """The `meta` of a tensor file, without reading its tensors."""
+    from safetensors import SafetensorError, safe_open
+
+    if not path.is_file():
+        raise UserError(f"{path}: no such file")
+    try:
+        with safe_open(path, framework="pt") as file:
+            meta: dict[str, Any] = json.loads((file.metadata() or {}).get(_META, "{}"))
+            return meta
+    except SafetensorError:
+        raise UserError(
+            f"{path}: truncated or not a safetensors file; delete it and run again"
+        ) from None
+
+
+def fingerprint(parts: Iterable[str | bytes]) -> str:
+    """A short stable hash (16 hex digits) of some strings or bytes."""
+    digest = hashlib.sha256()
+    for part in parts:
+        data = part.encode() if isinstance(part, str) else part
+        digest.update(len(data).to_bytes(8, "little"))
+        digest.update(data)
+    return digest.hexdigest()[:16]
+
+
+def _atomically(path: Path, write: Callable[[Path], object]) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write(temporary)
+        temporary.replace(path)
+    except OSError as error:
+        raise _cannot_write(path, error) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _cannot_write(path: Path, error: OSError) -> UserError:
+    if error.errno == errno.ENOSPC:
+        return UserError(f"{path}: no space left on the disk; free some and run the same command again")
+    return UserError(f"{path}: cannot be written ({error.strerror or error})")

@@ -1,0 +1,251 @@
+"""The anchor bank: a frozen teacher's features of a whole training set, computed once.
+
+Features are kept raw (before the projection, which is still learned), in half precision by
+choice, with labels and the teacher's confidence. A bank lives on a device, in host memory, or in a
+file that is mapped rather than read, so that a draw touches only the rows it draws.
+"""
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from gacd.errors import UserError, unknown
+from gacd.models.base import Backbone
+from gacd.progress import progress
+from gacd.shapes import Batch, Labels
+from gacd.storage import load_tensors, save_tensors
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+class Fingerprint(NamedTuple):
+    """What a bank was made of: a short hash or a name for each part."""
+
+    teacher: str
+    data: str
+    preprocessing: str
+
+
+class Anchors(NamedTuple):
+    """Anchors at hand: some rows of a bank, or all of them.
+
+    `labels_M` are the classes, or, in a bank without labels, the rows themselves, so that negatives
+    are other instances.
+    """
+
+    features_MD: Float[Tensor, "M D"]
+    labels_M: Int[Tensor, "M"]
+    weights_M: Float[Tensor, "M"]
+    index_M: Int[Tensor, "M"]
+
+
+class AnchorBank:
+    """Raw teacher features [M, D], labels [M] or None, and weights [M].
+
+    A row's weight is the teacher's softmax probability of its true class, in float32; 1 where there
+    are no labels. Row j belongs to the image of index j. Nothing here is ever differentiated.
+
+    Source: Bai et al. 2020 (arXiv:2009.09922), Eq. 9 for the weights.
+    """
+
+    def __init__(
+        self,
+        features_MD: Float[Tensor, "M D"],
+        labels_M: Int[Tensor, "M"] | None,
+        weights_M: Float[Tensor, "M"],
+        fingerprint: Fingerprint,
+    ) -> None:
+        self.features_MD, self.labels_M, self.weights_M = features_MD, labels_M, weights_M
+        self.fingerprint = fingerprint
+        self._by_class: tuple[Tensor, Tensor] | None = None
+
+    def __len__(self) -> int:
+        return len(self.features_MD)
+
+    @classmethod
+    def build(
+        cls,
+        teacher: Backbone,
+        batches: Iterable[Batch],
+        *,
+        size: int,
+        fingerprint: Fingerprint,
+        dtype: str = "bfloat16",
+        labelled: bool = True,
+        show_progress: bool = True,
+    ) -> "AnchorBank":
+        """One pass of the teacher, in eval mode, over every image of a set of `size`, in any order.
+
+        The bank ends up where the batches are. Raises a UserError where rows are missing or twice.
+        """
+        if dtype not in DTYPES:
+            raise unknown("dtype of the anchor bank", dtype, DTYPES)
+        bank: AnchorBank | None = None
+        seen_M = torch.zeros(size, dtype=torch.int64)
+        with (
+            _evaluating(teacher),
+            torch.inference_mode(),
+            progress(size, "anchor bank", enabled=show_progress) as bar,
+        ):
+            for images, labels_B, index_B in batches:
+                features_BD = teacher.forward_features(images)
+                if bank is None:
+                    bank = cls._empty(size, features_BD, DTYPES[dtype], labelled, fingerprint)
+                bank.features_MD[index_B] = features_BD.to(DTYPES[dtype])
+                if bank.labels_M is not None:
+                    logits_BK = teacher.forward_head(features_BD).float()
+                    bank.labels_M[index_B] = labels_B
+                    bank.weights_M[index_B] = true_class_probability(logits_BK, labels_B)
+                seen_M += index_B.cpu().bincount(minlength=size)
+                bar.advance(len(images))
+        if bank is None or not bool((seen_M == 1).all()):
+            raise UserError(
+                f"an anchor bank needs each of its {size} images once: "
+                f"{int((seen_M == 0).sum())} are missing, {int((seen_M > 1).sum())} came twice"
+            )
+        return bank
+
+    @classmethod
+    def _empty(
+        cls,
+        size: int,
+        features_BD: Tensor,
+        dtype: torch.dtype,
+        labelled: bool,
+        fingerprint: Fingerprint,
+    ) -> "AnchorBank":
+        device = features_BD.device
+        with torch.inference_mode(False):  # rows are read by autograd's functions later
+            return cls(
+                torch.empty(size, features_BD.shape[1], dtype=dtype, device=device),
+                torch.empty(size, dtype=torch.int64, device=device) if labelled else None,
+                torch.ones(size, device=device),
+                fingerprint,
+            )
+
+    def save(self, path: Path) -> None:
+        """Write the bank as one safetensors file."""
+        tensors = {"features": self.features_MD, "weights": self.weights_M}
+        if self.labels_M is not None:
+            tensors["labels"] = self.labels_M
+        save_tensors(path, tensors, self.fingerprint._asdict())
+
+    @classmethod
+    def load(
+        cls,
+        path: Path,
+        *,
+        expected: Fingerprint | None = None,
+        device: torch.device | None = None,
+    ) -> "AnchorBank":
+        """A saved bank on `device`; mapped from the file, not read, where no device is given.
+
+        Raises a UserError where the bank was made of another teacher, data set or preprocessing.
+        """
+        tensors, meta = load_tensors(path)
+        if not {"features", "weights"} <= tensors.keys() or not meta.keys() >= set(
+            Fingerprint._fields
+        ):
+            raise UserError(f"{path}: not an anchor bank")
+        found = Fingerprint(**{name: meta[name] for name in Fingerprint._fields})
+        for name, is_, should in zip(Fingerprint._fields, found, expected or found, strict=True):
+            if is_ != should:
+                raise UserError(
+                    f"{path}: built with another {name} ({is_}, not {should}); "
+                    "delete it to build it anew"
+                )
+        if device is not None:
+            tensors = {name: tensor.to(device) for name, tensor in tensors.items()}
+        return cls(tensors["features"], tensors.get("labels"), tensors["weights"], found)
+
+    def to(self, device: torch.device) -> "AnchorBank":
+        """The bank on another device; on the CPU, in memory."""
+        labels_M = None if self.labels_M is None else self.labels_M.to(device)
+        return AnchorBank(
+            self.features_MD.to(device), labels_M, self.weights_M.to(device), self.fingerprint
+        )
+
+    def all(self) -> Anchors:
+        """Every row in order, as views: the estimator `exact`."""
+        index_M = torch.arange(len(self), device=self.features_MD.device)
+        labels_M = index_M if self.labels_M is None else self.labels_M
+        return Anchors(self.features_MD, labels_M, self.weights_M, index_M)
+
+    def rows(self, index_M: Int[Tensor, "m"], *, device: torch.device | None = None) -> Anchors:
+        """Copies of some rows, on `device` (the bank's own by default): the estimator `sampled`."""
+        index_M = index_M.to(self.features_MD.device)
+        labels_M = index_M if self.labels_M is None else self.labels_M[index_M]
+        rows = Anchors(self.features_MD[index_M], labels_M, self.weights_M[index_M], index_M)
+        return rows if device is None else Anchors(*(part.to(device) for part in rows))
+
+    def draw(
+        self, k: int, generator: torch.Generator, *, balanced: bool = False
+    ) -> Int[Tensor, "{k}"]:
+        """k rows, uniformly and with replacement; `balanced`: first a class, then one of its rows.
+
+        Balanced draws estimate a loss whose classes weigh the same, whatever their sizes.
+        """
+        device = generator.device
+        if not balanced:
+            return torch.randint(len(self), (k,), generator=generator, device=device)
+        order_M, start_K, count_K = self._classes()
+        class_k = torch.randint(len(count_K), (k,), generator=generator, device=device)
+        class_k = class_k.to(order_M.device)
+        uniform_k = torch.rand(k, generator=generator, device=device, dtype=torch.float64)
+        place_k = (uniform_k.to(order_M.device) * count_K[class_k]).long()
+        return order_M[start_K[class_k] + place_k]
+
+    def _classes(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Rows sorted by class; where each class that occurs starts; how many rows it has."""
+        if self.labels_M is None:
+            raise UserError("class-balanced drawing needs a bank with labels")
+        if self._by_class is None:
+            order_M = self.labels_M.argsort(stable=True)
+            count_K = self.labels_M.bincount()
+            self._by_class = order_M, count_K[count_K > 0]
+        order_M, count_K = self._by_class
+        return order_M, count_K.cumsum(0) - count_K, count_K
+
+
+def true_class_probability(logits_BK: Float[Tensor, "B K"], labels_B: Labels) -> Float[Tensor, "B"]:
+    """w_i = softmax(logits_i)[y_i], in float32: how far a teacher can be trusted on an image."""
+    return logits_BK.float().softmax(1).gather(1, labels_B[:, None])[:, 0]
+
+
+def principal_projection(
+    features_MD: Float[Tensor, "M D"], width: int
+) -> tuple[Float[Tensor, "E D"], Float[Tensor, "E"]]:
+    """Weight and bias of a projection onto the leading principal components: a frozen P_t.
+
+    features W' + b = (features - mean) V, V the `width` leading eigenvectors of the covariance.
+    """
+    if not 1 <= width <= features_MD.shape[1]:
+        raise UserError(
+            f"a projection to {width} principal components needs features at least as wide, "
+            f"not {features_MD.shape[1]}"
+        )
+    total, second = 0.0, 0.0
+    for start in range(0, len(features_MD), 8192):
+        chunk = features_MD[start : start + 8192].double()
+        total, second = total + chunk.sum(0), second + chunk.T @ chunk
+    assert isinstance(total, Tensor) and isinstance(second, Tensor)
+    mean_D = total / len(features_MD)
+    covariance_DD = second / len(features_MD) - mean_D[:, None] * mean_D
+    weight_ED = torch.linalg.eigh(covariance_DD).eigenvectors[:, -width:].flip(1).T
+    return weight_ED.float().contiguous(), -(weight_ED @ mean_D).float()
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode

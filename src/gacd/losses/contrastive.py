@@ -1,0 +1,304 @@
+"""The GACD estimate, InfoNCE and CRD's NCE: plain tensors in, one loss per image out.
+
+Notation: s_i is the student's embedding of image i, t_j the teacher's of anchor j, both of length 1;
+T a temperature, N the size of the data set the anchors stand for, k the negatives per positive:
+
+    h_ij = sigmoid(t_j.s_i / T - log Z_i - log(k / N))      the estimated q(C=1 | t_j, s_i)
+
+The anchors are whatever the caller has at hand: all N of a bank (the estimator `exact`) or some drawn
+from it (`sampled`). They come ready, [M, E] of length 1, or as raw teacher features [M, D] with the
+weights of a linear projection, which is then applied, normalised and differentiated as part of the
+loss. Products are computed in the anchors' dtype, all that follows in float32 at least.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from gacd.errors import UserError
+from gacd.shapes import Labels, PerSample
+
+Embeddings = Float[Tensor, "B E"]
+Anchors = Float[Tensor, "M _"]
+"""[M, E], of length 1, or raw teacher features [M, D] beside a projection."""
+AnchorLabels = Int[Tensor, "M"]
+AnchorWeights = Float[Tensor, "M"]
+ProjectionWeight = Float[Tensor, "E D"]
+ProjectionBias = Float[Tensor, "E"]
+
+
+def gacd_loss(
+    student_BE: Embeddings,
+    positive_BE: Embeddings,
+    anchors_MD: Anchors,
+    *,
+    labels_B: Labels,
+    anchor_labels_M: AnchorLabels,
+    weights_B: PerSample | None = None,
+    anchor_weights_M: AnchorWeights | None = None,
+    index_B: Int[Tensor, "B"] | None = None,
+    anchor_index_M: Int[Tensor, "M"] | None = None,
+    projection_weight_ED: ProjectionWeight | None = None,
+    projection_bias_E: ProjectionBias | None = None,
+    temperature: float = 0.1,
+    negatives: int = 16384,
+    dataset_size: int | None = None,
+    log_z: Float[Tensor, ""] | None = None,
+    z_gradient: bool = False,
+) -> PerSample:
+    """Minus the weighted log-likelihood of the pairs of each image (Eq. 9 and 10), in nats.
+
+    l_i = - w_i log h_ii - k mean_{j: y_j != y_i} [ w_j log(1 - h_ij) ]
+
+    The mean runs over the anchors at hand that are of another class than image i and is divided by
+    their number, not by their weights; without any, the term is 0. Anchors drawn uniformly from a
+    bank give an unbiased estimate of the loss over the whole bank for any fixed Z.
+
+    Without labels, give image indices as both sorts of labels: negatives are then other instances.
+
+    Args:
+        student_BE: embeddings of the images, of length 1.
+        positive_BE: the teacher's embeddings of the same images, of length 1.
+        anchors_MD: the teacher's embeddings [M, E], or raw features [M, D] with a projection.
+        labels_B: classes of the images.
+        anchor_labels_M: classes of the anchors.
+        weights_B: w_i, the teacher's probability of the image's true class; 1 if not given.
+        anchor_weights_M: w_j of the anchors; 1 if not given.
+        index_B: the images' rows in the data set, see `log_partition`.
+        anchor_index_M: the anchors' rows in the data set, see `log_partition`.
+        projection_weight_ED: linear projection of raw anchors.
+        projection_bias_E: its bias.
+        temperature: T.
+        negatives: k.
+        dataset_size: N; the number of anchors at hand if not given.
+        log_z: log Z, one constant for all images: 0 is the formula as printed, a
+            `gacd.memory.Normaliser` keeps CRD's. None is `log_partition`, each image its own.
+        z_gradient: whether the gradient runs through `log_partition` as well.
+
+    Raises:
+        UserError: on a temperature or a k that is not positive, or on shapes that do not fit.
+
+    Source: Bai et al. 2020 (arXiv:2009.09922), Eq. 7 to 10; Z as in Tian et al. 2020, Eq. 18 and 19.
+    """
+    size = _check(student_BE, anchors_MD, projection_weight_ED, temperature, dataset_size)
+    if negatives < 1:
+        raise UserError(f"negatives must be at least 1, not {negatives}")
+    scores_BM = _scores(
+        student_BE, anchors_MD, projection_weight_ED, projection_bias_E, temperature
+    )
+    positive_B = _positive_scores(student_BE, positive_BE, temperature)
+    own_BM = _own(index_B, anchor_index_M, anchors_MD.shape[0])
+    if log_z is None:
+        log_z = _log_partition(scores_BM, positive_B, own_BM, size)
+        log_z = log_z if z_gradient else log_z.detach()
+    offset = log_z + math.log(negatives / size)
+    other_BM = labels_B[:, None] != anchor_labels_M
+    silent_BM = other_BM.to(scores_BM.dtype)
+    if anchor_weights_M is not None:
+        silent_BM = silent_BM * anchor_weights_M.to(scores_BM.dtype)
+    scale_B = negatives / other_BM.sum(1).clamp(min=1)
+    negative_B = scale_B * (silent_BM * F.softplus(scores_BM - offset.reshape(-1, 1))).sum(1)
+    loss_B = F.softplus(offset - positive_B)
+    return (loss_B if weights_B is None else weights_B * loss_B) + negative_B
+
+
+def info_nce(
+    student_BE: Embeddings,
+    positive_BE: Embeddings,
+    anchors_MD: Anchors,
+    *,
+    index_B: Int[Tensor, "B"] | None = None,
+    anchor_index_M: Int[Tensor, "M"] | None = None,
+    projection_weight_ED: ProjectionWeight | None = None,
+    projection_bias_E: ProjectionBias | None = None,
+    temperature: float = 0.1,
+    dataset_size: int | None = None,
+) -> PerSample:
+    """InfoNCE of each image over the anchors, in nats: l_i = log Z_i - t_i.s_i / T.
+
+    Z_i is `log_partition`'s, gradient included; the arguments are those of `gacd_loss`.
+
+    Source: van den Oord et al. 2018 (arXiv:1807.03748), Eq. 4.
+    """
+    size = _check(student_BE, anchors_MD, projection_weight_ED, temperature, dataset_size)
+    scores_BM = _scores(
+        student_BE, anchors_MD, projection_weight_ED, projection_bias_E, temperature
+    )
+    positive_B = _positive_scores(student_BE, positive_BE, temperature)
+    own_BM = _own(index_B, anchor_index_M, anchors_MD.shape[0])
+    return _log_partition(scores_BM, positive_B, own_BM, size) - positive_B
+
+
+def log_partition(
+    student_BE: Embeddings,
+    positive_BE: Embeddings,
+    anchors_MD: Anchors,
+    *,
+    index_B: Int[Tensor, "B"] | None = None,
+    anchor_index_M: Int[Tensor, "M"] | None = None,
+    projection_weight_ED: ProjectionWeight | None = None,
+    projection_bias_E: ProjectionBias | None = None,
+    temperature: float = 0.1,
+    dataset_size: int | None = None,
+) -> PerSample:
+    """log Z_i, Z_i the sum of e^{t.s_i/T} over the data set, as estimated from the anchors.
+
+    Z_i = e^{t_i.s_i/T} + (N - 1) mean_{j != i} e^{t_j.s_i/T}     where rows are known
+    Z_i = N mean_j e^{t_j.s_i/T}                                  where they are not
+
+    e^{t_i.s_i/T} / Z_i is then a softmax over the data set. With `index_B` an image's own anchor is
+    told from the others (`anchor_index_M` defaults to 0 to M - 1, the whole bank in order) and the
+    positive stands in for it, so a sample of anchors need not contain it. All anchors at hand, N of
+    them, give Z itself.
+    """
+    size = _check(student_BE, anchors_MD, projection_weight_ED, temperature, dataset_size)
+    scores_BM = _scores(
+        student_BE, anchors_MD, projection_weight_ED, projection_bias_E, temperature
+    )
+    positive_B = _positive_scores(student_BE, positive_BE, temperature)
+    own_BM = _own(index_B, anchor_index_M, anchors_MD.shape[0])
+    return _log_partition(scores_BM, positive_B, own_BM, size)
+
+
+def nce(
+    query_BE: Embeddings,
+    candidates_BJE: Float[Tensor, "B J E"],
+    *,
+    dataset_size: int,
+    log_z: Float[Tensor, ""],
+    weights_BJ: Float[Tensor, "B J"] | None = None,
+    temperature: float = 0.07,
+) -> PerSample:
+    """CRD's NCE with negatives of each image's own, the first candidate being the positive, in nats.
+
+    l_i = - w_i0 log h_i0 - sum_{j=1..k} w_ij log(1 - h_ij),    k = J - 1
+
+    `weights_BJ` are those of the pairs: the anchor's, w_i or w_j, as the teacher is query or
+    candidate. Given memories of student and teacher this is the paper's estimator `memory`.
+
+    Source: Tian et al. 2020 (arXiv:1910.10699), Eq. 17 and 18, without the 1e-7 of its code.
+    """
+    scores_BJ = torch.bmm(candidates_BJE, query_BE.to(candidates_BJE.dtype)[:, :, None])[:, :, 0]
+    k = candidates_BJE.shape[1] - 1
+    logits_BJ = _at_least_float32(scores_BJ) / temperature - log_z - math.log(k / dataset_size)
+    signs_J = torch.ones(k + 1, dtype=logits_BJ.dtype, device=logits_BJ.device)
+    signs_J[0] = -1
+    losses_BJ = F.softplus(signs_J * logits_BJ)
+    return (losses_BJ if weights_BJ is None else weights_BJ * losses_BJ).sum(1)
+
+
+def crd_nce(
+    student_BE: Embeddings,
+    teacher_BE: Embeddings,
+    student_memory_BJE: Float[Tensor, "B J E"],
+    teacher_memory_BJE: Float[Tensor, "B J E"],
+    *,
+    dataset_size: int,
+    student_log_z: Float[Tensor, ""],
+    teacher_log_z: Float[Tensor, ""],
+    weights_B: PerSample | None = None,
+    weights_BJ: Float[Tensor, "B J"] | None = None,
+    temperature: float = 0.07,
+) -> PerSample:
+    """CRD's two-sided loss: student against teacher memory, plus teacher against student memory.
+
+    l_i = nce(s_i, teacher memory) + nce(t_i, student memory)
+
+    The weights are the teacher's: `weights_B` of its queries, `weights_BJ` of its memory's rows.
+
+    Source: Tian et al. 2020 (arXiv:1910.10699), Eq. 18 and the text below it.
+    """
+    student_B = nce(
+        student_BE,
+        teacher_memory_BJE,
+        dataset_size=dataset_size,
+        log_z=student_log_z,
+        weights_BJ=weights_BJ,
+        temperature=temperature,
+    )
+    teacher_B = nce(
+        teacher_BE,
+        student_memory_BJE,
+        dataset_size=dataset_size,
+        log_z=teacher_log_z,
+        temperature=temperature,
+    )
+    return student_B + (teacher_B if weights_B is None else weights_B * teacher_B)
+
+
+def project_anchors(
+    features_MD: Float[Tensor, "M D"],
+    weight_ED: ProjectionWeight,
+    bias_E: ProjectionBias | None = None,
+) -> Float[Tensor, "M E"]:
+    """normalize(features W' + b), without gradient, in the features' dtype: a frozen projection."""
+    with torch.no_grad():
+        bias = None if bias_E is None else bias_E.to(features_MD.dtype)
+        return F.normalize(F.linear(features_MD, weight_ED.to(features_MD.dtype), bias), dim=1)
+
+
+def _check(
+    student_BE: Tensor,
+    anchors_MD: Tensor,
+    weight_ED: Tensor | None,
+    temperature: float,
+    dataset_size: int | None,
+) -> int:
+    if not temperature > 0:
+        raise UserError(f"temperature must be above 0, not {temperature}")
+    width = anchors_MD.shape[1] if weight_ED is None else weight_ED.shape[0]
+    if width != student_BE.shape[1]:
+        raise UserError(
+            f"student embeddings are {student_BE.shape[1]} wide and the anchors' {width}: "
+            "raw teacher features need projection_weight_ED"
+        )
+    size = anchors_MD.shape[0] if dataset_size is None else dataset_size
+    if size < 1:
+        raise UserError(f"dataset_size must be at least 1, not {size}")
+    return size
+
+
+def _at_least_float32(x: Tensor) -> Tensor:
+    return x if x.dtype == torch.float64 else x.float()
+
+
+def _positive_scores(student_BE: Tensor, positive_BE: Tensor, temperature: float) -> Tensor:
+    pair_B = (_at_least_float32(student_BE) * _at_least_float32(positive_BE)).sum(1)
+    return pair_B / temperature
+
+
+def _scores(
+    student_BE: Tensor,
+    anchors_MD: Tensor,
+    weight_ED: Tensor | None,
+    bias_E: Tensor | None,
+    temperature: float,
+) -> Tensor:
+    anchors_MD = _at_least_float32(anchors_MD)
+    if weight_ED is not None:
+        bias_E = None if bias_E is None else bias_E.to(anchors_MD.dtype)
+        anchors_MD = F.normalize(
+            F.linear(anchors_MD, weight_ED.to(anchors_MD.dtype), bias_E), dim=1
+        )
+    return student_BE.to(anchors_MD.dtype) @ anchors_MD.T / temperature
+
+
+def _own(index_B: Tensor | None, anchor_index_M: Tensor | None, anchors: int) -> Tensor | None:
+    if index_B is None:
+        return None
+    if anchor_index_M is None:
+        anchor_index_M = torch.arange(anchors, device=index_B.device)
+    return index_B[:, None] == anchor_index_M
+
+
+def _log_partition(
+    scores_BM: Tensor, positive_B: Tensor, own_BM: Tensor | None, size: int
+) -> Tensor:
+    if own_BM is None:
+        return scores_BM.logsumexp(1) + math.log(size / scores_BM.shape[1])
+    others_B = (~own_BM).sum(1)
+    lse_B = scores_BM.masked_fill(own_BM, -torch.inf).logsumexp(1)
+    return torch.logaddexp(positive_B, lse_B + ((size - 1) / others_B.clamp(min=1)).log())

@@ -1,0 +1,141 @@
+"""A folder of photographs, one subfolder a class: train/CLASS/* and test/CLASS/*."""
+
+import os
+import time
+import warnings
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from gacd import storage
+from gacd.data.dataset import ArrayDataset
+from gacd.errors import UserError, unknown
+from gacd.progress import progress
+from gacd.shapes import PixelArray
+
+_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".webp"})
+_WORTH_CACHING = 5.0  # seconds of decoding that a file in the cache should save
+_DEEP = frozenset({"I", "F", "I;16", "I;16B", "I;16L", "I;16N"})  # PIL would clip these to 255
+
+
+def read_folder(root: Path, size: int | None = None) -> tuple[ArrayDataset, ArrayDataset]:
+    """Train and test set of `root`/train/CLASS/* and `root`/test/CLASS/*.
+
+    Classes are the folders under train/, in alphabetical order. Every image is scaled and
+    centre-cropped to `size` x `size` pixels (default: the shorter side of the first image);
+    grey only if all are, otherwise RGB. Decoding that takes long is kept as one file in
+    $GACD_CACHE, by default ~/.cache/gacd. Raises UserError, naming the file or folder.
+    """
+    if not root.is_dir():
+        raise UserError(f"{root}: no such folder; it should hold train/CLASS/* and test/CLASS/*")
+    classes = _folders(root / "train")
+    if len(classes) < 2:
+        raise UserError(
+            f"{root / 'train'}: {len(classes)} class folder(s); "
+            "it needs at least two, each with the images of one class"
+        )
+    for name in _folders(root / "test"):
+        if name not in classes:
+            raise UserError(f"{root / 'test' / name}: {unknown('class', name, classes)}")
+    train, test = _files(root / "train", classes), _files(root / "test", classes)
+    pixels = _load([path for path, _ in train + test], root, size)
+    name = root.resolve().name
+    return (
+        ArrayDataset(pixels[: len(train)], _labels(train), tuple(classes), name),
+        ArrayDataset(pixels[len(train) :], _labels(test), tuple(classes), name),
+    )
+
+
+def _folders(folder: Path) -> list[str]:
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder; put {folder.name}/CLASS/* images there")
+    return sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
+
+
+def _files(folder: Path, classes: Sequence[str]) -> list[tuple[Path, int]]:
+    """Every image of `folder` with its class; a class may lack its folder in test/, not images."""
+    found: list[tuple[Path, int]] = []
+    for label, name in enumerate(classes):
+        if not (folder / name).is_dir():
+            continue
+        paths = sorted(p for p in (folder / name).iterdir() if p.suffix.lower() in _SUFFIXES)
+        if not paths:
+            raise UserError(
+                f"{folder / name}: no images; add some ({', '.join(sorted(_SUFFIXES))}) "
+                "or remove the folder"
+            )
+        found += [(path, label) for path in paths]
+    if not found:
+        raise UserError(f"{folder}: no images; it should hold one folder for each class")
+    return found
+
+
+def _labels(files: Sequence[tuple[Path, int]]) -> Tensor:
+    return torch.tensor([label for _, label in files], dtype=torch.int64)
+
+
+def _load(paths: Sequence[Path], root: Path, size: int | None) -> PixelArray:
+    """Decode, or read what an earlier run decoded of the same files (names, sizes, times)."""
+    parts = [f"v1 size {size}"]
+    for path in paths:
+        stat = path.stat()
+        parts.append(f"{path.relative_to(root)} {stat.st_size} {stat.st_mtime_ns}")
+    cache = Path(os.environ.get("GACD_CACHE") or Path.home() / ".cache" / "gacd")
+    file = cache / f"images-{storage.fingerprint(parts)}.safetensors"
+    if file.is_file():
+        try:
+            images: PixelArray = storage.load_tensors(file)[0]["images"]
+            return images
+        except UserError:
+            file.unlink()  # cut short; it can be made again
+    began = time.monotonic()
+    images = _decode_all(paths, size or min(_open(paths[0]).size))
+    if time.monotonic() - began > _WORTH_CACHING:
+        try:
+            storage.save_tensors(file, {"images": images}, {"folder": root.name})
+        except UserError as error:
+            warnings.warn(f"images are decoded anew each time: {error}", stacklevel=2)
+    return images
+
+
+def _decode_all(paths: Sequence[Path], size: int) -> PixelArray:
+    pixels = np.empty((len(paths), 3, size, size), dtype=np.uint8)
+
+    def decode(row: int) -> bool:
+        """Write one image into its row; true where it is grey."""
+        image = ImageOps.fit(_open(paths[row]), (size, size), Image.Resampling.BILINEAR)
+        array = np.asarray(image)
+        pixels[row] = array if array.ndim == 2 else array.transpose(2, 0, 1)
+        return array.ndim == 2
+
+    grey = True
+    with (
+        progress(len(paths), "decoding") as bar,
+        ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool,
+    ):
+        for one in pool.map(decode, range(len(paths))):
+            grey &= one
+            bar.advance()
+    return torch.from_numpy(pixels[:, :1].copy() if grey else pixels)
+
+
+def _open(path: Path) -> Image.Image:
+    """A decoded image, grey (L) or RGB; alpha is dropped."""
+    try:
+        with Image.open(path) as image:
+            if image.mode in _DEEP:
+                raise UserError(f"{path}: {image.mode} pixels; save it with 8 bits a channel")
+            if image.mode in ("1", "L"):
+                return image.convert("L")
+            if "transparency" in image.info:
+                return image.convert("RGBA").convert("RGB")
+            return image.convert("RGB")
+    except (OSError, EOFError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise UserError(
+            f"{path}: cannot be read as an image ({error}); replace the file or remove it"
+        ) from None

@@ -1,0 +1,88 @@
+"""One door to every data set: train, validation and test part by name."""
+
+from pathlib import Path
+
+import torch
+
+from gacd.data.dataset import ArrayDataset, Splits
+from gacd.data.folder import read_folder
+from gacd.data.images import resize
+from gacd.data.sources import TORCHVISION, read_digits, read_torchvision
+from gacd.data.split import stratified
+from gacd.errors import UserError, unknown
+
+NAMES = ("digits", *TORCHVISION, "folder")
+_SIZES = {"stl10": 32}  # default side in pixels where it is not the data's own
+_TEST_SEED = 0  # constant, so that every model is tested on the same images
+
+
+def load_splits(
+    name: str,
+    *,
+    root: Path | None = None,
+    size: int | None = None,
+    val_fraction: float = 0.1,
+    train_limit: int | None = None,
+    test_limit: int | None = None,
+    seed: int,
+) -> Splits:
+    """The train, validation and test part of the data set `name`, one of `NAMES`.
+
+    The validation part, `val_fraction` of the original training set, is carved from it first;
+    `train_limit` and `test_limit` then keep at most so many images of what they name. All choices
+    are stratified and keep the images' order. Validation and training part depend on `seed`, the
+    test part never does: use one seed for a teacher and its students, or the teacher has seen
+    their validation images. `size` is the side in pixels that images are resized to.
+    Raises UserError on bad names, paths, files and numbers.
+    """
+    if not 0 < val_fraction < 1:
+        raise UserError(f"val_fraction must be between 0 and 1, got {val_fraction:g}")
+    if size is not None and size < 1:
+        raise UserError(f"size must be at least one pixel, got {size}")
+    everything, test = _read(name, root, size)
+    in_val = stratified(everything.labels, round(len(everything) * val_fraction), seed=seed)
+    train = _limit(everything.subset(~in_val), "train_limit", train_limit, seed)
+    test = _limit(test, "test_limit", test_limit, _TEST_SEED)
+    val = everything.subset(in_val)
+    if len(val) == 0:
+        raise UserError(
+            f"val_fraction {val_fraction:g} of {len(everything)} images is none: raise it"
+        )
+    counts = torch.bincount(train.labels, minlength=train.num_classes)
+    if not counts.all():
+        lacking = train.classes[int(counts.argmin())]
+        raise UserError(
+            f"class '{lacking}' has no image left to train on: "
+            "add images of it, raise train_limit or lower val_fraction"
+        )
+    side = size or _SIZES.get(name)
+    return Splits(*(_resized(part, side) for part in (train, val, test)))
+
+
+def _read(name: str, root: Path | None, size: int | None) -> tuple[ArrayDataset, ArrayDataset]:
+    if name not in NAMES:
+        raise unknown("data set", name, NAMES)
+    if name == "digits":
+        return read_digits()
+    if root is None:
+        raise UserError(f"data set '{name}' is read from files: say in which folder (root)")
+    return read_folder(root, size) if name == "folder" else read_torchvision(name, root)
+
+
+def _limit(part: ArrayDataset, what: str, limit: int | None, seed: int) -> ArrayDataset:
+    if limit is None:
+        return part
+    if limit < part.num_classes:
+        raise UserError(
+            f"{what}={limit} is fewer than the {part.num_classes} classes: "
+            "keep at least one image of each"
+        )
+    if limit >= len(part):
+        return part
+    return part.subset(stratified(part.labels, limit, seed=seed))
+
+
+def _resized(part: ArrayDataset, side: int | None) -> ArrayDataset:
+    if side is None:
+        return part
+    return ArrayDataset(resize(part.images, side), part.labels, part.classes, part.name)

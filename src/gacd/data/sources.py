@@ -1,0 +1,131 @@
+"""The public data sets: scikit-learn's digits, and torchvision's from their original files."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from gacd.data.dataset import ArrayDataset
+from gacd.data.split import stratified
+from gacd.errors import UserError
+
+_DIGITS_TEST = 540  # 30 % of 1797
+_DIGITS_SEED = 20200921  # any constant: the test set is the same for every seed of a study
+_DIGITS = tuple("0123456789")
+_STL10 = ("airplane", "bird", "car", "cat", "deer", "dog", "horse", "monkey", "ship", "truck")
+
+
+def read_digits() -> tuple[ArrayDataset, ArrayDataset]:
+    """scikit-learn's 1797 digits, 8x8 and grey: 1257 to train on, 540 (always the same) to test.
+
+    Values 0 to 16 become bytes, round(255 v / 16).
+    """
+    from sklearn.datasets import load_digits
+
+    images, labels = load_digits(return_X_y=True)
+    pixels = np.rint(images * (255 / 16)).astype(np.uint8).reshape(-1, 1, 8, 8)
+    digits = _dataset(pixels, labels, _DIGITS, "digits")
+    test = stratified(digits.labels, _DIGITS_TEST, seed=_DIGITS_SEED)
+    return digits.subset(~test), digits.subset(test)
+
+
+class _Raw(NamedTuple):
+    """What a file reader gives: bytes [N, C, H, W], labels [N], class names."""
+
+    pixels: Any
+    labels: Any
+    classes: tuple[str, ...]
+
+
+class _Source(NamedTuple):
+    """A data set that torchvision reads, and the remedy where its files are missing."""
+
+    read: Callable[[Path, bool], _Raw]
+    title: str
+    put: str
+    download: str
+
+
+def _cifar10(root: Path, train: bool) -> _Raw:
+    from torchvision.datasets import CIFAR10
+
+    raw = CIFAR10(root, train=train, download=False)
+    return _Raw(raw.data.transpose(0, 3, 1, 2), raw.targets, tuple(raw.classes))
+
+
+def _cifar100(root: Path, train: bool) -> _Raw:
+    from torchvision.datasets import CIFAR100
+
+    raw = CIFAR100(root, train=train, download=False)
+    return _Raw(raw.data.transpose(0, 3, 1, 2), raw.targets, tuple(raw.classes))
+
+
+def _stl10(root: Path, train: bool) -> _Raw:
+    from torchvision.datasets import STL10
+
+    raw = STL10(root, split="train" if train else "test", download=False)
+    return _Raw(raw.data, raw.labels, _STL10)
+
+
+def _svhn(root: Path, train: bool) -> _Raw:
+    from torchvision.datasets import SVHN
+
+    raw = SVHN(root, split="train" if train else "test", download=False)
+    return _Raw(raw.data, raw.labels, _DIGITS)
+
+
+TORCHVISION = {
+    "cifar10": _Source(
+        _cifar10,
+        "CIFAR-10",
+        "unpack cifar-10-python.tar.gz there (it makes cifar-10-batches-py)",
+        "d.CIFAR10({root}, download=True)",
+    ),
+    "cifar100": _Source(
+        _cifar100,
+        "CIFAR-100",
+        "unpack cifar-100-python.tar.gz there (it makes cifar-100-python)",
+        "d.CIFAR100({root}, download=True)",
+    ),
+    "stl10": _Source(
+        _stl10,
+        "STL-10",
+        "unpack stl10_binary.tar.gz there (it makes stl10_binary)",
+        "d.STL10({root}, download=True)",
+    ),
+    "svhn": _Source(
+        _svhn,
+        "SVHN",
+        "put train_32x32.mat and test_32x32.mat there",
+        "[d.SVHN({root}, part, download=True) for part in ('train', 'test')]",
+    ),
+}
+
+
+def read_torchvision(name: str, root: Path) -> tuple[ArrayDataset, ArrayDataset]:
+    """Train and test set of a key of `TORCHVISION`, from its original files under `root`.
+
+    Nothing is downloaded; torchvision checks every file's MD5. Raises UserError with the remedy
+    where a file is missing or differs.
+    """
+    source = TORCHVISION[name]
+    try:
+        train, test = (_dataset(*source.read(root, train), name) for train in (True, False))
+    except (RuntimeError, OSError):  # torchvision's word for missing and for damaged alike
+        download = source.download.format(root=repr(str(root)))
+        raise UserError(
+            f"{root}: no whole copy of {source.title}, files are missing or have a wrong checksum: "
+            f'{source.put}, or run: python -c "import torchvision.datasets as d; {download}"'
+        ) from None
+    return train, test
+
+
+def _dataset(pixels: Any, labels: Any, classes: tuple[str, ...], name: str) -> ArrayDataset:
+    return ArrayDataset(
+        torch.from_numpy(np.ascontiguousarray(pixels)),
+        torch.from_numpy(np.array(labels, dtype=np.int64)),
+        classes,
+        name,
+    )

@@ -1,0 +1,181 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from gacd.data import folder
+from gacd.data.folder import read_folder
+from gacd.errors import UserError
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    cache = tmp_path_factory.mktemp("cache")
+    monkeypatch.setenv("GACD_CACHE", str(cache))
+    return cache
+
+
+def picture(seed: int, mode: str = "RGB", size: tuple[int, int] = (6, 6)) -> Image.Image:
+    shape = (size[1], size[0]) if mode == "L" else (size[1], size[0], len(mode))
+    values = np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
+    return Image.fromarray(values)
+
+
+def write(root: Path, counts: dict[str, int], mode: str = "RGB") -> Path:
+    """PNG files root/PART/CLASS/NN.png, so that every pixel is known exactly."""
+    seed = 0
+    for name, count in counts.items():
+        (root / name).mkdir(parents=True, exist_ok=True)
+        for number in range(count):
+            picture(seed, mode).save(root / name / f"{number:02}.png")
+            seed += 1
+    return root
+
+
+PARTS = {"train/cat": 3, "train/dog": 2, "test/cat": 1, "test/dog": 2}
+
+
+def test_classes_order_labels_and_pixels(tmp_path: Path) -> None:
+    root = write(tmp_path / "pets", PARTS)
+    (root / "train/cat/notes.txt").write_text("not an image")
+    (root / "train/.hidden").mkdir()
+    train, test = read_folder(root)
+    assert train.classes == test.classes == ("cat", "dog")
+    assert train.name == "pets"
+    assert train.labels.tolist() == [0, 0, 0, 1, 1]
+    assert test.labels.tolist() == [0, 1, 1]
+    for row in range(5):
+        expected = torch.from_numpy(np.array(picture(row))).permute(2, 0, 1)
+        assert train.images[row].equal(expected)
+    assert test.images[2, 0].equal(torch.from_numpy(np.array(picture(7)))[..., 0])
+
+
+def test_grey_only_if_all_are_grey(tmp_path: Path) -> None:
+    root = write(tmp_path, PARTS, mode="L")
+    train, test = read_folder(root)
+    assert train.channels == test.channels == 1
+    grey = train.images
+    picture(50).save(root / "test/dog/50.png")
+    train, test = read_folder(root)
+    assert train.channels == test.channels == 3
+    assert train.images.equal(grey.expand(-1, 3, -1, -1))
+
+
+def test_other_sizes_are_scaled_and_centre_cropped(tmp_path: Path) -> None:
+    root = write(tmp_path, PARTS)
+    wide = np.zeros((4, 12, 3), dtype=np.uint8)
+    wide[:, 3:9] = 200  # the middle is bright, the sides are cut off
+    Image.fromarray(wide).save(root / "test/dog/99.png")
+    _, test = read_folder(root)
+    assert test.images.shape[-2:] == (6, 6)
+    assert test.images[-1].eq(200).all()
+    train, _ = read_folder(root, size=3)
+    assert train.size == 3
+
+
+def test_jpeg_palette_alpha_and_bilevel_images(tmp_path: Path) -> None:
+    root = write(tmp_path, PARTS)
+    picture(1).save(root / "train/cat/10.JPEG")
+    picture(2).quantize(8).save(root / "train/cat/11.gif", transparency=0)
+    picture(3, "RGBA").save(root / "train/cat/12.png")
+    Image.new("1", (6, 6), 1).save(root / "train/cat/13.png")
+    train, _ = read_folder(root)
+    assert len(train) == 9
+    assert train.images[5].equal(
+        torch.from_numpy(np.array(picture(3, "RGBA"))[..., :3]).permute(2, 0, 1)
+    )
+    assert train.images[6].eq(255).all()
+
+
+def test_long_decoding_is_cached_and_a_changed_file_is_seen(
+    tmp_path: Path, own_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = write(tmp_path, PARTS)
+    read_folder(root)
+    assert list(own_cache.iterdir()) == []  # decoded in no time: nothing is kept
+    monkeypatch.setattr(folder, "_WORTH_CACHING", -1.0)
+    fresh, _ = read_folder(root)
+    (kept,) = own_cache.iterdir()
+
+    with monkeypatch.context() as context:
+        context.setattr(folder, "_decode_all", lambda *_: pytest.fail("the cache was not read"))
+        cached, _ = read_folder(root)
+    assert cached.fingerprint() == fresh.fingerprint()
+
+    kept.write_bytes(kept.read_bytes()[:50])  # a damaged cache is made again
+    assert read_folder(root)[0].fingerprint() == fresh.fingerprint()
+
+    picture(77).save(root / "train/cat/00.png", compress_level=0)
+    assert read_folder(root)[0].fingerprint() != fresh.fingerprint()
+
+
+def test_a_cache_that_cannot_be_written_is_a_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise UserError("no space left on the disk")
+
+    monkeypatch.setattr("gacd.storage.save_tensors", full)
+    monkeypatch.setattr(folder, "_WORTH_CACHING", -1.0)
+    root = write(tmp_path / "pets", PARTS)
+    with pytest.warns(UserWarning, match="decoded anew each time: no space left"):
+        train, _ = read_folder(root)
+    assert len(train) == 5
+
+
+def refused(root: Path) -> str:
+    with pytest.raises(UserError) as caught:
+        read_folder(root)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+def test_missing_folders_are_named(tmp_path: Path) -> None:
+    assert str(tmp_path / "nowhere") in refused(tmp_path / "nowhere")
+    assert str(tmp_path / "train") in refused(tmp_path)
+    write(tmp_path, {"train/cat": 1, "train/dog": 1})
+    assert str(tmp_path / "test") in refused(tmp_path)
+    (tmp_path / "test").mkdir()
+    assert "no images" in refused(tmp_path)
+
+
+def test_an_empty_class_folder_is_named(tmp_path: Path) -> None:
+    root = write(tmp_path, PARTS | {"train/eel": 0})
+    assert str(root / "train/eel") in refused(root)
+
+
+def test_one_class_is_not_enough(tmp_path: Path) -> None:
+    assert "at least two" in refused(write(tmp_path, {"train/cat": 2, "test/cat": 1}))
+
+
+def test_a_mislabelled_test_class_is_named_with_its_nearest(tmp_path: Path) -> None:
+    message = refused(write(tmp_path, PARTS | {"test/cats": 1}))
+    assert "cats" in message
+    assert "did you mean 'cat'" in message
+
+
+def test_a_truncated_image_is_named(tmp_path: Path) -> None:
+    root = write(tmp_path, PARTS)
+    path = root / "train/dog/90.jpg"
+    picture(5, size=(64, 64)).save(path)
+    path.write_bytes(path.read_bytes()[:700])
+    assert str(path) in refused(root)
+
+
+def test_a_file_that_is_no_image_is_named(tmp_path: Path) -> None:
+    root = write(tmp_path, PARTS)
+    path = root / "train/cat/00.png"  # the first: its size is the default
+    path.write_text("<html>404</html>")
+    assert str(path) in refused(root)
+
+
+def test_sixteen_bit_images_are_refused_rather_than_clipped(tmp_path: Path) -> None:
+    root = write(tmp_path, PARTS, mode="L")
+    path = root / "train/cat/20.png"
+    Image.fromarray(np.full((6, 6), 40_000, dtype=np.uint16)).save(path)
+    message = refused(root)
+    assert str(path) in message
+    assert "8 bits" in message

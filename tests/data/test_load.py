@@ -1,0 +1,102 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from gacd.data.dataset import ArrayDataset
+from gacd.data.load import load_splits
+from gacd.errors import UserError
+
+
+def rows(data: ArrayDataset) -> list[bytes]:
+    return [image.numpy().tobytes() for image in data.images]
+
+
+def test_parts_are_disjoint_whole_and_stratified() -> None:
+    splits = load_splits("digits", seed=0)
+    assert [len(part) for part in (splits.train, splits.val, splits.test)] == [1131, 126, 540]
+    whole = torch.cat([splits.train.labels, splits.val.labels]).bincount() / 1257
+    for part in (splits.train, splits.val):
+        counts = part.labels.bincount()
+        assert (counts - whole * len(part)).abs().max() <= 1
+    assert not set(rows(splits.train)) & set(rows(splits.val))
+    assert not set(rows(splits.train)) & set(rows(splits.test))
+
+
+def test_the_seed_moves_validation_and_never_the_test_part() -> None:
+    first, again, other = (load_splits("digits", seed=s, test_limit=100) for s in (0, 0, 1))
+    assert first.val.fingerprint() == again.val.fingerprint()
+    assert first.train.fingerprint() == again.train.fingerprint()
+    assert first.val.fingerprint() != other.val.fingerprint()
+    assert first.test.fingerprint() == other.test.fingerprint()
+
+
+def test_limits_keep_order_and_leave_validation_as_it_was() -> None:
+    whole = load_splits("digits", seed=0)
+    less = load_splits("digits", seed=0, train_limit=100, test_limit=50)
+    assert (len(less.train), len(less.test)) == (100, 50)
+    assert less.val.fingerprint() == whole.val.fingerprint()
+    for part, full in ((less.train, whole.train), (less.test, whole.test)):
+        assert (part.labels.bincount() - len(part) / 10).abs().max() < 1.5
+        place = {image: i for i, image in enumerate(rows(full))}
+        places = [place[image] for image in rows(part)]
+        assert places == sorted(places)
+    assert len(load_splits("digits", seed=0, train_limit=10**6).train) == 1131
+
+
+def test_size_resizes_every_part() -> None:
+    splits = load_splits("digits", seed=0, size=12, train_limit=20)
+    assert {part.size for part in (splits.train, splits.val, splits.test)} == {12}
+
+
+def write_folder(root: Path, counts: dict[str, int]) -> Path:
+    generator = np.random.default_rng(0)
+    for name, count in counts.items():
+        (root / name).mkdir(parents=True)
+        for number in range(count):
+            pixels = generator.integers(0, 256, (5, 5, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(root / name / f"{number}.png")
+    return root
+
+
+def test_a_folder_is_split_too(tmp_path: Path) -> None:
+    root = write_folder(tmp_path, {"train/a": 10, "train/b": 20, "test/a": 2, "test/b": 2})
+    splits = load_splits("folder", root=root, seed=3, val_fraction=0.2, size=4)
+    assert splits.train.labels.bincount().tolist() == [8, 16]
+    assert splits.val.labels.bincount().tolist() == [2, 4]
+    assert splits.test.size == 4
+
+
+def test_stl10_is_resized_to_32_pixels_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    big = ArrayDataset(
+        torch.zeros(40, 3, 96, 96, dtype=torch.uint8), torch.arange(40) % 2, ("a", "b"), "stl10"
+    )
+    monkeypatch.setattr("gacd.data.load.read_torchvision", lambda name, root: (big, big))
+    assert load_splits("stl10", root=Path(), seed=0).train.size == 32
+    assert load_splits("stl10", root=Path(), seed=0, size=48).test.size == 48
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ({"name": "cifar-10"}, "did you mean 'cifar10'"),
+        ({"name": "cifar10"}, "say in which folder"),
+        ({"name": "digits", "val_fraction": 0.0}, "val_fraction must be between 0 and 1"),
+        ({"name": "digits", "val_fraction": 1.0}, "val_fraction must be between 0 and 1"),
+        ({"name": "digits", "val_fraction": 1e-5}, "is none: raise it"),
+        ({"name": "digits", "train_limit": 9}, "train_limit=9 is fewer than the 10 classes"),
+        ({"name": "digits", "test_limit": 0}, "test_limit=0 is fewer than the 10 classes"),
+        ({"name": "digits", "size": 0}, "at least one pixel"),
+    ],
+)
+def test_bad_arguments_are_refused(arguments: dict[str, object], says: str) -> None:
+    with pytest.raises(UserError, match=says):
+        load_splits(**{"seed": 0, **arguments})  # type: ignore[arg-type]
+
+
+def test_a_class_left_without_training_images_is_named(tmp_path: Path) -> None:
+    root = write_folder(tmp_path, {"train/many": 90, "train/rare": 1, "test/many": 1})
+    with pytest.raises(UserError, match="class 'rare' has no image left"):
+        load_splits("folder", root=root, seed=0, train_limit=2)

@@ -196,6 +196,8 @@ def test_iad_without_doubt_is_ard_and_without_trust_is_self_agreement(
     torch.testing.assert_close(loss(ta, 0.0), ard(a, t, s, LABELS, temperature=1.0))
     wrong = ta.scatter(1, LABELS[:, None], -1e6)
     torch.testing.assert_close(loss(wrong, 0.1), soft_kl(a, s))
+    ta.requires_grad_()
+    assert not loss(ta, 0.1).requires_grad  # the trust is a weight, not a term to minimise
 
 
 def test_igdm_ignores_what_the_points_share(generator: torch.Generator) -> None:

@@ -1,0 +1,183 @@
+"""Weights from files: our own safetensors, and PyTorch files from elsewhere.
+
+No file is trusted: PyTorch files are read with `weights_only`, so that none can run code.
+"""
+
+import pickle
+import warnings
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gacd.errors import UserError
+from gacd.models import create_model
+from gacd.models.base import Backbone
+from gacd.storage import load_tensors, save_tensors
+
+_OURS = ("ema.student.", "student.")  # a training checkpoint's networks, the preferred one first
+_WRAPPERS = ("state_dict", "model", "net")  # keys under which scripts put the weights
+_PREFIXES = ("module.", "model.", "_orig_mod.")  # DataParallel, containers, torch.compile
+_ANOTHER = "name the architecture that it was saved from"
+_UNUSED = "sub_block1."  # some public WideResNets carry these blocks without using them
+
+
+def save_model(path: Path, model: Backbone, meta: Mapping[str, Any]) -> None:
+    """Write a network, and in the file's JSON all that `load_model` needs to build it again.
+
+    `meta` must name the "architecture" as `create_model` knows it, and may hold anything else.
+    """
+    if "architecture" not in meta:
+        raise ValueError("save_model: meta must name the architecture")
+    rebuilt = {
+        "num_classes": model.num_classes,
+        "channels": model.channels,
+        "mean": _numbers(model.mean),
+        "std": _numbers(model.std),
+    }
+    save_tensors(path, model.state_dict(), {**meta, **rebuilt})
+
+
+def load_model(path: Path) -> tuple[Backbone, dict[str, Any]]:
+    """The network that `save_model` wrote, and its meta. Raises UserError for any other file."""
+    if path.suffix != ".safetensors":
+        raise UserError(
+            f"{path}: only a .safetensors file of this library says what network it holds; "
+            "name the architecture and load the weights alone"
+        )
+    tensors, meta = load_tensors(path)
+    try:
+        shape = {key: meta[key] for key in ("num_classes", "channels", "mean", "std")}
+        name = meta["architecture"]
+    except KeyError as error:
+        raise UserError(
+            f"{path}: does not say what network it holds (no {error}); "
+            "name the architecture and load the weights alone"
+        ) from None
+    model = create_model(name, seed=0, **shape)
+    _fill(model, tensors, path)
+    return model, meta
+
+
+def load_weights(model: Backbone, path: Path) -> None:
+    """Fill `model` with the weights in a file: `.safetensors`, or PyTorch's `.pt` and `.pth`.
+
+    Of a training checkpoint it takes the student, its averaged weights where there are any. Raises
+    UserError, naming the first entry that differs, where the file is not of this network.
+    """
+    if path.suffix == ".safetensors":
+        tensors, meta = load_tensors(path)
+        _check_statistics(model, meta, path)
+    else:
+        tensors = _read_pytorch(path)
+    _fill(model, tensors, path)
+
+
+def _read_pytorch(path: Path) -> dict[str, Tensor]:
+    if not path.is_file():
+        raise UserError(f"{path}: no such file")
+    with path.open("rb") as file:
+        start = file.read(256).lstrip()
+    if start.startswith(b"<"):
+        raise UserError(f"{path}: a web page, not a checkpoint; the download failed, repeat it")
+    if start.startswith(b"version https://git-lfs"):
+        raise UserError(
+            f"{path}: a Git LFS pointer, not a checkpoint; fetch it with 'git lfs pull'"
+        )
+    if not start or (start.startswith(b"PK") and not zipfile.is_zipfile(path)):
+        raise UserError(f"{path}: truncated; download it again")
+    try:
+        with warnings.catch_warnings(action="ignore"):  # about what is refused below anyway
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged file can raise anything
+        plain_pickle = start[:2] in (b"\x80\x04", b"\x80\x05")
+        if plain_pickle or (
+            isinstance(error, pickle.UnpicklingError) and "global" in str(error).lower()
+        ):
+            raise UserError(
+                f"{path}: a pickle of more than weights, which could run code and was not loaded; "
+                "if you trust it, load it yourself once and save its state_dict() alone"
+            ) from None
+        raise UserError(f"{path}: truncated or not a PyTorch file; download it again") from None
+    return _unwrap(content, path)
+
+
+def _unwrap(content: object, path: Path) -> dict[str, Tensor]:
+    while isinstance(content, Mapping):
+        inner = next((key for key in _WRAPPERS if isinstance(content.get(key), Mapping)), None)
+        if inner is None:
+            break
+        content = content[inner]
+    found = content if isinstance(content, Mapping) else {}
+    tensors = {str(key): value for key, value in found.items() if isinstance(value, Tensor)}
+    if not tensors:
+        held = f"keys {', '.join(map(str, found))}" if found else f"a {type(content).__name__}"
+        raise UserError(f"{path}: holds no weights but {held}; save a model's state_dict() in it")
+    return tensors
+
+
+def _fill(model: Backbone, tensors: Mapping[str, Tensor], path: Path) -> None:
+    state = _stripped(tensors)
+    wanted = model.state_dict()
+    for name, tensor in wanted.items():
+        if name not in state and name.endswith("num_batches_tracked"):
+            state[name] = (
+                tensor  # files older than PyTorch 0.4.1 lack them; nothing here needs them
+            )
+    for name, tensor in wanted.items():
+        if name not in state:
+            raise _different(path, f"it has no '{name}'")
+        if state[name].shape != tensor.shape:
+            raise _different(path, *_shapes(model, name, state[name], tensor))
+    if extra := next((name for name in state if name not in wanted), None):
+        raise _different(path, f"its '{extra}' has no place there")
+    model.load_state_dict(state)
+
+
+def _stripped(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    state = dict(tensors)
+    for own in _OURS:
+        if student := {k.removeprefix(own): v for k, v in state.items() if k.startswith(own)}:
+            return student
+    while prefix := next(
+        (p for p in _PREFIXES if state and all(k.startswith(p) for k in state)), ""
+    ):
+        state = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
+    return {name: tensor for name, tensor in state.items() if not name.startswith(_UNUSED)}
+
+
+def _shapes(model: Backbone, name: str, found: Tensor, wanted: Tensor) -> tuple[str, str]:
+    """How one entry's shapes differ, and the remedy."""
+    there, here = tuple(found.shape), tuple(wanted.shape)
+    detail = f"'{name}' is {there} in the file and {here} in the model"
+    classes, channels = model.num_classes, model.channels
+    if len(here) == len(there) == 2 and here[0] == classes and here[1] == there[1]:
+        return detail, f"it knows {there[0]} classes, not {classes}: match the file and the data"
+    if len(here) == len(there) == 4 and here == (there[0], channels, *there[2:]):
+        return detail, f"it takes {there[1]} channels, not {channels}: match the file and the data"
+    return detail, _ANOTHER
+
+
+def _different(path: Path, detail: str, remedy: str = _ANOTHER) -> UserError:
+    return UserError(f"{path}: not the weights of this network: {detail}; {remedy}")
+
+
+def _check_statistics(model: Backbone, meta: Mapping[str, Any], path: Path) -> None:
+    """Weights are right only with the input normalisation that they were trained with."""
+    for key, here in (("mean", _numbers(model.mean)), ("std", _numbers(model.std))):
+        if key in meta and _rounded(meta[key]) != _rounded(here):
+            raise UserError(
+                f"{path}: was trained with {key} {_rounded(meta[key])}, the model has "
+                f"{_rounded(here)}; build the model with the file's {key}"
+            )
+
+
+def _numbers(values: Tensor | None) -> list[float] | None:
+    return None if values is None else values.flatten().tolist()
+
+
+def _rounded(values: list[float] | None) -> list[float] | None:
+    return None if values is None else [round(value, 6) for value in values]

@@ -1,0 +1,225 @@
+import argparse
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from gacd.errors import UserError
+from gacd.models import create_model
+from gacd.models.base import Backbone
+from gacd.models.checkpoints import load_model, load_weights, save_model
+from gacd.storage import save_tensors
+
+MEAN, STD = (0.1, 0.2, 0.3), (0.5, 0.6, 0.7)
+
+
+def make(
+    name: str = "wrn-10-1", *, seed: int = 0, num_classes: int = 4, channels: int = 3
+) -> Backbone:
+    return create_model(name, num_classes=num_classes, channels=channels, seed=seed)
+
+
+def source() -> Backbone:
+    """A network with running statistics of its own."""
+    model = make(seed=1)
+    model(torch.rand(8, 3, 8, 8, generator=torch.Generator().manual_seed(0)))
+    return model
+
+
+def assert_same(model: Backbone, other: Backbone) -> None:
+    for name, tensor in other.state_dict().items():
+        assert torch.equal(model.state_dict()[name], tensor), name
+
+
+def renamed(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {prefix + name: tensor for name, tensor in state.items()}
+
+
+def test_own_file_round_trip(tmp_path: Path) -> None:
+    model = create_model("wrn-10-1", num_classes=4, mean=MEAN, std=STD, seed=1)
+    model(torch.rand(8, 3, 8, 8, generator=torch.Generator().manual_seed(0)))
+    path = tmp_path / "model.safetensors"
+    save_model(path, model, {"architecture": "WRN-10-1", "epoch": 3})
+    again, meta = load_model(path)
+    assert_same(again, model)
+    assert meta["epoch"] == 3
+    assert (again.num_classes, again.channels) == (4, 3)
+    x = torch.rand(2, 3, 16, 16)
+    assert torch.equal(again.eval()(x), model.eval()(x))  # the normalisation is the file's too
+
+
+def test_own_file_into_a_given_model(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    save_model(path, source(), {"architecture": "wrn-10-1"})
+    model = make()
+    load_weights(model, path)
+    assert_same(model, source())
+
+
+def test_own_file_of_another_normalisation(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    save_model(path, source(), {"architecture": "wrn-10-1"})
+    model = create_model("wrn-10-1", num_classes=4, mean=MEAN, std=STD, seed=0)
+    with pytest.raises(UserError, match=r"mean None, the model has \[0.1, 0.2, 0.3\]"):
+        load_weights(model, path)
+
+
+def test_saving_needs_the_architecture(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="architecture"):
+        save_model(tmp_path / "x.safetensors", source(), {})
+
+
+@pytest.mark.parametrize("averaged", [False, True])
+def test_training_checkpoint_gives_the_student_preferably_averaged(
+    tmp_path: Path, averaged: bool
+) -> None:
+    live, mean = source().state_dict(), make(seed=2).state_dict()
+    tensors = renamed(live, "student.") | {"projection.weight": torch.ones(2)}
+    if averaged:
+        tensors |= renamed(mean, "ema.student.")
+    path = tmp_path / "checkpoint.safetensors"
+    save_tensors(path, tensors, {"step": 9})
+    model = make()
+    load_weights(model, path)
+    assert_same(model, make(seed=2) if averaged else source())
+
+
+@pytest.mark.parametrize("key", [None, "state_dict", "model", "net"])
+@pytest.mark.parametrize("prefix", ["", "module.", "model.", "module.model.", "_orig_mod."])
+@pytest.mark.parametrize("new", [True, False])
+def test_files_from_elsewhere(tmp_path: Path, key: str | None, prefix: str, new: bool) -> None:
+    state = renamed(source().state_dict(), prefix)
+    path = tmp_path / "model.pt"
+    content = {key: state, "epoch": 7, "acc": 0.5} if key else state
+    torch.save(content, path, _use_new_zipfile_serialization=new)
+    model = make()
+    load_weights(model, path)
+    assert_same(model, source())
+
+
+def test_unused_blocks_and_missing_counters_are_tolerated(tmp_path: Path) -> None:
+    state = source().state_dict()
+    unused = {f"sub_{name}": tensor for name, tensor in state.items() if name.startswith("block1.")}
+    assert unused
+    counters = [name for name in state if name.endswith("num_batches_tracked")]
+    old = {name: tensor for name, tensor in (state | unused).items() if name not in counters}
+    path = tmp_path / "model.pth"
+    torch.save(renamed(old, "module."), path)
+    model = make()
+    load_weights(model, path)
+    for name in state.keys() - counters:
+        assert torch.equal(model.state_dict()[name], state[name]), name
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        ({"num_classes": 9}, r"'fc.weight' is \(4, 64\) .* \(9, 64\) .* 4 classes, not 9"),
+        ({"channels": 1}, r"'conv1.weight' is \(16, 3, 3, 3\) .* 3 channels, not 1"),
+        (
+            {"name": "wrn-10-2"},
+            r"'block1.layer.0.conv1.weight' is \(16, 16, 3, 3\) .* architecture",
+        ),
+        ({"name": "wrn-16-1"}, r"it has no 'block1.layer.1.bn1.weight'; name the architecture"),
+        ({"name": "mobilenetv2"}, "not the weights of this network: .* architecture"),
+    ],
+)
+def test_another_network(
+    tmp_path: Path, suffix: str, other: dict[str, object], message: str
+) -> None:
+    path = tmp_path / f"teacher{suffix}"
+    if suffix == ".pt":
+        torch.save(source().state_dict(), path)
+    else:
+        save_model(path, source(), {"architecture": "wrn-10-1"})
+    model = make(**other)  # type: ignore[arg-type]
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with pytest.raises(UserError, match=message) as caught:
+        load_weights(model, path)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, before[name])
+
+
+def test_entries_too_many(tmp_path: Path) -> None:
+    path = tmp_path / "teacher.pt"
+    torch.save(source().state_dict() | {"fc2.weight": torch.ones(1)}, path)
+    with pytest.raises(UserError, match=r"its 'fc2.weight' has no place there"):
+        load_weights(make(), path)
+
+
+class Code:
+    def __reduce__(self) -> tuple[Callable[[str], object], tuple[str]]:
+        return Path.mkdir, (Path("executed"),)  # type: ignore[return-value]
+
+
+def cut(path: Path, *, new: bool, keep: float) -> None:
+    torch.save({"state_dict": source().state_dict()}, path, _use_new_zipfile_serialization=new)
+    data = path.read_bytes()
+    path.write_bytes(data[: int(keep * len(data))])
+
+
+def pickled(path: Path, value: object, protocol: int | None = None) -> None:
+    path.write_bytes(pickle.dumps(value, protocol))
+
+
+@pytest.mark.parametrize(
+    ("write", "message"),
+    [
+        (lambda p: p.write_text("\n<!DOCTYPE html><html>Quota exceeded</html>"), "a web page"),
+        (lambda p: p.write_text("version https://git-lfs.github.com/spec/v1\n"), "git lfs pull"),
+        (lambda p: p.write_text("hello, this is not a checkpoint"), "not a PyTorch file"),
+        (lambda p: p.write_bytes(b""), "truncated"),
+        (lambda p: p.write_bytes(bytes(range(256)) * 8), "not a PyTorch file"),
+        (lambda p: cut(p, new=True, keep=0.001), "truncated"),
+        (lambda p: cut(p, new=True, keep=0.9), "truncated"),
+        (lambda p: cut(p, new=False, keep=0.001), "truncated"),
+        (lambda p: cut(p, new=False, keep=0.9), "truncated"),
+        (lambda p: torch.save({"state_dict": {}, "x": Code()}, p), "could run code"),
+        (lambda p: torch.save(nn.Linear(2, 2), p), "could run code"),
+        (lambda p: torch.save({"args": argparse.Namespace(a=1)}, p), "could run code"),
+        (lambda p: pickled(p, Code()), "could run code"),
+        (lambda p: pickled(p, Code(), 2), "not a PyTorch file|could run code"),
+        (lambda p: torch.save({"epoch": 3, "best": 0.5}, p), "no weights but keys epoch, best"),
+        (lambda p: torch.save([1, 2], p), "no weights but a list"),
+        (lambda p: torch.save({}, p), "no weights but a dict"),
+        (lambda p: p.mkdir(), "no such file"),
+        (lambda p: None, "no such file"),
+    ],
+)
+def test_files_that_are_no_checkpoint(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    write: Callable[[Path], object],
+    message: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "teacher.pt"
+    write(path)
+    with pytest.raises(UserError, match=message) as caught:
+        load_weights(make(), path)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "executed").exists()
+
+
+def test_own_files_that_are_no_model(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    save_tensors(path, {}, {})
+    with pytest.raises(UserError, match="does not say what network"):
+        load_model(path)
+    with pytest.raises(UserError, match=r"it has no 'conv1.weight'"):
+        load_weights(make(), path)
+    with pytest.raises(UserError, match="name the architecture"):
+        load_model(tmp_path / "model.pt")
+    save_model(path, source(), {"architecture": "wrn-10-3"})
+    with pytest.raises(UserError, match=r"'block1.layer.0.conv1.weight' is"):
+        load_model(path)
+    path.write_bytes(path.read_bytes()[:-10])
+    with pytest.raises(UserError, match="truncated"):
+        load_model(path)

@@ -26,8 +26,9 @@ _KNOWN = (
 
 
 def model_names() -> tuple[str, ...]:
-    """Names that `create_model` takes, for help texts: any wrn-<depth>-<width> with depth 6n + 4
-    and any digits-cnn-<width> work besides those listed.
+    """Names that `create_model` takes, for help texts.
+
+    Any wrn-<depth>-<width> with depth 6n + 4 and any digits-cnn-<width> work besides those listed.
     """
     return _KNOWN
 

@@ -123,10 +123,8 @@ def _fill(model: Backbone, tensors: Mapping[str, Tensor], path: Path) -> None:
     state = _stripped(tensors)
     wanted = model.state_dict()
     for name, tensor in wanted.items():
-        if name not in state and name.endswith("num_batches_tracked"):
-            state[name] = (
-                tensor  # files older than PyTorch 0.4.1 lack them; nothing here needs them
-            )
+        if name.endswith("num_batches_tracked"):  # unused here, and missing from old files
+            state.setdefault(name, tensor)
     for name, tensor in wanted.items():
         if name not in state:
             raise _different(path, f"it has no '{name}'")

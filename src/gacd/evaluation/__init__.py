@@ -1,0 +1,1 @@
+"""Attacks on finished models, what they found, and how sure it is."""

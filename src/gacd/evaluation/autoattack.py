@@ -1,0 +1,195 @@
+"""AutoAttack (Croce & Hein 2020) as pyautoattack runs it: standard version, resumable by the batch.
+
+The verdict on each image is that of one direct call of pyautoattack with the same seed and batch
+size. We only take over its outer loop (attack by attack, survivors in batches), so that every batch
+can be remembered. It seeds each of them itself, so none depends on where a run was interrupted.
+"""
+
+import logging
+import re
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from gacd.attacks.threat import ThreatModel
+from gacd.errors import UserError
+from gacd.evaluation.batches import (
+    assert_within,
+    chunks,
+    from_bits,
+    is_right,
+    remembered,
+    to_bits,
+)
+from gacd.models.modes import evaluating
+from gacd.progress import progress
+
+_NORMS: dict[str, Literal["Linf", "L2"]] = {"linf": "Linf", "l2": "L2"}
+_LOGGER = "auto-attack"
+_SQUARE_SUSPICION = 0.2  # percentage points that Square may add: pyautoattack's own limit
+
+
+@dataclass(frozen=True)
+class AutoAttackResult:
+    """`robust[i]`: image i survived. `after`: accuracy in percent once each attack had run."""
+
+    robust: Bool[Tensor, " n"]
+    after: dict[str, float]
+    targets: int
+    notes: Sequence[str]
+    seconds: float
+
+
+def standard_attacks(num_classes: int) -> tuple[str, ...]:
+    """The standard version's attacks, as far as the number of classes allows.
+
+    The targeted DLR loss divides by a difference of the four largest logits, the untargeted one of
+    three: with 3 classes apgd-dlr stands in for apgd-t, with 2 there is neither.
+    """
+    if num_classes < 2:
+        raise UserError(f"AutoAttack needs at least 2 classes, not {num_classes}")
+    dlr = {2: (), 3: ("apgd-dlr",)}.get(num_classes, ("apgd-t",))
+    return ("apgd-ce", *dlr, "fab-t", "square")
+
+
+def autoattack(
+    model: nn.Module,
+    images: Float[Tensor, "n C H W"],
+    labels: Int[Tensor, " n"],
+    *,
+    num_classes: int,
+    threat: ThreatModel,
+    batch_size: int = 256,
+    seed: int = 0,
+    cache: Path | None = None,
+    show_progress: bool = True,
+) -> AutoAttackResult:
+    """Run standard AutoAttack on images in [0, 1] (n C H W), on the model's device, in float32.
+
+    Targeted attacks try min(9, num_classes - 1) classes. With `cache` every finished batch is
+    written there and taken up again; that folder must belong to these images and settings alone.
+    Raises UserError for fewer than 2 classes, eps 0, or l_2 on images smaller than 5 pixels.
+    """
+    names = standard_attacks(num_classes)
+    _check(images, threat)
+    targets = min(9, num_classes - 1)
+    device = next(model.parameters()).device
+    robust = torch.zeros(len(images), dtype=torch.bool)
+    after: dict[str, float] = {}
+    notes: dict[str, None] = {}
+    seconds = 0.0
+
+    def on_device(rows: Tensor) -> tuple[Tensor, Tensor]:
+        # pyautoattack reshapes with view: it needs plain NCHW.
+        x = images[rows.to(images.device)].to(device).contiguous()
+        return x, labels[rows.to(labels.device)].to(device).long()
+
+    with evaluating(model), torch.autocast(device.type, enabled=False):
+        for _, rows in chunks(torch.arange(len(images)), batch_size):
+            robust[rows] = is_right(model, *on_device(rows)).cpu()
+        total = len(names) * int(robust.sum())
+        with progress(total, "autoattack", unit="image attacks", enabled=show_progress) as bar:
+            for position, name in enumerate(names):
+                survivors = robust.nonzero().flatten()
+                for number, rows in chunks(survivors, batch_size):
+                    path = cache and cache / name / f"{number:05d}.json"
+
+                    def attack(name: str = name, rows: Tensor = rows) -> dict[str, Any]:
+                        x, y = on_device(rows)
+                        return _attack_batch(model, x, y, name, threat, targets, seed)
+
+                    found = remembered(path, attack)
+                    survived = from_bits(found["robust"])
+                    robust[rows] = survived
+                    notes |= dict.fromkeys(found["notes"])
+                    seconds += found["seconds"]
+                    # A broken image meets no later attack: its share of the work is done as well.
+                    skipped = int((~survived).sum()) * (len(names) - position - 1)
+                    bar.advance(len(rows) + skipped, robust=100 * robust.float().mean())
+                after[name] = 100.0 * int(robust.sum()) / len(robust)
+
+    before_square = list(after.values())[-2]
+    if after["square"] < before_square - _SQUARE_SUSPICION:
+        notes["Square broke images the gradient attacks could not: suspect masked gradients"] = None
+    return AutoAttackResult(robust, after, targets, list(notes), seconds)
+
+
+def _attack_batch(
+    model: nn.Module,
+    x: Tensor,
+    labels: Tensor,
+    name: str,
+    threat: ThreatModel,
+    targets: int,
+    seed: int,
+) -> dict[str, Any]:
+    start = time.perf_counter()
+    with _isolated(x.device) as notes:
+        from pyautoattack import AutoAttack
+
+        adversary = AutoAttack(
+            model, norm=_NORMS[threat.norm], eps=threat.eps, seed=seed, device=x.device
+        )
+        adversary.apgd_targeted.n_target_classes = adversary.fab.n_target_classes = targets
+        adversary.attacks_to_run = [name]
+        x_adv, answers = adversary.run_standard_evaluation(x, labels, batch_size=len(x))
+    assert_within(threat, x_adv, x)
+    return {
+        "robust": to_bits(answers == labels),
+        "notes": notes,
+        "seconds": time.perf_counter() - start,
+    }
+
+
+@contextmanager
+def _isolated(device: torch.device) -> Iterator[list[str]]:
+    """Undo what pyautoattack does globally (seeds, tracing, logging); collect what it warns of."""
+    notes: list[str] = []
+
+    class Collect(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            if note := _note(record.getMessage()):
+                notes.append(note)
+
+    logger = logging.getLogger(_LOGGER)
+    before = logger.handlers, logger.propagate, logger.level
+    tracer = sys.gettrace()
+    devices = [device] if device.type == "cuda" else []
+    try:
+        logger.handlers, logger.propagate = [Collect(logging.WARNING)], False
+        logger.setLevel(logging.WARNING)
+        with torch.random.fork_rng(devices=devices):
+            yield notes
+    finally:
+        logger.handlers, logger.propagate = before[0], before[1]
+        logger.setLevel(before[2])
+        sys.settrace(tracer)
+
+
+def _note(message: str) -> str | None:
+    """A warning without its counts, so that it reads the same from every batch."""
+    if message.startswith("with only"):  # said of any 3-class model, also for what does run on it
+        return None
+    if "zero gradient" in message:
+        return "some images had a gradient of exactly zero"
+    return re.sub(r"\s*See \S+ for details\.$", "", message)
+
+
+def _check(images: Tensor, threat: ThreatModel) -> None:
+    if threat.eps == 0:
+        raise UserError("AutoAttack needs an eps above 0; for eps 0 ask for 'natural'")
+    if threat.norm == "l2" and min(images.shape[-2:]) < 5:
+        raise UserError(
+            "l_2 AutoAttack needs images of at least 5 pixels a side, "
+            f"not {images.shape[-2]}x{images.shape[-1]}"
+        )
+    if len(images) == 0:
+        raise UserError("AutoAttack needs at least one image")

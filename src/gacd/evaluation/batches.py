@@ -1,0 +1,79 @@
+"""What every attack's run over a test set shares: remembered batches, seeds, the budget's check."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Bool
+from torch import Tensor, nn
+
+from gacd.attacks.threat import ThreatModel
+from gacd.shapes import Images, Labels
+from gacd.storage import fingerprint, read_json, write_json
+
+_SLACK = 1e-6
+
+
+def remembered(path: Path | None, compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """The JSON value in `path`, or else what `compute` gives, written there for the next time."""
+    if path is None:
+        return compute()
+    if not path.exists():
+        write_json(path, compute())
+    value: dict[str, Any] = read_json(path)
+    return value
+
+
+def to_bits(outcomes: Bool[Tensor, " n"]) -> str:
+    """Outcomes as a string of 0 and 1."""
+    return "".join("01"[int(right)] for right in outcomes.tolist())
+
+
+def from_bits(bits: str) -> Bool[Tensor, " n"]:
+    """What `to_bits` wrote."""
+    return torch.tensor([bit == "1" for bit in bits], dtype=torch.bool)
+
+
+def chunks(rows: Tensor, size: int) -> Iterator[tuple[int, Tensor]]:
+    """Numbered runs of at most `size` rows; none where there are no rows."""
+    return enumerate(torch.split(rows, size) if len(rows) else ())
+
+
+def batch_seed(*parts: object) -> int:
+    """A seed below 2^63 that depends on every part and on nothing else."""
+    return int(fingerprint(str(part) for part in parts), 16) >> 1
+
+
+def model_fingerprint(model: nn.Module) -> str:
+    """A hash of a network's structure, parameters and buffers."""
+
+    def parts() -> Iterator[str | bytes]:
+        yield repr(model)
+        for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+            yield f"{name} {tensor.dtype} {tuple(tensor.shape)}"
+            flat = tensor.detach().cpu().contiguous().flatten()
+            yield flat.view(torch.uint8).numpy().tobytes()
+
+    return fingerprint(parts())
+
+
+def is_right(model: nn.Module, x: Images, labels: Labels) -> Bool[Tensor, "B"]:
+    """Whether the largest logit is the label's; never where a logit is not finite."""
+    with torch.no_grad():
+        logits = model(x)
+    # argmax takes NaN for the largest, which would call a broken network right about its class.
+    right: Tensor = (logits.argmax(dim=1) == labels) & logits.isfinite().all(dim=1)
+    return right
+
+
+def assert_within(threat: ThreatModel, x_adv: Images, x: Images) -> None:
+    """Raise RuntimeError where an attack left the eps ball or the [0, 1] box by more than 1e-6."""
+    order = torch.inf if threat.norm == "linf" else 2.0
+    distance = torch.linalg.vector_norm((x_adv - x).flatten(1), ord=order, dim=1)
+    inside = bool((distance <= threat.eps + _SLACK).all())
+    if not (inside and bool(((x_adv >= -_SLACK) & (x_adv <= 1 + _SLACK)).all())):
+        raise RuntimeError(
+            f"an attack left its budget: {threat.norm} distance {distance.max():.3g} of "
+            f"{threat.eps:.3g}, pixels {x_adv.min():.3g} to {x_adv.max():.3g}"
+        )

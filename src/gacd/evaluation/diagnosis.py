@@ -1,0 +1,171 @@
+"""Is a robust accuracy real, or are the gradients merely masked?
+
+The checks are those of Athalye et al. 2018 (Sec. 3.1) and Carlini et al. 2019: what must hold for
+any attack that works, and fails where the attack is blind.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from gacd.attacks.objectives import cross_entropy
+from gacd.attacks.threat import ThreatModel
+from gacd.data.dataset import ArrayDataset
+from gacd.data.split import stratified
+from gacd.evaluation.batches import chunks
+from gacd.evaluation.names import parse_attack
+from gacd.evaluation.outcomes import Evaluation
+from gacd.evaluation.robust import evaluate
+from gacd.models.base import Backbone
+from gacd.models.modes import evaluating
+
+_SUBSET_SEED = 0
+_POINTS = 1.0  # percentage points that chance may give the weaker of two attacks
+_AUTOATTACK_GAP = 10.0  # percentage points; published robust students lose 3 to 5
+_ZEROS = 10.0  # percent of the gradient's entries
+
+
+@dataclass(frozen=True)
+class Check:
+    """One line of the diagnosis: it passed where `value <= limit`, both in percent (points)."""
+
+    name: str
+    passed: bool
+    value: float
+    limit: float
+    text: str
+
+
+def diagnose(
+    model: Backbone,
+    dataset: ArrayDataset,
+    *,
+    threat: ThreatModel,
+    source: Backbone | None = None,
+    evaluation: Evaluation | None = None,
+    limit: int = 256,
+    autoattack_limit: int = 64,
+    autoattack_gap: float = _AUTOATTACK_GAP,
+    batch_size: int = 256,
+    seed: int = 0,
+    cache: Path | None = None,
+    show_progress: bool = True,
+) -> list[Check]:
+    """Six or seven checks for masked gradients, on a fixed stratified subset of `limit` images.
+
+    `source` is another model of the same data, for the transfer check (left out without one). An
+    `evaluation` that holds PGD and AutoAttack gives the distance between them; without it
+    AutoAttack runs on `autoattack_limit` of the images. Values and limits are percentage points.
+    Raises what `evaluate` does.
+    """
+    chosen = stratified(dataset.labels, limit, seed=_SUBSET_SEED)
+    subset = dataset.subset(chosen)
+    has_both = evaluation is not None and {"pgd", "autoattack"} <= _kinds(evaluation)
+    attacks = ["noise", "fgsm", "pgd20", "pgd100"]
+    attacks += ["transfer"] * (source is not None) + ["autoattack"] * (not has_both)
+
+    def attacked(attacks: Sequence[str], threat: ThreatModel) -> Evaluation:
+        return evaluate(
+            model,
+            subset,
+            attacks=attacks,
+            threat=threat,
+            batch_size=batch_size,
+            seed=seed,
+            autoattack_limit=autoattack_limit,
+            source=source if "transfer" in attacks else None,
+            cache=cache,
+            show_progress=show_progress,
+        )
+
+    near = attacked(attacks, threat)
+    far = attacked(["pgd100"], _everywhere(threat, subset))
+    natural, noise, fgsm, pgd20, pgd100 = map(
+        near.accuracy, ("natural", "noise", "fgsm", "pgd20", "pgd100")
+    )
+    lost = natural - pgd100
+    judged = evaluation if evaluation is not None and has_both else near
+    gap, strongest = _autoattack_gap(judged)
+    zeros = zero_gradients(model, subset, batch_size=batch_size)
+    checks = [
+        _check(
+            "iterative beats single-step",
+            pgd20 - fgsm,
+            _POINTS,
+            f"{pgd20:.1f} % under PGD-20, {fgsm:.1f} % under FGSM",
+        ),
+        _check(
+            "more steps never help the defender",
+            pgd100 - pgd20,
+            _POINTS,
+            f"{pgd100:.1f} % under PGD-100, {pgd20:.1f} % under PGD-20",
+        ),
+        _check(
+            "a large eps breaks everything",
+            far.accuracy("pgd100"),
+            _POINTS,
+            f"{far.accuracy('pgd100'):.1f} % at {threat.norm} eps {far.settings['eps']:.3g}",
+        ),
+        _check(
+            "random noise is harmless next to the attack",
+            natural - noise,
+            lost / 2,
+            f"noise costs {natural - noise:.1f} points, PGD-100 {lost:.1f}",
+        ),
+        _check(
+            "AutoAttack is near PGD",
+            gap,
+            autoattack_gap,
+            f"AutoAttack is {gap:.1f} points below {strongest}",
+        ),
+        _check(
+            "gradients do not vanish",
+            zeros,
+            _ZEROS,
+            f"{zeros:.1f} % of the input gradient's entries are exactly zero",
+        ),
+    ]
+    if source is not None:
+        transfer = near.accuracy("transfer")
+        text = f"{pgd100:.1f} % under PGD-100, {transfer:.1f} % under another model's images"
+        checks.append(_check("transfer is weaker than white-box", pgd100 - transfer, _POINTS, text))
+    return checks
+
+
+def zero_gradients(model: Backbone, dataset: ArrayDataset, *, batch_size: int = 256) -> float:
+    """Share of exact zeros in the cross-entropy's gradient at the clean images, in percent."""
+    device = next(model.parameters()).device
+    zeros = 0
+    with evaluating(model), torch.autocast(device.type, enabled=False), torch.enable_grad():
+        for _, rows in chunks(torch.arange(len(dataset), device=dataset.images.device), batch_size):
+            x = dataset.float_images(rows).to(device).requires_grad_()
+            loss = cross_entropy(model, dataset.labels[rows].to(device))(x).sum()
+            (gradient,) = torch.autograd.grad(loss, x)
+            zeros += int((gradient == 0).sum())
+    return 100.0 * zeros / dataset.images.numel()
+
+
+def _check(name: str, value: float, limit: float, text: str) -> Check:
+    return Check(name, value <= limit, value, limit, text)
+
+
+def _everywhere(threat: ThreatModel, dataset: ArrayDataset) -> ThreatModel:
+    """A ball around any image that holds plain grey, in which no image has anything left to see."""
+    pixels = dataset.images[0].numel()
+    return ThreatModel(norm=threat.norm, eps=0.5 * (1 if threat.norm == "linf" else pixels**0.5))
+
+
+def _kinds(evaluation: Evaluation) -> set[str]:
+    return {parse_attack(name).kind for name in evaluation.robust}
+
+
+def _autoattack_gap(evaluation: Evaluation) -> tuple[float, str]:
+    """How far AutoAttack is below the longest PGD, on AutoAttack's own images."""
+    attacks = [parse_attack(name) for name in evaluation.robust]
+    longest = max((a for a in attacks if a.kind == "pgd"), key=lambda a: a.steps * a.restarts)
+    survived, index = evaluation.outcomes("autoattack")
+    robust, everything = evaluation.outcomes(longest.name)
+    same = robust[torch.isin(everything, index)]
+    return 100.0 * (int(same.sum()) - int(survived.sum())) / len(index), longest.name

@@ -1,0 +1,127 @@
+"""What an evaluation found: for every attack and every image, whether the model was still right."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import reduce
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+from gacd.errors import UserError, unknown
+from gacd.evaluation.statistics import binomial_interval, mcnemar
+from gacd.storage import load_tensors, save_tensors
+
+WORST = "worst"
+"""The worst case over all attacks, an accuracy every evaluation has."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Per-image outcomes of a set of attacks on one model.
+
+    `robust[name][i]` tells whether the model was still right on test image `index[name][i]`. An
+    image that is wrong without any attack is wrong under every attack.
+    """
+
+    n: int
+    robust: Mapping[str, Bool[Tensor, " n"]]
+    index: Mapping[str, Int[Tensor, " n"]]
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    seconds: Mapping[str, float] = field(default_factory=dict)
+
+    def outcomes(self, name: str) -> tuple[Bool[Tensor, " n"], Int[Tensor, " n"]]:
+        """Outcomes under one attack, and the test images they belong to, ascending.
+
+        `worst` covers the images that met every attack; one counts only if it survived them all.
+        """
+        if name == WORST:
+            common = reduce(_intersection, self.index.values())
+            survived = [_at(self.robust[key], self.index[key], common) for key in self.robust]
+            return torch.stack(survived).all(dim=0), common
+        if name not in self.robust:
+            raise unknown("attack of this evaluation", name, [*self.robust, WORST])
+        return self.robust[name], self.index[name]
+
+    def accuracy(self, name: str) -> float:
+        """Share of images still right, in percent."""
+        robust, _ = self.outcomes(name)
+        return 100.0 * int(robust.sum()) / len(robust)
+
+    def interval(self, name: str, confidence: float = 0.95) -> tuple[float, float]:
+        """Wilson's interval of the accuracy, in percent."""
+        robust, _ = self.outcomes(name)
+        low, high = binomial_interval(int(robust.sum()), len(robust), confidence)
+        return 100.0 * low, 100.0 * high
+
+    def to_record(self) -> dict[str, dict[str, float | int]]:
+        """`{attack: {accuracy, low, high, n}}` in percent, with the worst case over all."""
+        return {name: self._row(name) for name in [*self.robust, WORST]}
+
+    def _row(self, name: str) -> dict[str, float | int]:
+        low, high = self.interval(name)
+        return {
+            "accuracy": self.accuracy(name),
+            "low": low,
+            "high": high,
+            "n": len(self.outcomes(name)[0]),
+        }
+
+    def save(self, path: Path) -> None:
+        """Write every image's outcome as a safetensors file."""
+        # Cloned, for attacks on all images may share one index and safetensors takes no such thing.
+        tensors = {f"robust/{name}": t.clone() for name, t in self.robust.items()}
+        tensors |= {f"index/{name}": t.clone() for name, t in self.index.items()}
+        meta = {
+            "n": self.n,
+            "attacks": list(self.robust),
+            "settings": dict(self.settings),
+            "seconds": dict(self.seconds),
+        }
+        save_tensors(path, tensors, meta)
+
+    @classmethod
+    def load(cls, path: Path) -> "Evaluation":
+        """Read what `save` wrote."""
+        tensors, meta = load_tensors(path)
+        if "attacks" not in meta:
+            raise UserError(f"{path}: holds no outcomes of an evaluation")
+        names = meta["attacks"]
+        return cls(
+            n=meta["n"],
+            robust={name: tensors[f"robust/{name}"] for name in names},
+            index={name: tensors[f"index/{name}"] for name in names},
+            settings=meta["settings"],
+            seconds=meta["seconds"],
+        )
+
+
+def compare(a: Evaluation, b: Evaluation, name: str) -> dict[str, float | int]:
+    """Two models under one attack on the images both met: accuracies in percent and McNemar's p."""
+    (robust_a, index_a), (robust_b, index_b) = a.outcomes(name), b.outcomes(name)
+    common = _intersection(index_a, index_b)
+    if a.n != b.n or len(common) == 0:
+        raise UserError(
+            f"the two evaluations do not share test images ({a.n} and {b.n} in all, "
+            f"{len(common)} in common); evaluate both on the same test set"
+        )
+    right_a, right_b = _at(robust_a, index_a, common), _at(robust_b, index_b, common)
+    n = len(common)
+    return {
+        "n": n,
+        "a": 100.0 * int(right_a.sum()) / n,
+        "b": 100.0 * int(right_b.sum()) / n,
+        "only_a": int((right_a & ~right_b).sum()),
+        "only_b": int((right_b & ~right_a).sum()),
+        "p": mcnemar(right_a, right_b),
+    }
+
+
+def _intersection(a: Tensor, b: Tensor) -> Tensor:
+    return a[torch.isin(a, b)]
+
+
+def _at(values: Tensor, index: Tensor, wanted: Tensor) -> Tensor:
+    return values[torch.searchsorted(index, wanted)]

@@ -1,0 +1,308 @@
+"""Robust accuracy: every attack on every image, remembered batch by batch.
+
+An image that is wrong without an attack counts as broken by all and is not attacked. The model is
+in evaluation mode and float32. Each batch draws its noise from a generator of its own, seeded by
+(seed, attack, batch), so an interrupted run gives the same outcomes as an uninterrupted one.
+"""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Bool
+from torch import Tensor
+
+import gacd
+from gacd.attacks.objectives import cross_entropy, margin
+from gacd.attacks.pgd import pgd
+from gacd.attacks.threat import Norm, ThreatModel
+from gacd.data.dataset import ArrayDataset
+from gacd.data.split import stratified
+from gacd.errors import UserError
+from gacd.evaluation.autoattack import autoattack, standard_attacks
+from gacd.evaluation.batches import (
+    assert_within,
+    batch_seed,
+    chunks,
+    from_bits,
+    is_right,
+    model_fingerprint,
+    remembered,
+    to_bits,
+)
+from gacd.evaluation.names import Attack, parse_attack
+from gacd.evaluation.outcomes import Evaluation
+from gacd.evaluation.statistics import binomial_interval
+from gacd.models.base import Backbone
+from gacd.models.modes import evaluating
+from gacd.progress import progress
+from gacd.shapes import Images, Labels
+from gacd.storage import fingerprint
+
+_SUBSET_SEED = 0  # constant, so that AutoAttack meets every model on the same images
+
+
+def evaluate(
+    model: Backbone,
+    dataset: ArrayDataset,
+    *,
+    attacks: Sequence[str],
+    threat: ThreatModel,
+    step_size: float | None = None,
+    batch_size: int = 256,
+    seed: int = 0,
+    autoattack_limit: int | None = None,
+    cascade: bool = False,
+    source: Backbone | None = None,
+    cache: Path | None = None,
+    show_progress: bool = True,
+) -> Evaluation:
+    """Attack a model with everything in `attacks` (see `parse_attack`), on the model's device.
+
+    `step_size` is in the units of eps, a quarter of it by default (2/255 at 8/255). AutoAttack runs
+    on `autoattack_limit` images, a fixed subset stratified by class, or on all. Each attack starts
+    from every image that is right without attack; with `cascade` from those that all attacks before
+    it left, and its accuracy is then the worst case so far. `source` is the model that `transfer`
+    attacks in place of this one. With `cache`, a folder, finished batches survive a kill.
+    Raises UserError for an unknown attack or a model that does not fit the data.
+    """
+    wanted = [parse_attack(name) for name in dict.fromkeys(["natural", *attacks])]
+    _check(model, source, dataset, wanted, batch_size, autoattack_limit)
+    step_size = threat.eps / 4 if step_size is None else step_size
+    settings: dict[str, Any] = {
+        "dataset": dataset.name,
+        "norm": threat.norm,
+        "eps": threat.eps,
+        "step_size": step_size,
+        "batch_size": batch_size,
+        "seed": seed,
+        "cascade": cascade,
+    }
+    run = _Run(model, dataset, source, threat, step_size, batch_size, seed, show_progress)
+    key = cache and run.fingerprint()
+
+    robust: dict[str, Tensor] = {}
+    index: dict[str, Tensor] = {}
+    seconds: dict[str, float] = {}
+    right = alive = torch.ones(len(dataset), dtype=torch.bool)
+    for attack in wanted:
+        rows = torch.arange(len(dataset))
+        if attack.kind == "autoattack" and autoattack_limit is not None:
+            rows = stratified(dataset.labels.cpu(), autoattack_limit, seed=_SUBSET_SEED).nonzero()[
+                :, 0
+            ]
+        candidates = torch.zeros_like(right)
+        candidates[rows] = (alive if cascade else right)[rows]
+        # Whom an attack is given decides its noise, so that belongs to what its outcomes are for.
+        folder = cache and cache / f"{attack.name}-{fingerprint([str(key), to_bits(candidates)])}"
+        if attack.kind == "autoattack":
+            survived, spent, settings["autoattack"] = run.autoattack(candidates, folder)
+        else:
+            survived, spent = run.survivors(attack, candidates, folder)
+        if attack.kind == "natural":
+            right = survived
+        alive = alive & (survived | ~candidates)
+        robust[attack.name], index[attack.name] = survived[rows], rows
+        seconds[attack.name] = spent
+    return Evaluation(len(dataset), robust, index, settings, seconds)
+
+
+class CurvePoint(NamedTuple):
+    """Accuracy at one eps with its 95 % interval, in percent."""
+
+    eps: float
+    accuracy: float
+    low: float
+    high: float
+
+
+def epsilon_curve(
+    model: Backbone,
+    dataset: ArrayDataset,
+    *,
+    eps_values: Sequence[float],
+    norm: Norm = "linf",
+    steps: int = 20,
+    batch_size: int = 256,
+    seed: int = 0,
+    cache: Path | None = None,
+    show_progress: bool = True,
+) -> list[CurvePoint]:
+    """Accuracy under PGD (steps of eps / 4) against eps, ascending.
+
+    An image broken at one eps is broken at every larger one, whose ball contains the smaller, and
+    is not attacked again: the curve never rises.
+    """
+    points = []
+    alive = torch.arange(len(dataset))
+    for eps in sorted(eps_values):
+        if len(alive):
+            found = evaluate(
+                model,
+                dataset.subset(alive.to(dataset.images.device)),
+                attacks=[f"pgd{steps}"] if eps else [],
+                threat=ThreatModel(norm=norm, eps=eps),
+                batch_size=batch_size,
+                seed=seed,
+                cache=cache,
+                show_progress=show_progress,
+            )
+            alive = alive[found.outcomes("worst")[0]]
+        low, high = binomial_interval(len(alive), len(dataset))
+        accuracy = 100.0 * len(alive) / len(dataset)
+        points.append(CurvePoint(eps, accuracy, 100.0 * low, 100.0 * high))
+    return points
+
+
+@dataclass(frozen=True, eq=False)
+class _Run:
+    """What all attacks of one evaluation have in common."""
+
+    model: Backbone
+    dataset: ArrayDataset
+    source: Backbone | None
+    threat: ThreatModel
+    step_size: float
+    batch_size: int
+    seed: int
+    show_progress: bool
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
+    def fingerprint(self) -> str:
+        """A hash of all that the outcomes depend on, but for the attack itself."""
+        models = [model_fingerprint(m) for m in (self.model, self.source) if m is not None]
+        numbers = (self.threat, self.step_size, self.batch_size, self.seed, gacd.__version__)
+        return fingerprint([self.dataset.fingerprint(), *models, *map(str, numbers)])
+
+    def batch(self, rows: Tensor) -> tuple[Images, Labels]:
+        rows = rows.to(self.dataset.images.device)
+        x, labels = self.dataset.float_images(rows), self.dataset.labels[rows]
+        return x.to(self.device), labels.to(self.device)
+
+    def survivors(
+        self, attack: Attack, candidates: Bool[Tensor, " N"], folder: Path | None
+    ) -> tuple[Bool[Tensor, " N"], float]:
+        """Which of the candidates the model is still right on, and the seconds it took."""
+        survived = torch.zeros_like(candidates)
+        seconds = 0.0
+        models = [model for model in (self.model, self.source) if model is not None]
+        with (
+            evaluating(*models),
+            torch.autocast(self.device.type, enabled=False),
+            progress(int(candidates.sum()), attack.name, enabled=self.show_progress) as bar,
+        ):
+            for number, rows in chunks(torch.arange(len(candidates)), self.batch_size):
+                live = rows[candidates[rows]]
+                if not len(live):
+                    continue
+                path = folder and folder / f"{number:05d}.json"
+
+                def compute(number: int = number, live: Tensor = live) -> dict[str, Any]:
+                    start = time.perf_counter()
+                    bits = to_bits(self.attack(attack, number, *self.batch(live)))
+                    return {"robust": bits, "seconds": time.perf_counter() - start}
+
+                found = remembered(path, compute)
+                survived[live] = from_bits(found["robust"])
+                seconds += found["seconds"]
+                bar.advance(len(live), robust=100.0 * survived[: rows[-1] + 1].float().mean())
+        return survived, seconds
+
+    def attack(self, attack: Attack, number: int, x: Images, labels: Labels) -> Bool[Tensor, "B"]:
+        """Which images of one batch survive all restarts; only survivors meet the next one."""
+        # Not by steps and restarts: pgd20 and pgd100x5 share their first start, so more never help.
+        seed = batch_seed(self.seed, attack.kind, number)
+        generator = torch.Generator(self.device).manual_seed(seed)
+        rows = torch.arange(len(x), device=x.device)
+        for _ in range(attack.restarts):
+            if len(rows):
+                x_adv = self.perturb(attack, x[rows], labels[rows], generator)
+                assert_within(self.threat, x_adv, x[rows])
+                rows = rows[is_right(self.model, x_adv, labels[rows])]
+        survived = torch.zeros(len(x), dtype=torch.bool)
+        survived[rows.cpu()] = True
+        return survived
+
+    def perturb(
+        self, attack: Attack, x: Images, labels: Labels, generator: torch.Generator
+    ) -> Images:
+        if attack.kind == "natural" or self.threat.eps == 0:
+            return x
+        if attack.kind == "noise":
+            return self.threat.random_start(x, generator)
+        fgsm = attack.kind == "fgsm"
+        target = self.source if attack.kind == "transfer" else self.model
+        assert target is not None  # _check saw to it
+        return pgd(
+            (margin if attack.kind == "cw" else cross_entropy)(target, labels),
+            x,
+            self.threat,
+            steps=attack.steps,
+            step_size=self.threat.eps if fgsm else self.step_size,
+            random_start=not fgsm,
+            generator=generator,
+        )
+
+    def autoattack(
+        self, candidates: Bool[Tensor, " N"], folder: Path | None
+    ) -> tuple[Bool[Tensor, " N"], float, dict[str, Any]]:
+        """AutoAttack's survivors among the candidates, its seconds, and what was run."""
+        rows = candidates.nonzero().flatten()
+        survived = torch.zeros_like(candidates)
+        ran: dict[str, Any] = {
+            "version": "standard",
+            "attacks": list(standard_attacks(self.model.num_classes)),
+        }
+        if not len(rows):
+            return survived, 0.0, ran
+        at = rows.to(self.dataset.images.device)
+        result = autoattack(
+            self.model,
+            self.dataset.float_images(at),
+            self.dataset.labels[at],
+            num_classes=self.model.num_classes,
+            threat=self.threat,
+            batch_size=self.batch_size,
+            seed=self.seed,
+            cache=folder,
+            show_progress=self.show_progress,
+        )
+        survived[rows] = result.robust
+        ran |= {"target_classes": result.targets, "notes": list(result.notes)}
+        return survived, result.seconds, ran
+
+
+def _check(
+    model: Backbone,
+    source: Backbone | None,
+    dataset: ArrayDataset,
+    wanted: Sequence[Attack],
+    batch_size: int,
+    limit: int | None,
+) -> None:
+    for network in (model, source):
+        if network is None:
+            continue
+        has, needs = (
+            (network.num_classes, network.channels),
+            (dataset.num_classes, dataset.channels),
+        )
+        if has != needs:
+            raise UserError(
+                f"the model has {has[0]} classes and {has[1]} channels, but {dataset.name} has "
+                f"{needs[0]} and {needs[1]}"
+            )
+    if not len(dataset):
+        raise UserError(f"{dataset.name} has no images to evaluate on")
+    if source is None and any(attack.kind == "transfer" for attack in wanted):
+        raise UserError("the attack 'transfer' needs a source model to make its images on")
+    if batch_size < 1 or (limit is not None and limit < 1):
+        raise UserError(
+            f"batch_size and autoattack_limit must be at least 1, not {batch_size} and {limit}"
+        )

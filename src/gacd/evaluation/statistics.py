@@ -1,0 +1,48 @@
+"""How sure a figure is: binomial intervals, paired tests, spread over seeds."""
+
+import math
+from collections.abc import Sequence
+
+from jaxtyping import Bool
+from scipy.stats import binomtest
+from torch import Tensor
+
+from gacd.errors import UserError
+
+
+def binomial_interval(correct: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
+    """Wilson's score interval of a proportion, as fractions in [0, 1].
+
+    The bounds p solve |correct/n - p| = z sqrt(p (1 - p) / n) (Wilson, JASA 22, 1927).
+    Raises `UserError` unless 0 <= correct <= n and n > 0.
+    """
+    if not 0 <= correct <= n or n == 0:
+        raise UserError(f"an interval needs 0 <= correct <= n and n > 0, not {correct} of {n}")
+    interval = binomtest(correct, n).proportion_ci(confidence, method="wilson")
+    return float(interval.low), float(interval.high)
+
+
+def mcnemar(a: Bool[Tensor, " n"], b: Bool[Tensor, " n"]) -> float:
+    """p-value of McNemar's exact test that two models are right equally often, on the same images.
+
+    Only images on which the two disagree count; under the null hypothesis each falls to either
+    side with probability 1/2 (McNemar, Psychometrika 12, 1947). 1 where they never disagree.
+    """
+    if a.shape != b.shape:
+        raise UserError(
+            f"a paired test needs the same images on both sides, not {len(a)} and {len(b)}"
+        )
+    only_a, only_b = int((a & ~b).sum()), int((b & ~a).sum())
+    if only_a + only_b == 0:
+        return 1.0
+    return float(binomtest(only_a, only_a + only_b, 0.5).pvalue)
+
+
+def mean_and_spread(values: Sequence[float]) -> tuple[float, float | None]:
+    """Mean and sample standard deviation (n - 1) over seeds; no spread for a single value."""
+    if not values:
+        raise UserError("a mean needs at least one value")
+    mean = math.fsum(values) / len(values)
+    if len(values) == 1:
+        return mean, None
+    return mean, math.sqrt(math.fsum((v - mean) ** 2 for v in values) / (len(values) - 1))

@@ -1,0 +1,221 @@
+"""Robust accuracy: closed forms, honest counting, resuming, and what it leaves untouched."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import gacd.evaluation.robust as robust_module
+from gacd.attacks.threat import ThreatModel
+from gacd.data.dataset import ArrayDataset
+from gacd.errors import UserError
+from gacd.evaluation.names import Attack, parse_attack
+from gacd.evaluation.robust import epsilon_curve, evaluate
+
+
+@pytest.fixture
+def linear(linear_net, generator: torch.Generator):
+    """A linear model, images far from the box's walls, and each image's signed margin."""
+    weight = torch.randn(64, generator=generator)
+    pixels = torch.randint(90, 166, (60, 1, 8, 8), generator=generator, dtype=torch.uint8)
+    score = pixels.flatten(1).double() / 255 @ weight.double()
+    bias = -float(score.median()) - 0.01
+    labels = torch.randint(0, 2, (60,), generator=generator)
+    margin = (score + bias) * (1 - 2 * labels)
+    data = ArrayDataset(pixels, labels, ("positive", "negative"), "linear")
+    return linear_net(weight, bias), data, margin
+
+
+def run(model, data, *attacks: str, **kwargs):
+    kwargs.setdefault("threat", ThreatModel(eps=0.1))
+    return evaluate(model, data, attacks=attacks, show_progress=False, **kwargs)
+
+
+@pytest.mark.parametrize(
+    ("name", "attack"),
+    [
+        ("fgsm", Attack("fgsm", "fgsm")),
+        ("pgd20", Attack("pgd20", "pgd", 20)),
+        ("pgd100x5", Attack("pgd100x5", "pgd", 100, 5)),
+        ("cw20-margin", Attack("cw20-margin", "cw", 20)),
+        ("transfer", Attack("transfer", "transfer", 20)),
+    ],
+)
+def test_names_are_parsed(name: str, attack: Attack) -> None:
+    assert parse_attack(name) == attack
+
+
+@pytest.mark.parametrize(
+    ("name", "near"), [("autoatack", "autoattack"), ("pgd", "pgd20"), ("pgd0", "pgd20")]
+)
+def test_unknown_names_get_a_suggestion(name: str, near: str) -> None:
+    with pytest.raises(UserError, match=f"did you mean '{near}'"):
+        parse_attack(name)
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize("name", ["fgsm", "pgd20", "cw20-margin", "pgd20x2"])
+def test_linear_model_is_as_robust_as_its_closed_form(linear, norm: str, name: str) -> None:
+    model, data, margin = linear
+    weight = model.weight.detach()
+    dual = float(weight.abs().sum() if norm == "linf" else weight.norm())
+    eps = float(margin[margin > 0].median() / dual)
+    found = run(model, data, name, threat=ThreatModel(norm=norm, eps=eps), batch_size=17)
+    assert found.robust["natural"].tolist() == (margin > 0).tolist()
+    distance = margin - eps * dual
+    clear = distance.abs() > 1e-4  # the image that sets eps lies on the border itself
+    assert found.robust[name][clear].tolist() == (distance > 0)[clear].tolist()
+    assert 0 < found.accuracy(name) < found.accuracy("natural") < 100
+
+
+def test_what_is_wrong_without_attack_is_broken_and_not_attacked(
+    linear, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, data, margin = linear
+    attacked = []
+    real = robust_module.pgd
+
+    def count(objective, x, *args, **kwargs):
+        attacked.append(len(x))
+        return real(objective, x, *args, **kwargs)
+
+    monkeypatch.setattr(robust_module, "pgd", count)
+    found = run(model, data, "pgd3", threat=ThreatModel(eps=0.001))
+    assert sum(attacked) == int((margin > 0).sum()) < len(data)
+    assert not found.robust["pgd3"][margin < 0].any()
+
+
+def test_restarts_never_help_the_defender(honest, digits, threat) -> None:
+    found = run(honest, digits, "pgd3", "pgd3x4", threat=threat)
+    once, often = found.robust["pgd3"], found.robust["pgd3x4"]
+    assert bool((once | ~often).all())
+    assert int(often.sum()) < int(once.sum())
+
+
+def test_cascade_counts_the_worst_case_so_far(honest, digits, threat) -> None:
+    names = ("fgsm", "pgd5", "cw5-margin")
+    alone, together = (run(honest, digits, *names, threat=threat, cascade=c) for c in (False, True))
+    assert together.settings["cascade"] is True
+    figures = [together.accuracy(name) for name in ("natural", *names)]
+    assert figures == sorted(figures, reverse=True)
+    assert together.accuracy("worst") == figures[-1]
+    assert together.robust["fgsm"].equal(alone.robust["fgsm"])
+
+
+def test_autoattack_subset_is_stated_and_stratified(
+    honest, digits, threat, quick_autoattack
+) -> None:
+    found = run(honest, digits, "pgd5", "autoattack", threat=threat, autoattack_limit=20)
+    index = found.index["autoattack"]
+    assert torch.bincount(digits.labels[index]).tolist() == [2] * 10
+    assert not bool((found.robust["autoattack"] & ~found.robust["natural"][index]).any())
+    record = found.to_record()
+    assert (record["pgd5"]["n"], record["autoattack"]["n"], record["worst"]["n"]) == (100, 20, 20)
+    assert found.settings["autoattack"]["attacks"] == ["apgd-ce", "apgd-t", "fab-t", "square"]
+
+
+def test_interrupted_run_goes_on_and_gives_the_same(
+    honest, digits, threat, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quick_autoattack
+) -> None:
+    def go(cache: Path | None):
+        return run(
+            honest, digits, "pgd3x2", "autoattack",
+            threat=threat, batch_size=30, autoattack_limit=12, cache=cache,
+        )  # fmt: skip
+
+    calls = []
+    real = robust_module._Run.attack
+
+    def stumble(self, attack, number, x, labels):
+        calls.append((attack.name, number))
+        if len(calls) == 7:  # the third batch under attack, after four without
+            raise KeyboardInterrupt
+        return real(self, attack, number, x, labels)
+
+    whole = go(None)
+    monkeypatch.setattr(robust_module._Run, "attack", stumble)
+    with pytest.raises(KeyboardInterrupt):
+        go(tmp_path)
+    resumed = go(tmp_path)
+    assert calls[6:] == [("pgd3x2", 2), ("pgd3x2", 2), ("pgd3x2", 3)]
+    for name in whole.robust:
+        assert torch.equal(resumed.robust[name], whole.robust[name])
+    assert go(tmp_path).seconds == resumed.seconds
+    assert len(calls) == 9
+
+
+def test_cache_of_other_weights_or_settings_is_not_taken(
+    honest, masked, digits, threat, tmp_path: Path
+) -> None:
+    other = masked()
+    with torch.no_grad():
+        other.head.bias[0] += 100
+    first = run(honest, digits, cache=tmp_path)
+    assert run(other, digits, cache=tmp_path).accuracy("natural") == 10.0
+    weak = run(honest, digits, "pgd3", threat=ThreatModel(eps=0.01), cache=tmp_path)
+    strong = run(honest, digits, "pgd3", threat=ThreatModel(eps=0.3), cache=tmp_path)
+    assert strong.accuracy("pgd3") < weak.accuracy("pgd3") <= first.accuracy("natural")
+
+
+def test_model_and_global_randomness_are_left_alone(honest, digits, threat) -> None:
+    honest.train()
+    honest.body[2].eval()
+    honest.zero_grad()
+    state = torch.random.get_rng_state()
+    run(honest, digits, "noise", "fgsm", "pgd2", threat=threat)
+    assert honest.training and honest.head.training and not honest.body[2].training
+    assert all(p.grad is None and p.requires_grad for p in honest.parameters())
+    assert torch.equal(state, torch.random.get_rng_state())
+
+
+def test_evaluation_is_float32_under_autocast(honest, digits, threat) -> None:
+    plain = run(honest, digits, "pgd3", threat=threat)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        cast = run(honest, digits, "pgd3", threat=threat)
+    assert torch.equal(plain.robust["pgd3"], cast.robust["pgd3"])
+
+
+def test_broken_network_is_right_about_nothing(masked, digits) -> None:
+    net = masked()
+    nn.init.constant_(net.head.weight, torch.nan)
+    assert run(net, digits).accuracy("natural") == 0.0
+
+
+def test_attack_outside_its_budget_is_caught(
+    honest, digits, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(robust_module, "pgd", lambda o, x, threat, **_: x + 1.01 * threat.eps)
+    with pytest.raises(RuntimeError, match="budget"):
+        run(honest, digits, "pgd3")
+
+
+def test_transfer_attacks_another_model(honest, tiny_net, digits, threat) -> None:
+    with pytest.raises(UserError, match="source"):
+        run(honest, digits, "transfer")
+    itself = run(honest, digits, "transfer", "pgd20", threat=threat, source=honest)
+    stranger = run(honest, digits, "transfer", "pgd20", threat=threat, source=tiny_net())
+    assert abs(itself.accuracy("transfer") - itself.accuracy("pgd20")) <= 2
+    assert stranger.accuracy("transfer") > stranger.accuracy("pgd20") + 10
+
+
+def test_model_must_fit_the_data(tiny_net, digits) -> None:
+    with pytest.raises(UserError, match="7 classes"):
+        run(tiny_net(7), digits)
+    with pytest.raises(UserError, match="no images"):
+        run(tiny_net(), digits.subset(torch.arange(0)))
+    with pytest.raises(UserError, match="at least 1"):
+        run(tiny_net(), digits, batch_size=0)
+
+
+def test_curve_follows_the_closed_form_and_never_rises(linear) -> None:
+    model, data, margin = linear
+    reach = margin / float(model.weight.detach().abs().sum())
+    values = [0.0, 0.002, 0.005, 0.02]
+    points = epsilon_curve(model, data, eps_values=values[::-1], show_progress=False)
+    assert [p.eps for p in points] == values
+    assert [p.accuracy for p in points] == pytest.approx(
+        [100 * float((reach > eps).double().mean()) for eps in values]
+    )
+    assert all(p.low <= p.accuracy <= p.high for p in points)
+    assert points[0].accuracy > points[1].accuracy > points[2].accuracy

@@ -1,0 +1,364 @@
+"""PGD on problems whose optimum is known, and all that it must leave alone."""
+
+import contextlib
+import copy
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from gacd.attacks.objectives import (
+    Objective,
+    PerImage,
+    cross_entropy,
+    feature_cosine,
+    feature_transport,
+    kl,
+    margin,
+    misclassified,
+)
+from gacd.attacks.pgd import fgsm, pgd
+from gacd.attacks.threat import ThreatModel
+from gacd.errors import UserError
+from gacd.models.modes import evaluating
+
+SHAPE = (5, 2, 3, 3)
+NORMS = ["linf", "l2"]
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def images(shape: tuple[int, ...] = SHAPE, low: float = 0.0, high: float = 1.0) -> Tensor:
+    return low + (high - low) * torch.rand(shape, generator=seeded(1))
+
+
+def direction() -> Tensor:
+    return torch.randn(SHAPE, generator=seeded(2))
+
+
+def linear(weight: Tensor) -> Objective:
+    return lambda x: (weight * x).flatten(1).sum(1)
+
+
+class Net(nn.Module):
+    """A small network with everything that an attack could disturb."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            self.body = nn.Sequential(
+                nn.Conv2d(2, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Dropout(0.5),
+                nn.Flatten(), nn.Linear(72, 12), nn.ReLU(),
+            )  # fmt: skip
+            self.head = nn.Linear(12, 4)
+
+    def features(self, x: Tensor) -> Tensor:
+        return self.body(8 * (x - 0.5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return 5 * self.head(self.features(x))  # far from the uniform answer
+
+
+def every_objective(net: Net, x: Tensor, labels: Tensor) -> dict[str, Objective]:
+    with torch.no_grad():
+        clean, probs = net.features(x), net(x).softmax(1)
+    return {
+        "ce": cross_entropy(net, labels),
+        "margin": margin(net, labels),
+        "kl": kl(net, probs),
+        "cosine": feature_cosine(net.features, clean),
+        "transport": feature_transport(net.features, clean),
+    }
+
+
+def random_labels(size: int) -> Tensor:
+    return torch.randint(0, 4, (size,), generator=seeded(3))
+
+
+@pytest.mark.parametrize("random_start", [False, True])
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_linear_optimum_in_linf(random_start: bool, momentum: float) -> None:
+    """max w.(x' - x) is at the corner x + eps sign(w), cut to the box where it is met."""
+    x, weight, eps = images(), direction(), 0.2
+    x_adv = pgd(
+        linear(weight), x, ThreatModel(eps=eps), steps=10, step_size=0.05,
+        momentum=momentum, random_start=random_start, generator=seeded(),
+    )  # fmt: skip
+    assert ((x + eps * weight.sign() > 1) | (x + eps * weight.sign() < 0)).any()
+    torch.testing.assert_close(x_adv, (x + eps * weight.sign()).clamp(0, 1))
+
+
+def test_linear_optimum_in_l2_inside_the_box() -> None:
+    """max w.(x' - x) is at x + eps w / |w|."""
+    x, weight, eps = images(low=0.4, high=0.6), direction(), 0.3
+    x_adv = pgd(
+        linear(weight), x, ThreatModel(norm="l2", eps=eps), steps=40, step_size=0.2,
+        generator=seeded(),
+    )  # fmt: skip
+    unit = weight / weight.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
+    torch.testing.assert_close(x_adv, x + eps * unit, atol=1e-5, rtol=0)
+
+
+def test_linear_optimum_in_l2_cut_by_the_box() -> None:
+    """The optimum is clip(x + t w) with t such that the length is eps (t by bisection).
+
+    Radial projection, then the box, tends to it as the step shrinks.
+    """
+    x, weight, eps = images(), direction(), 1.0
+    low, high = torch.zeros(len(x), 1, 1, 1), torch.full((len(x), 1, 1, 1), 100.0)
+    for _ in range(60):
+        middle = (low + high) / 2
+        long = ((x + middle * weight).clamp(0, 1) - x).flatten(1).norm(dim=1) > eps
+        low = torch.where(long.view_as(low), low, middle)
+        high = torch.where(long.view_as(low), middle, high)
+    optimum = (x + low * weight).clamp(0, 1)
+    assert ((optimum == 0) | (optimum == 1)).any()
+    x_adv = pgd(
+        linear(weight), x, ThreatModel(norm="l2", eps=eps), steps=400, step_size=0.01,
+        random_start=False,
+    )  # fmt: skip
+    value = linear(weight)
+    torch.testing.assert_close(value(x_adv), value(optimum), rtol=5e-3, atol=0)
+
+
+def test_fgsm_is_one_full_step_of_the_sign() -> None:
+    x, weight = images(low=0.3, high=0.7), direction()
+    x_adv = fgsm(linear(weight), x, ThreatModel(eps=0.1))
+    torch.testing.assert_close(x_adv, x + 0.1 * weight.sign())
+
+
+def test_momentum_is_that_of_its_formula() -> None:
+    """Two steps by hand for an objective whose gradient turns round."""
+    x = torch.full((1, 1, 1, 2), 0.5)
+    wall = torch.tensor([0.52, 10.0]).view_as(x)
+    expected = x.clone()
+    g = torch.zeros_like(x)
+    for _ in range(3):
+        grad = -2 * (expected - wall)
+        g = 0.7 * g + grad / grad.abs().mean()
+        expected = expected + 0.05 * g / g.norm()
+    x_adv = pgd(
+        lambda x: -(x - wall).square().flatten(1).sum(1), x, ThreatModel(norm="l2", eps=0.4),
+        steps=3, step_size=0.05, momentum=0.7, random_start=False,
+    )  # fmt: skip
+    torch.testing.assert_close(x_adv, expected)
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("name", ["ce", "margin", "kl", "cosine", "transport"])
+def test_every_objective_rises_within_budget_and_box(norm: str, name: str) -> None:
+    x, labels, net = images(), random_labels(5), Net().eval()
+    objective = every_objective(net, x, labels)[name]
+    threat = ThreatModel(norm=norm, eps=0.2)
+    start = pgd(objective, x, threat, steps=0, step_size=0.0, generator=seeded())
+    x_adv = pgd(objective, x, threat, steps=10, step_size=0.05, generator=seeded())
+    assert objective(x_adv).mean() > objective(start).mean() + 1e-3
+    order = float("inf") if norm == "linf" else 2
+    assert ((x_adv - x).flatten(1).norm(p=order, dim=1) <= 0.2 + 1e-6).all()
+    assert x_adv.min() >= 0
+    assert x_adv.max() <= 1
+    assert not x_adv.requires_grad
+
+
+def test_a_zero_budget_returns_the_image_and_never_the_same_storage() -> None:
+    x = images()
+    x_adv = pgd(
+        linear(direction()), x, ThreatModel(eps=0.0), steps=2, step_size=0.1, generator=seeded()
+    )
+    assert torch.equal(x_adv, x)
+    x_adv.zero_()
+    assert x.sum() > 0
+
+
+@pytest.mark.parametrize("no_grad", [False, True])
+def test_leaves_modes_buffers_gradients_and_the_image_alone(no_grad: bool) -> None:
+    x, labels, net = images(), random_labels(5), Net()
+    net.body[1].eval()
+    net(x).sum().backward()
+    net.head.bias.grad = None
+    x.requires_grad_()
+    before, x_before = copy.deepcopy(net), x.detach().clone()
+    grads = [None if p.grad is None else p.grad.clone() for p in net.parameters()]
+    context = torch.no_grad() if no_grad else contextlib.nullcontext()
+    with context, evaluating(net):
+        for objective in every_objective(net, x, labels).values():
+            pgd(
+                objective, x, ThreatModel(eps=0.1), steps=2, step_size=0.1, restarts=2,
+                generator=seeded(),
+            )  # fmt: skip
+    assert [m.training for m in net.modules()] == [m.training for m in before.modules()]
+    assert all(torch.equal(a, b) for a, b in zip(net.buffers(), before.buffers(), strict=True))
+    for p, old, grad in zip(net.parameters(), before.parameters(), grads, strict=True):
+        assert torch.equal(p, old)
+        assert p.requires_grad
+        assert (p.grad is None) == (grad is None)
+        assert grad is None or torch.equal(p.grad, grad)
+    assert x.grad is None
+    assert torch.equal(x, x_before)
+
+
+def test_parameter_gradients_are_never_computed() -> None:
+    """Even of parameters that require them: the hook of an accumulated gradient would fire."""
+    net = Net().eval()
+    for p in net.parameters():
+        p.register_hook(lambda grad: pytest.fail("a parameter's gradient was computed"))
+    objective = cross_entropy(net, random_labels(5))
+    pgd(objective, images(), ThreatModel(eps=0.1), steps=1, step_size=0.1, generator=seeded())
+
+
+def test_the_global_random_state_is_not_used() -> None:
+    objective = cross_entropy(Net().eval(), random_labels(5))
+    state = torch.random.get_rng_state()
+    pgd(objective, images(), ThreatModel(eps=0.1), steps=1, step_size=0.1, generator=seeded())
+    assert torch.equal(state, torch.random.get_rng_state())
+    with pytest.raises(UserError, match="generator"):
+        pgd(objective, images(), ThreatModel(eps=0.1), steps=1, step_size=0.1)
+
+
+def test_same_seed_same_result_other_seed_other_result() -> None:
+    objective = cross_entropy(Net().eval(), random_labels(5))
+
+    def attack(seed: int) -> Tensor:
+        threat = ThreatModel(norm="l2", eps=0.3)
+        return pgd(
+            objective, images(), threat, steps=3, step_size=0.05, restarts=2,
+            generator=seeded(seed),
+        )  # fmt: skip
+
+    assert torch.equal(attack(0), attack(0))
+    assert not torch.equal(attack(0), attack(1))
+
+
+@pytest.mark.parametrize("early", [False, True])
+@pytest.mark.parametrize("norm", NORMS)
+def test_an_image_does_not_depend_on_its_neighbours(norm: str, early: bool) -> None:
+    net, labels, x = Net().eval().double(), random_labels(5), images().double()
+    others = images().flip(0).double()
+    others[2] = x[2]
+
+    def attack(batch: Tensor) -> Tensor:
+        return pgd(
+            cross_entropy(net, labels), batch, ThreatModel(norm=norm, eps=0.2), steps=4,
+            step_size=0.05, restarts=3, momentum=0.5, generator=seeded(),
+            is_broken=misclassified(net, labels) if early else None,
+        )  # fmt: skip
+
+    torch.testing.assert_close(attack(x)[2], attack(others)[2])
+
+
+def test_transport_is_permutation_equivariant() -> None:
+    net, x = Net().eval().double(), images((8, 2, 3, 3)).double()
+    start = ThreatModel(eps=0.1).random_start(x, seeded())
+    order = torch.randperm(8, generator=seeded(5))
+
+    def attack(rows: Tensor) -> Tensor:
+        objective = feature_transport(net.features, net.features(x[rows]))
+        return pgd(
+            objective, start[rows], ThreatModel(eps=0.1), steps=3, step_size=0.05,
+            random_start=False,
+        )  # fmt: skip
+
+    torch.testing.assert_close(attack(order), attack(torch.arange(8))[order])
+
+
+@pytest.mark.parametrize("early", [False, True])
+def test_restarts_never_hurt(early: bool) -> None:
+    net, labels = Net().eval(), random_labels(40)
+    x, objective, broken = images((40, 2, 3, 3)), margin(net, labels), misclassified(net, labels)
+
+    def value(restarts: int) -> Tensor:
+        x_adv = pgd(
+            objective, x, ThreatModel(eps=0.15), steps=2, step_size=0.05, restarts=restarts,
+            generator=seeded(), is_broken=broken if early else None,
+        )  # fmt: skip
+        return broken(x_adv).float() if early else objective(x_adv)
+
+    values = [value(restarts) for restarts in (1, 2, 5)]
+    assert (values[1] >= values[0] - 1e-6).all()
+    assert (values[2] >= values[1] - 1e-6).all()
+    assert values[2].sum() > values[0].sum() or early
+
+
+def test_early_stop_breaks_as_many_and_spares_the_broken() -> None:
+    net, labels = Net().eval(), random_labels(40)
+    x, broken, objective = images((40, 2, 3, 3)), misclassified(net, labels), margin(net, labels)
+    threat = ThreatModel(eps=0.03)
+    seen: list[int] = []
+
+    def score(x: Tensor, y: Tensor) -> Tensor:
+        seen.append(len(x))
+        return objective.score(x, y)
+
+    full = pgd(objective, x, threat, steps=8, step_size=0.01, random_start=False)
+    early = pgd(
+        PerImage(score, labels), x, threat, steps=8, step_size=0.01, random_start=False,
+        is_broken=broken,
+    )  # fmt: skip
+    already, after = broken(x), broken(early)
+    assert 0 < already.sum() < after.sum()
+    assert (after >= broken(full)).all()
+    assert torch.equal(early[already], x[already])
+    torch.testing.assert_close(early[~after], full[~after])  # the unbroken notice nothing
+    assert seen[0] == (~already).sum()
+    assert seen == sorted(seen, reverse=True)
+    assert seen[-1] < seen[0]
+
+
+def test_bf16_autocast_keeps_float32_images_and_finds_a_like_optimum() -> None:
+    net, labels, x = Net().eval(), random_labels(5), images()
+    for name, objective in every_objective(net, x, labels).items():
+
+        def attack(objective: Objective = objective) -> Tensor:
+            return pgd(
+                objective, x, ThreatModel(eps=0.1), steps=5, step_size=0.03, generator=seeded()
+            )
+
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            half = attack()
+        assert half.dtype == torch.float32
+        assert half.requires_grad is False
+        assert objective(half).mean() > 0.9 * objective(attack()).mean() - 1e-3, name
+
+
+def test_training_after_an_attack_under_autocast_still_has_gradients() -> None:
+    """Casts of weights cached while no gradient is recorded would cut the training step off."""
+    net, labels, x = Net().eval(), random_labels(5), images()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        objective = cross_entropy(net, labels)
+        x_adv = pgd(
+            objective, x, ThreatModel(eps=0.1), steps=1, step_size=0.1, restarts=2,
+            generator=seeded(),
+        )  # fmt: skip
+        objective(x_adv).mean().backward()
+    assert all(p.grad is not None for p in net.parameters())
+
+
+def test_memory_format_is_kept() -> None:
+    x = images((4, 3, 5, 5)).to(memory_format=torch.channels_last)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(75, 4))
+    labels = random_labels(4)
+    for broken in (None, misclassified(net, labels)):
+        x_adv = pgd(
+            cross_entropy(net, labels), x, ThreatModel(eps=0.1), steps=2, step_size=0.05,
+            restarts=2, generator=seeded(), is_broken=broken,
+        )  # fmt: skip
+        assert x_adv.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"steps": -1}, "negative"),
+        ({"step_size": -0.1}, "negative"),
+        ({"restarts": 0}, "at least one"),
+        ({"x": torch.rand(SHAPE).half()}, "float32"),
+        ({"is_broken": PerImage(lambda x, y: y > 0, torch.zeros(5))}, "transport"),
+    ],
+)
+def test_bad_settings_are_refused(wrong: dict[str, object], message: str) -> None:
+    settings = {"x": images(), "steps": 1, "step_size": 0.1, "generator": seeded()} | wrong
+    with pytest.raises(UserError, match=message):
+        pgd(linear(direction()), threat=ThreatModel(eps=0.1), **settings)

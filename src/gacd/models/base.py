@@ -43,6 +43,10 @@ class Backbone(nn.Module, ABC):
     def forward_head(self, features: Features) -> Logits:
         """Logits of penultimate features."""
 
+    def get_classifier(self) -> nn.Linear:
+        """The linear layer [num_features -> num_classes] that `forward_head` applies."""
+        return [part for part in self.modules() if isinstance(part, nn.Linear)][-1]
+
     def forward(self, x: Images) -> Logits:
         """Logits of images in [0, 1]."""
         return self.forward_head(self.forward_features(x))

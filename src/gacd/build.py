@@ -1,0 +1,119 @@
+"""From configuration to objects: the only place, with the commands, that knows both."""
+
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from lightning_fabric import Fabric
+
+from gacd import config as c
+from gacd.attacks.threat import ThreatModel
+from gacd.data.load import load_splits
+from gacd.data.dataset import ArrayDataset, Splits
+from gacd.errors import UserError
+from gacd.methods import METHODS, Method, Teacher, TrainingAttack
+from gacd.models import create_model
+from gacd.models.base import Backbone
+from gacd.models.checkpoints import load_model, load_weights
+from gacd.training.loop import Plan
+
+
+def fabric(cfg: c.Fabric) -> Fabric:
+    """Lightning Fabric, launched."""
+    if cfg.threads is not None:
+        torch.set_num_threads(cfg.threads)
+    built = Fabric(
+        accelerator=cfg.accelerator,
+        devices=cfg.devices,
+        num_nodes=cfg.num_nodes,
+        strategy=cfg.strategy,
+        precision=cfg.precision,
+    )
+    built.launch()
+    return built
+
+
+def splits(cfg: c.Data, seed: int) -> Splits:
+    """The data, as train, validation and test."""
+    return load_splits(
+        cfg.name,
+        root=cfg.root,
+        size=cfg.size,
+        val_fraction=cfg.val_fraction,
+        train_limit=cfg.train_limit,
+        test_limit=cfg.test_limit,
+        seed=seed,
+    )
+
+
+def threat(cfg: c.Threat) -> ThreatModel:
+    """The threat model."""
+    return ThreatModel(norm=cfg.norm, eps=c.fraction(cfg.eps))
+
+
+def attack(cfg: c.Attack, threat: ThreatModel) -> TrainingAttack:
+    """The attack in the training loop."""
+    return TrainingAttack(
+        threat=threat,
+        steps=cfg.steps,
+        step_size=c.fraction(cfg.step_size),
+        objective=cfg.objective,
+    )
+
+
+def plan(cfg: c.Training, data: c.Data, fabric: c.Fabric, seed: int) -> Plan:
+    """How a stage trains."""
+    flat = asdict(cfg)
+    del flat["attack"]
+    return Plan(**flat, pad=data.pad, flip=data.flip, seed=seed, compile=fabric.compile)
+
+
+def model(name: str, data: ArrayDataset, *, seed: int) -> Backbone:
+    """A fresh network for this data set, normalising by its statistics."""
+    mean, std = data.mean_std()
+    return create_model(
+        name,
+        num_classes=data.num_classes,
+        channels=data.channels,
+        mean=mean,
+        std=std,
+        seed=seed,
+    )
+
+
+def from_checkpoint(
+    path: Path, name: str | None, *, num_classes: int, channels: int
+) -> tuple[Backbone, str]:
+    """A saved network and its architecture's name; `name` is needed for files from elsewhere."""
+    if name is None:
+        if path.suffix != ".safetensors":
+            raise UserError(f"{path}: say which network it is with --model, such as --model resnet18")
+        loaded, meta = load_model(path)
+        name = str(meta["architecture"])
+    else:
+        loaded = create_model(name, num_classes=num_classes, channels=channels, seed=0)
+        load_weights(loaded, path)
+    if (loaded.num_classes, loaded.channels) != (num_classes, channels):
+        raise UserError(
+            f"{path}: a model of {loaded.num_classes} classes and {loaded.channels} channels, but the "
+            f"data has {num_classes} and {channels}: choose a checkpoint of this data set"
+        )
+    return loaded, name
+
+
+def method(
+    name: str,
+    student: Backbone,
+    attack: TrainingAttack,
+    *,
+    trades: c.TRADES | None = None,
+    teacher: Teacher | None = None,
+    options: dict[str, object] | None = None,
+) -> Method:
+    """The named method around `student`."""
+    kwargs = dict(options or {})
+    if name == "trades" and trades is not None:
+        kwargs |= asdict(trades)
+    if teacher is not None:
+        kwargs["teacher"] = teacher
+    return METHODS[name](student, attack, **kwargs)

@@ -1,0 +1,194 @@
+"""The command line. Help and refusals come before torch is imported."""
+
+import errno
+import os
+import sys
+from collections.abc import Sequence
+from importlib.resources import files
+from typing import Any
+
+from gacd import __version__
+from gacd.errors import UserError, unknown
+
+COMMANDS = {
+    "quickstart": "digits: a robust teacher, small students by every method, a report (3 minutes)",
+    "train": "train one network: naturally, by PGD adversarial training, or by TRADES",
+    "distill": "from a robust teacher to small evaluated students: kd, ard, gacd, gacd+aft, ...",
+    "finetune": "fine-tune a saved network adversarially",
+    "evaluate": "attack a saved network, or a public checkpoint: PGD, AutoAttack, ...",
+    "report": "draw report.html of a run folder anew",
+}
+
+HELP = f"""usage: gacd COMMAND [--config RECIPE] [--KEY VALUE ...]
+
+gacd {__version__}: small models that stay right under attack, distilled from robust teachers
+(Guided Adversarial Contrastive Distillation, and its rivals).
+
+commands:
+{chr(10).join(f"  {name:<11} {text}" for name, text in COMMANDS.items())}
+
+  gacd COMMAND --help            every setting of a command, with its default
+  gacd COMMAND --print_config    the whole configuration as YAML, to save, change and pass back
+  gacd --version
+
+examples:
+  gacd quickstart
+  gacd distill --config cifar10-small --data.root ~/cifar10 --out runs/mine
+  gacd distill --methods '[gacd, gacd+aft]' --threat.eps 4/255 --gacd.temperature 0.07
+  gacd evaluate --checkpoint runs/quickstart/gacd+aft/model.safetensors --attacks pgd100x5
+  gacd evaluate --checkpoint resnet18.pt --model resnet18 --data.name cifar10 --data.root ~/data
+
+recipes that ship with the package (--config NAME, or a YAML file of your own): {{recipes}}
+Flags override the recipe. Running a command again resumes it. Exit codes: 0 done, 2 bad input,
+130 stopped by Ctrl-C (after writing a checkpoint)."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; returns the exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        return _main(arguments)
+    except UserError as error:
+        print(f"gacd: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("gacd: stopped; run the same command again to resume", file=sys.stderr)
+        return 130
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        print(
+            "gacd: no space left on the disk; free some and run the same command again",
+            file=sys.stderr,
+        )
+        return 2
+
+
+def _main(arguments: list[str]) -> int:
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(HELP.replace("{recipes}", ", ".join(recipes())))
+        return 0
+    command, *rest = arguments
+    if command == "--version":
+        print(f"gacd {__version__}")
+        return 0
+    if command not in COMMANDS:
+        raise unknown("command", command, COMMANDS)
+    cfg = parse(command, rest)
+    if cfg is None:
+        return 0
+    from gacd import runs
+
+    run = {
+        "quickstart": lambda cfg: runs.distill(cfg, "Quickstart: robust handwritten digits"),
+        "train": runs.train,
+        "distill": runs.distill,
+        "finetune": runs.finetune,
+        "evaluate": runs.evaluate_checkpoint,
+        "report": runs.report,
+    }[command]
+    run(cfg)
+    return 0
+
+
+def recipes() -> list[str]:
+    """Names of the recipes in the package."""
+    folder = files("gacd") / "recipes"
+    return sorted(f.name.removesuffix(".yaml") for f in folder.iterdir() if f.name.endswith(".yaml"))
+
+
+def parse(command: str, arguments: list[str]) -> Any:
+    """The command's configuration; None where help or the configuration was printed.
+
+    Raises:
+        UserError: an unknown key, a value of the wrong type, or an impossible one.
+    """
+    from jsonargparse import ActionConfigFile, ArgumentParser
+
+    from gacd import config as c
+
+    configs: dict[str, type] = {
+        "quickstart": c.Distill,
+        "train": c.Train,
+        "distill": c.Distill,
+        "finetune": c.Finetune,
+        "evaluate": c.Evaluate,
+        "report": c.Report,
+    }
+    parser = ArgumentParser(
+        prog=f"gacd {command}", description=COMMANDS[command], exit_on_error=False
+    )
+    parser.add_argument(
+        "--config", action=ActionConfigFile, help=f"a YAML file, or one of: {', '.join(recipes())}"
+    )
+    parser.add_class_arguments(configs[command], as_group=False)
+    if command == "quickstart":
+        arguments = ["--config", "quickstart", *arguments]
+    arguments = _shortened(_recipe_paths(arguments), command)
+    try:
+        namespace = parser.parse_args(arguments)
+        made = parser.instantiate_classes(namespace)
+    except SystemExit as stop:  # --help, --print_config
+        if stop.code:
+            raise UserError("unreadable arguments") from None
+        return None
+    except Exception as error:
+        raise UserError(_one_line(str(error))) from None
+    values = {k: v for k, v in vars(made).items() if k != "config"}
+    try:
+        return configs[command](**values)
+    except ValueError as error:
+        raise UserError(_one_line(str(error))) from None
+
+
+def _recipe_paths(arguments: list[str]) -> list[str]:
+    """Every `--config NAME` as the path of the recipe of that name."""
+    resolved = []
+    expected = False
+    for argument in arguments:
+        if expected:
+            resolved.append(_recipe(argument))
+        elif argument.startswith("--config="):
+            resolved.append("--config=" + _recipe(argument.removeprefix("--config=")))
+        else:
+            resolved.append(argument)
+        expected = argument == "--config" and not expected
+    return resolved
+
+
+def _recipe(name: str) -> str:
+    if os.sep in name or os.path.exists(name):
+        return name
+    if name.removesuffix(".yaml") in recipes():
+        return str(files("gacd") / "recipes" / f"{name.removesuffix('.yaml')}.yaml")
+    raise unknown("recipe", name, recipes())
+
+
+def _shortened(arguments: list[str], command: str) -> list[str]:
+    """`--attacks a b c` and `--methods a b` as the YAML lists that the parser reads."""
+    lists = {"--attacks": "--evaluation.attacks", "--evaluation.attacks": "--evaluation.attacks"}
+    if command in ("distill", "quickstart"):
+        lists["--methods"] = "--methods"
+    result: list[str] = []
+    rest = list(arguments)
+    while rest:
+        argument = rest.pop(0)
+        if argument not in lists:
+            result.append(argument)
+            continue
+        values: list[str] = []
+        while rest and not rest[0].startswith("--"):
+            values.append(rest.pop(0))
+        text = " ".join(values)
+        result += [lists[argument], text if text.startswith("[") else f"[{', '.join(values)}]"]
+    return result
+
+
+def _one_line(text: str) -> str:
+    """What a parser's error says, on one line."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return " ".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,328 @@
+"""What each command does: stages, each in a folder of its own, each resumable, none done twice."""
+
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from lightning_fabric import Fabric
+
+from gacd import build
+from gacd import config as c
+from gacd.anchors import AnchorBank, Fingerprint
+from gacd.data.batches import iterate
+from gacd.data.dataset import Splits
+from gacd.errors import UserError, unknown
+from gacd.evaluation.batches import model_fingerprint
+from gacd.evaluation.record import make_record, without_paths
+from gacd.evaluation.robust import epsilon_curve, evaluate, parse_attack
+from gacd.methods import Teacher
+from gacd.methods.base import check_same_classes
+from gacd.models.base import Backbone
+from gacd.models.checkpoints import load_weights, save_model
+from gacd.report.run import write_run_report
+from gacd.report.tables import comparison_table
+from gacd.storage import read_json, write_json
+from gacd.training.linear import fit_head
+from gacd.training.loop import fit
+
+AFT = "+aft"
+_PLAIN = ("natural", "pgd-at", "trades")
+_SOFT = ("kd", "ard")
+METHOD_NAMES = (*_PLAIN, *_SOFT, "gacd", "gacd" + AFT)
+
+
+class Run:
+    """One run folder: its data, its threat model, and the stages that every command is made of."""
+
+    def __init__(self, cfg: c.Run) -> None:
+        self.cfg = cfg
+        for name in cfg.evaluation.attacks:
+            parse_attack(name)
+        self.threat = build.threat(cfg.threat)
+        self.fabric: Fabric = build.fabric(cfg.fabric)
+        self.splits: Splits = build.splits(cfg.data, cfg.seed)
+        claim(cfg.out, cfg)
+        self.records: list[dict[str, Any]] = []
+
+    def train(
+        self,
+        name: str,
+        method: str,
+        model: Backbone,
+        architecture: str,
+        training: c.Training,
+        *,
+        teacher: Teacher | None = None,
+        options: dict[str, Any] | None = None,
+    ) -> float:
+        """Train `model` in the stage folder `name` and keep it there; returns its seconds."""
+        out = self.cfg.out / name
+        built = build.method(
+            method,
+            model,
+            build.attack(training.attack, self.threat),
+            teacher=teacher,
+            options=options,
+        )
+        plan = build.plan(training, self.cfg.data, self.cfg.fabric, self.cfg.seed)
+        summary = fit(self.fabric, built, self.splits, plan, out=out, name=name)
+        self.keep(out, model, architecture, method)
+        return summary.seconds
+
+    def keep(self, out: Path, model: Backbone, architecture: str, method: str) -> None:
+        """Write `model.safetensors`, which evaluates and fine-tunes anywhere."""
+        if self.fabric.is_global_zero and not (out / "model.safetensors").is_file():
+            meta = {"architecture": architecture, "method": method, "seed": self.cfg.seed}
+            save_model(out / "model.safetensors", model, meta)
+
+    def measure(
+        self, name: str, label: str, method: str, model: Backbone, role: str, seconds: float
+    ) -> None:
+        """Attack a finished model and write its record; done once per stage folder."""
+        out = self.cfg.out / name
+        path = out / "record.json"
+        if path.is_file():
+            self.records.append(read_json(path))
+            return
+        if not self.fabric.is_global_zero:
+            return
+        cfg = self.cfg.evaluation
+        model = model.to(self.fabric.device)
+        test = self.splits.test.to(self.fabric.device)
+        print(f"{name}: evaluation on {len(test)} test images", flush=True)
+        found = evaluate(
+            model,
+            test,
+            attacks=cfg.attacks,
+            threat=self.threat,
+            step_size=None if cfg.step_size is None else c.fraction(cfg.step_size),
+            batch_size=cfg.batch_size,
+            seed=self.cfg.seed,
+            autoattack_limit=cfg.autoattack_limit,
+            cache=out / "evaluation",
+        )
+        curve = epsilon_curve(
+            model,
+            test,
+            eps_values=[c.fraction(e) for e in cfg.eps_curve],
+            threat=self.threat,
+            batch_size=cfg.batch_size,
+            seed=self.cfg.seed,
+            cache=out / "evaluation",
+        )
+        found.save(out / "outcomes.safetensors")
+        table = found.to_record()
+        record = make_record(
+            model=label,
+            method=method,
+            dataset=self.splits.test.name,
+            seed=self.cfg.seed,
+            config=asdict(self.cfg),
+            evaluation=found,
+            extra={
+                "role": role,
+                "parameters": sum(p.numel() for p in model.parameters()),
+                "train_seconds": round(seconds, 1),
+                "intervals": {k: [v["low"], v["high"]] for k, v in table.items()},
+                **{f"{k}_n": v["n"] for k, v in table.items() if v["n"] != found.n},
+                "eps_curve": [list(point) for point in curve],
+            },
+        )
+        write_json(path, record)
+        self.records.append(record)
+
+    def finish(self, title: str) -> None:
+        """Write `results.json` and `report.html`, and print the table."""
+        if not self.fabric.is_global_zero:
+            return
+        write_json(self.cfg.out / "results.json", [summary(r) for r in self.records])
+        write_run_report(self.cfg.out, title)
+        from rich.console import Console
+
+        console = Console()
+        console.print(comparison_table([summary(r) for r in self.records], caption=title).terminal())
+        console.print(f"results: {self.cfg.out / 'results.json'}")
+        console.print(f"report:  {self.cfg.out / 'report.html'}")
+
+
+def summary(record: dict[str, Any]) -> dict[str, Any]:
+    """The line of `results.json` that stands for a whole record."""
+    skipped = ("evaluation", "config", "environment", "settings", "seconds", "eps_curve")
+    return {k: v for k, v in record.items() if k not in skipped}
+
+
+def train(cfg: c.Train) -> None:
+    """Train one network and evaluate it."""
+    run = Run(cfg)
+    model = build.model(cfg.model, run.splits.train, seed=cfg.seed)
+    options = asdict(cfg.trades) if cfg.method == "trades" else None
+    seconds = run.train(
+        cfg.method, cfg.method, model, cfg.model, cfg.training, options=options
+    )
+    run.measure(cfg.method, cfg.model, cfg.method, model, "student", seconds)
+    run.finish(f"{cfg.method} on {run.splits.test.name}")
+
+
+def finetune(cfg: c.Finetune) -> None:
+    """Fine-tune a saved network adversarially and evaluate it."""
+    model, name = _checkpoint(cfg.checkpoint, cfg.model, run := Run(cfg))
+    method = "finetuned"
+    options = asdict(cfg.trades) if cfg.method == "trades" else None
+    seconds = run.train(method, cfg.method, model, name, cfg.training, options=options)
+    run.measure(method, name, cfg.method + " fine-tuned", model, "student", seconds)
+    run.finish(f"{name}, fine-tuned on {run.splits.test.name}")
+
+
+def evaluate_checkpoint(cfg: c.Evaluate) -> None:
+    """Attack a saved network."""
+    model, name = _checkpoint(cfg.checkpoint, cfg.model, run := Run(cfg))
+    assert cfg.checkpoint is not None
+    run.measure("model", name, cfg.checkpoint.stem, model, "student", 0.0)
+    run.finish(f"{cfg.checkpoint.name} on {run.splits.test.name}")
+
+
+def distill(cfg: c.Distill, title: str = "") -> None:
+    """From a teacher to evaluated students: every row of the table, each from its own stages."""
+    for method in cfg.methods:
+        if method not in METHOD_NAMES:
+            raise unknown("method", method, METHOD_NAMES)
+    run = Run(cfg)
+    teacher, teacher_name, seconds = _teacher(run, cfg)
+    run.measure("teacher", teacher_name, cfg.teacher.method, teacher, "teacher", seconds)
+    for method in cfg.methods:
+        student, seconds = _student(run, cfg, method, Teacher(teacher))
+        role = "undefended" if method == "natural" else "student"
+        run.measure(method, cfg.student, method, student, role, seconds)
+    run.finish(title or f"{teacher_name} to {cfg.student} on {run.splits.test.name}")
+
+
+def report(cfg: c.Report) -> None:
+    """Draw the report of a run folder anew from its records."""
+    write_run_report(cfg.out, f"Run {cfg.out.name}")
+    print(f"report: {cfg.out / 'report.html'}")
+
+
+def claim(out: Path, cfg: c.Run) -> None:
+    """Make `out` this run's folder, or refuse the folder of another run.
+
+    Raises:
+        UserError: `out` holds a run with another configuration (the first difference is named), or
+            files that are of no run.
+    """
+    ours = without_paths(asdict(cfg))
+    del ours["out"]
+    path = out / "run.json"
+    if path.is_file():
+        theirs = read_json(path)
+        different = [k for k in _flat(ours) if _flat(ours)[k] != _flat(theirs).get(k)]
+        if different:
+            key = different[0]
+            raise UserError(
+                f"{out} holds another run ({key} is {_flat(theirs).get(key)} there and "
+                f"{_flat(ours)[key]} here): choose another --out, or delete that folder"
+            )
+        return
+    if out.is_dir() and any(out.iterdir()):
+        raise UserError(f"{out} holds files that are of no run: choose another --out")
+    write_json(path, ours)
+
+
+def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
+def _checkpoint(path: Path | None, name: str | None, run: Run) -> tuple[Backbone, str]:
+    if path is None:
+        raise UserError("which model? give --checkpoint FILE, a .safetensors of gacd or a public .pt")
+    data = run.splits.train
+    return build.from_checkpoint(
+        path, name, num_classes=data.num_classes, channels=data.channels
+    )
+
+
+def _teacher(run: Run, cfg: c.Distill) -> tuple[Backbone, str, float]:
+    data = run.splits.train
+    if cfg.teacher.checkpoint is not None:
+        teacher, name = build.from_checkpoint(
+            cfg.teacher.checkpoint,
+            None if cfg.teacher.checkpoint.suffix == ".safetensors" else cfg.teacher.model,
+            num_classes=data.num_classes,
+            channels=data.channels,
+        )
+        return teacher.to(run.fabric.device), name, 0.0
+    teacher = build.model(cfg.teacher.model, data, seed=cfg.seed)
+    options = asdict(cfg.trades) if cfg.teacher.method == "trades" else None
+    seconds = run.train(
+        "teacher", cfg.teacher.method, teacher, cfg.teacher.model, cfg.teacher.training,
+        options=options,
+    )  # fmt: skip
+    return teacher, cfg.teacher.model, seconds
+
+
+def _student(
+    run: Run, cfg: c.Distill, method: str, teacher: Teacher
+) -> tuple[Backbone, float]:
+    """The finished student of one row, and the seconds of training that it took."""
+    student = build.model(cfg.student, run.splits.train, seed=cfg.seed + 1)
+    check_same_classes(student, teacher.module)
+    if method in _PLAIN:
+        options = asdict(cfg.trades) if method == "trades" else None
+        return student, run.train(
+            method, method, student, cfg.student, cfg.training, options=options
+        )
+    if method in _SOFT:
+        options = asdict(getattr(cfg, method))
+        return student, run.train(
+            method, method, student, cfg.student, cfg.training, teacher=teacher, options=options
+        )
+    seconds = _gacd(run, cfg, student, teacher)
+    if method.endswith(AFT):
+        seconds += run.train(method, "pgd-at", student, cfg.student, cfg.finetune)
+    return student, seconds
+
+
+def _gacd(run: Run, cfg: c.Distill, student: Backbone, teacher: Teacher) -> float:
+    """Anchor bank, contrastive distillation, linear layer: stages that gacd and gacd+aft share."""
+    options = asdict(cfg.gacd)
+    bank = _bank(run, teacher, options.pop("anchors"))
+    seconds = run.train(
+        "gacd/features", "gacd", student, cfg.student, cfg.distillation, teacher=teacher,
+        options={**options, "bank": bank, "seed": cfg.seed},
+    )  # fmt: skip
+    student.requires_grad_(True)
+    folder = run.cfg.out / "gacd" / "linear"
+    path = folder / "model.safetensors"
+    if not path.is_file():
+        started = time.monotonic()
+        print("gacd/linear: fitting the linear layer on frozen features", flush=True)
+        fit = fit_head(student, run.splits)
+        run.keep(folder, student, cfg.student, "gacd")
+        seconds += time.monotonic() - started
+        write_json(folder / "done.json", asdict(fit))
+    run.fabric.barrier()
+    load_weights(student, path)
+    return seconds
+
+
+def _bank(run: Run, teacher: Teacher, dtype: str) -> AnchorBank:
+    train = run.splits.train.to(run.fabric.device)
+    made_of = Fingerprint(
+        teacher=model_fingerprint(teacher.module),
+        data=train.fingerprint(),
+        preprocessing=f"none, {dtype}",
+    )
+    path = run.cfg.out / "anchors.safetensors"
+    if not path.is_file() and run.fabric.is_global_zero:
+        batches = iterate(train, 512, shuffle=False, seed=0, epoch=0, drop_last=False)
+        AnchorBank.build(
+            teacher.module, batches, size=len(train), fingerprint=made_of, dtype=dtype
+        ).save(path)
+    run.fabric.barrier()
+    return AnchorBank.load(path, expected=made_of, device=run.fabric.device)

@@ -1,0 +1,267 @@
+"""The one training loop. It knows no method: it steps, averages, validates, guards and resumes."""
+
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any, Literal, cast
+
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor
+from torch.optim import SGD
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from gacd.data.batches import iterate, keyed_generator, steps_per_epoch
+from gacd.data.dataset import Splits
+from gacd.errors import UserError
+from gacd.methods.base import Method
+from gacd.progress import progress
+from gacd.storage import append_json_line, load_tensors, read_json, save_tensors, write_json
+from gacd.training.schedules import learning_rate
+from gacd.training.state import load_state, save_state
+from gacd.training.validation import validate
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
+
+_GUARD_EVERY = 25  # steps between looks at the guard: each look waits for the device
+_ATTACK = 1  # keeps the attacks' random numbers apart from the augmentation's
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """How a stage trains: SGD with Nesterov momentum, one learning rate for everything.
+
+    `ema` is the decay of the weight average that is validated and kept (0: none); `select` says
+    which checkpoint is kept; `pad` and `flip` are the augmentation.
+    """
+
+    epochs: int
+    batch_size: int
+    lr: float
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    schedule: str = "cosine"
+    warmup: float = 0.0
+    ema: float = 0.0
+    clip_norm: float = 5.0
+    select: Literal["robust", "natural", "last"] = "robust"
+    pad: int = 0
+    flip: bool = False
+    seed: int = 0
+    compile: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Summary:
+    """What a finished stage was: the checkpoint kept, its validation accuracies, the cost."""
+
+    selected_epoch: int
+    val_natural: float
+    val_robust: float
+    seconds: float
+    images: int
+
+
+def fit(
+    fabric: Fabric, method: Method, splits: Splits, plan: Plan, *, out: Path, name: str
+) -> Summary:
+    """Train `method` on `splits.train`; leave in it the weights that validation chose.
+
+    Writes into `out`: `log.jsonl` and TensorBoard events (a row an epoch), `checkpoint.safetensors`
+    (the whole state, each epoch and on Ctrl-C), `best.safetensors` and, at the end, `done.json`.
+    Called again, it continues from the last checkpoint to the same bits, or, if done, only loads.
+
+    Raises:
+        UserError: the loss or the gradient is no longer finite; the message names the remedy.
+        KeyboardInterrupt: after Ctrl-C, once the checkpoint is written.
+    """
+    method.to(fabric.device, memory_format=torch.channels_last)
+    finished, best = out / "done.json", out / "best.safetensors"
+    if finished.is_file():
+        method.load_state_dict(load_tensors(best)[0])
+        return Summary(**read_json(finished))
+
+    parameters = [p for p in method.parameters() if p.requires_grad]
+    optimizer = SGD(
+        parameters, plan.lr, plan.momentum, weight_decay=plan.weight_decay, nesterov=plan.momentum > 0
+    )
+    average = _averaged(method, plan.ema) if plan.ema else None
+    kept: Method = average.module if average is not None else method
+    train, val = splits.train.to(fabric.device), splits.val.to(fabric.device)
+    steps = steps_per_epoch(
+        len(train.labels), plan.batch_size, drop_last=True, world_size=fabric.world_size
+    )
+
+    meta: dict[str, Any] = {"epoch": 0, "step": 0, "best": None, "seconds": 0.0, "sums": {}}
+    state = out / "checkpoint.safetensors"
+    if state.is_file():
+        meta = load_state(state, method, average, optimizer)
+    sums = {k: (torch.tensor(v, device=fabric.device), n) for k, (v, n) in meta["sums"].items()}
+
+    if plan.compile:
+        method.student.forward_features = torch.compile(method.student.forward_features)  # type: ignore[method-assign]
+    step_module, step_optimizer = fabric.setup(method, optimizer)
+    started = time.monotonic() - meta["seconds"]
+
+    def save(epoch: int, step: int) -> None:
+        meta.update(epoch=epoch, step=step, seconds=time.monotonic() - started)
+        meta["sums"] = {k: (float(v), n) for k, (v, n) in sums.items()}
+        if fabric.is_global_zero:
+            save_state(state, method, average, optimizer, meta)
+        fabric.barrier()
+
+    total = plan.epochs * steps * plan.batch_size * fabric.world_size
+    shown = fabric.is_global_zero
+    with (
+        progress(total, name, enabled=shown) as bar,
+        _tensorboard(out, enabled=shown) as board,
+        _interruptible() as interrupted,
+    ):
+        bar.advance((meta["epoch"] * steps + meta["step"]) * plan.batch_size * fabric.world_size)
+        finite = torch.ones((), dtype=torch.bool, device=fabric.device)
+        for epoch in range(meta["epoch"], plan.epochs):
+            first = meta["step"] if epoch == meta["epoch"] else 0
+            method.train()
+            batches = iterate(
+                train,
+                plan.batch_size,
+                shuffle=True,
+                seed=plan.seed,
+                epoch=epoch,
+                start=first,
+                drop_last=True,
+                pad=plan.pad,
+                flip=plan.flip,
+                rank=fabric.global_rank,
+                world_size=fabric.world_size,
+            )
+            for step, batch in enumerate(batches, start=first):
+                for group in optimizer.param_groups:
+                    group["lr"] = _rate(plan, epoch, step, steps)
+                generator = keyed_generator(
+                    fabric.device, _ATTACK, plan.seed, epoch, step, fabric.global_rank
+                )
+                loss = step_module(batch, generator)
+                fabric.backward(loss.total)
+                norm = fabric.clip_gradients(
+                    step_module, step_optimizer, max_norm=plan.clip_norm, error_if_nonfinite=False
+                )
+                step_optimizer.step()
+                optimizer.zero_grad()
+                if average is not None:
+                    average.update_parameters(method)
+
+                seen = loss.total.detach()
+                assert isinstance(norm, Tensor)
+                finite &= seen.isfinite() & norm.isfinite()
+                _add(sums, {"loss": seen, "grad_norm": norm.detach(), **loss.parts})
+                bar.advance(plan.batch_size * fabric.world_size, epoch=epoch + 1, loss=seen)
+                if (step + 1) % _GUARD_EVERY == 0 or step + 1 == steps:
+                    _guard(finite, epoch, state)
+                if interrupted.is_set():
+                    _guard(finite, epoch, state)
+                    save(epoch, step + 1)
+                    raise KeyboardInterrupt
+
+            scores = validate(fabric, kept, val, method.attack.threat, seed=plan.seed)
+            means = {k: float(v) / n for k, (v, n) in sums.items()}
+            sums.clear()
+            row = {
+                "epoch": epoch + 1,
+                "lr": _rate(plan, epoch, steps - 1, steps),
+                **means,
+                **scores,
+                "seconds": time.monotonic() - started,
+            }
+            score = epoch if plan.select == "last" else scores[f"val_{plan.select}"]
+            if meta["best"] is None or score >= meta["best"]["score"]:
+                meta["best"] = {"score": score, "epoch": epoch + 1, **scores}
+                if shown:
+                    save_tensors(best, kept.state_dict(), meta["best"])
+            if shown:
+                append_json_line(out / "log.jsonl", row)
+                for key, value in row.items():
+                    board.add_scalar(key, value, epoch + 1)
+                bar.advance(0, **scores)
+            save(epoch + 1, 0)
+
+    chosen = meta["best"]
+    summary = Summary(
+        selected_epoch=chosen["epoch"],
+        val_natural=chosen["val_natural"],
+        val_robust=chosen["val_robust"],
+        seconds=time.monotonic() - started,
+        images=total,
+    )
+    if shown:
+        write_json(finished, asdict(summary))
+        state.unlink()
+    fabric.barrier()
+    method.load_state_dict(load_tensors(best)[0])
+    return summary
+
+
+def _rate(plan: Plan, epoch: int, step: int, steps: int) -> float:
+    """The learning rate in the middle of a step."""
+    progress = (epoch * steps + step + 0.5) / (plan.epochs * steps)
+    return learning_rate(progress, peak=plan.lr, schedule=plan.schedule, warmup=plan.warmup)
+
+
+def _averaged(method: Method, decay: float) -> AveragedModel:
+    """The running average of all weights and BatchNorm statistics."""
+    average = AveragedModel(method, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
+    average.requires_grad_(False)
+    return average
+
+
+def _add(sums: dict[str, tuple[Tensor, int]], values: dict[str, Tensor]) -> None:
+    for name, value in values.items():
+        before, n = sums.get(name, (torch.zeros((), device=value.device), 0))
+        sums[name] = (before + value, n + 1)
+
+
+def _guard(finite: Tensor, epoch: int, state: Path) -> None:
+    if not bool(finite):
+        back = f"; {state} holds the end of epoch {epoch}" if state.is_file() else ""
+        raise UserError(
+            f"the loss or its gradient became infinite or NaN in epoch {epoch + 1}: lower training.lr, "
+            f"or set fabric.precision to 32-true{back}"
+        )
+
+
+@contextmanager
+def _tensorboard(out: Path, *, enabled: bool) -> "Iterator[SummaryWriter]":
+    """A writer of TensorBoard events; only the first rank ever uses it."""
+    if not enabled:
+        yield cast("SummaryWriter", None)
+        return
+    from torch.utils.tensorboard import SummaryWriter
+
+    with SummaryWriter(str(out)) as writer:
+        yield writer
+
+
+@contextmanager
+def _interruptible() -> Iterator[threading.Event]:
+    """Turn the first Ctrl-C into a flag that is read between steps; a second one stops at once."""
+    flag = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield flag
+        return
+    before = signal.getsignal(signal.SIGINT)
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        flag.set()
+        signal.signal(signal.SIGINT, before)
+
+    signal.signal(signal.SIGINT, handle)
+    try:
+        yield flag
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -1,0 +1,21 @@
+"""Learning rates as pure functions of progress."""
+
+import math
+
+
+def learning_rate(progress: float, *, peak: float, schedule: str, warmup: float) -> float:
+    """The learning rate at `progress` in [0, 1) through training.
+
+    cosine: peak (1 + cos(pi p)) / 2; one-cycle: a triangle that peaks at `warmup` (at least 0.3) and
+    ends at 0 (Smith 2018); constant: the peak. A linear rise over the first `warmup` share comes first.
+    """
+    if schedule == "one-cycle":
+        warmup = max(warmup, 0.3)
+    if progress < warmup:
+        return peak * progress / warmup
+    rest = (progress - warmup) / (1 - warmup)
+    if schedule == "cosine":
+        return peak * (1 + math.cos(math.pi * rest)) / 2
+    if schedule == "one-cycle":
+        return peak * (1 - rest)
+    return peak

@@ -1,0 +1,47 @@
+"""A training run's whole state as one safetensors file, and back, to the same bits."""
+
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+from torch.optim import SGD
+
+from gacd.storage import load_tensors, save_tensors
+
+
+def save_state(
+    path: Path, method: nn.Module, average: nn.Module | None, optimizer: SGD, meta: dict[str, Any]
+) -> None:
+    """Write the networks, their running average, the momentum and the counters in `meta`."""
+    tensors: dict[str, Tensor] = {f"method.{k}": v for k, v in method.state_dict().items()}
+    if average is not None:
+        tensors |= {f"average.{k}": v for k, v in average.state_dict().items()}
+    for i, parameter in enumerate(_parameters(optimizer)):
+        momentum = optimizer.state[parameter].get("momentum_buffer")
+        if momentum is not None:
+            tensors[f"momentum.{i}"] = momentum
+    save_tensors(path, tensors, meta)
+
+
+def load_state(
+    path: Path, method: nn.Module, average: nn.Module | None, optimizer: SGD
+) -> dict[str, Any]:
+    """Put back what `save_state` wrote; returns its `meta`."""
+    tensors, meta = load_tensors(path)
+    method.load_state_dict(_under("method.", tensors))
+    if average is not None:
+        average.load_state_dict(_under("average.", tensors))
+    for i, parameter in enumerate(_parameters(optimizer)):
+        momentum = tensors.get(f"momentum.{i}")
+        if momentum is not None:
+            # clone of the parameter's own layout: the sums that follow then round the same way
+            optimizer.state[parameter]["momentum_buffer"] = parameter.detach().clone().copy_(momentum)
+    return meta
+
+
+def _parameters(optimizer: SGD) -> list[nn.Parameter]:
+    return [p for group in optimizer.param_groups for p in group["params"]]
+
+
+def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}

@@ -67,6 +67,9 @@ class AnchorBank:
     def __len__(self) -> int:
         return len(self.features_MD)
 
+    def __deepcopy__(self, memo: dict[int, object]) -> "AnchorBank":
+        return self  # constant, and large: copies of a method that holds it share it
+
     @classmethod
     def build(
         cls,
@@ -229,11 +232,11 @@ def principal_projection(
             f"a projection to {width} principal components needs features at least as wide, "
             f"not {features_MD.shape[1]}"
         )
-    total, second = 0.0, 0.0
+    wide_D = features_MD.new_zeros(features_MD.shape[1], dtype=torch.float64)
+    total, second = wide_D, wide_D.new_zeros(len(wide_D), len(wide_D))
     for start in range(0, len(features_MD), 8192):
         chunk = features_MD[start : start + 8192].double()
         total, second = total + chunk.sum(0), second + chunk.T @ chunk
-    assert isinstance(total, Tensor) and isinstance(second, Tensor)
     mean_D = total / len(features_MD)
     covariance_DD = second / len(features_MD) - mean_D[:, None] * mean_D
     weight_ED = torch.linalg.eigh(covariance_DD).eigenvectors[:, -width:].flip(1).T

@@ -2,6 +2,7 @@
 
 import math
 
+import torch
 from torch import Tensor
 
 
@@ -31,8 +32,8 @@ def eq9(
     k: int,
     size: int,
     temperature: float,
-) -> list[float]:
-    """Minus Eq. 9, image by image: -w_i log h(t_i, s_i) - k E_{j: y_j != y_i}[w_j log(1 - h(t_j, s_i))]."""
+) -> Tensor:
+    """Minus Eq. 9: -w_i log h(t_i, s_i) - k E_{j: y_j != y_i}[w_j log(1 - h(t_j, s_i))]."""
     losses = []
     for i, s in enumerate(student_BE.double()):
         positive = float(positive_BE[i].double() @ s)
@@ -45,4 +46,24 @@ def eq9(
         if terms:
             loss -= k * sum(terms) / len(terms)
         losses.append(loss)
-    return losses
+    return torch.tensor(losses, dtype=torch.float64)
+
+
+def crd(
+    query_BE: Tensor,
+    candidates_BJE: Tensor,
+    weights_BJ: Tensor,
+    log_z: float,
+    size: int,
+    temperature: float,
+) -> Tensor:
+    """Eq. 17 of CRD with a pair's weight on each term; the first candidate is the positive."""
+    losses = []
+    for query, candidates, weights in zip(query_BE, candidates_BJE, weights_BJ, strict=True):
+        k = len(candidates) - 1
+        probabilities = [h(float(c @ query), log_z, k, size, temperature) for c in candidates]
+        loss = -float(weights[0]) * math.log(probabilities[0])
+        for weight, probability in zip(weights[1:], probabilities[1:], strict=True):
+            loss -= float(weight) * math.log(1 - probability)
+        losses.append(loss)
+    return torch.tensor(losses, dtype=torch.float64)

@@ -1,14 +1,16 @@
 """The GACD estimate, InfoNCE and CRD's NCE: plain tensors in, one loss per image out.
 
-Notation: s_i is the student's embedding of image i, t_j the teacher's of anchor j, both of length 1;
-T a temperature, N the size of the data set the anchors stand for, k the negatives per positive:
+Notation: s_i is the student's embedding of image i, t_j the teacher's of anchor j, both of length
+1; T a temperature, N the size of the data set the anchors stand for, k the negatives per positive:
 
     h_ij = sigmoid(t_j.s_i / T - log Z_i - log(k / N))      the estimated q(C=1 | t_j, s_i)
 
-The anchors are whatever the caller has at hand: all N of a bank (the estimator `exact`) or some drawn
-from it (`sampled`). They come ready, [M, E] of length 1, or as raw teacher features [M, D] with the
-weights of a linear projection, which is then applied, normalised and differentiated as part of the
-loss. Products are computed in the anchors' dtype, all that follows in float32 at least.
+The anchors are whatever the caller has at hand: all N of a bank (the estimator `exact`) or some
+drawn from it (`sampled`). They come ready, [M, E] of length 1, or as raw teacher features [M, D]
+with the weights of a linear projection, which is then applied, normalised and differentiated as
+part of the loss; the anchors themselves are constants. Products are computed in the anchors' dtype
+(float16 ones are widened), all that follows in float32 at least, under any autocast. The [B, M]
+matrix of scores is never formed (`fused`).
 """
 
 import math
@@ -19,6 +21,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from gacd.errors import UserError
+from gacd.losses.fused import AnchorChunks, Pairs, at_least_float32, log_sum_exp, softplus_sum
 from gacd.shapes import Labels, PerSample
 
 Embeddings = Float[Tensor, "B E"]
@@ -81,28 +84,30 @@ def gacd_loss(
     Raises:
         UserError: on a temperature or a k that is not positive, or on shapes that do not fit.
 
-    Source: Bai et al. 2020 (arXiv:2009.09922), Eq. 7 to 10; Z as in Tian et al. 2020, Eq. 18 and 19.
+    Source: Bai et al. 2020 (arXiv:2009.09922), Eq. 7 to 10; Z as in CRD's code.
     """
-    size = _check(student_BE, anchors_MD, projection_weight_ED, temperature, dataset_size)
     if negatives < 1:
         raise UserError(f"negatives must be at least 1, not {negatives}")
-    scores_BM = _scores(
-        student_BE, anchors_MD, projection_weight_ED, projection_bias_E, temperature
+    chunks, size = _chunks(
+        student_BE,
+        anchors_MD,
+        projection_weight_ED,
+        projection_bias_E,
+        temperature,
+        dataset_size,
     )
     positive_B = _positive_scores(student_BE, positive_BE, temperature)
-    own_BM = _own(index_B, anchor_index_M, anchors_MD.shape[0])
     if log_z is None:
-        log_z = _log_partition(scores_BM, positive_B, own_BM, size)
-        log_z = log_z if z_gradient else log_z.detach()
-    offset = log_z + math.log(negatives / size)
-    other_BM = labels_B[:, None] != anchor_labels_M
-    silent_BM = other_BM.to(scores_BM.dtype)
-    if anchor_weights_M is not None:
-        silent_BM = silent_BM * anchor_weights_M.to(scores_BM.dtype)
-    scale_B = negatives / other_BM.sum(1).clamp(min=1)
-    negative_B = scale_B * (silent_BM * F.softplus(scores_BM - offset.reshape(-1, 1))).sum(1)
-    loss_B = F.softplus(offset - positive_B)
-    return (loss_B if weights_B is None else weights_B * loss_B) + negative_B
+        own = Pairs(temperature, *_own(index_B, anchor_index_M, anchors_MD))
+        with torch.set_grad_enabled(z_gradient and torch.is_grad_enabled()):
+            log_z = _log_partition(student_BE, positive_B, chunks, own, size)
+    offset_B = (log_z + math.log(negatives / size)).expand(len(student_BE)).to(chunks.wide)
+    same = Pairs(temperature, labels_B, anchor_labels_M)
+    sum_B, count_B = softplus_sum(student_BE, offset_B, chunks, same, anchor_weights_M)
+    loss_B = F.softplus(offset_B - positive_B)
+    if weights_B is not None:
+        loss_B = weights_B * loss_B
+    return loss_B + sum_B * (negatives / count_B.clamp(min=1))
 
 
 def info_nce(
@@ -123,13 +128,18 @@ def info_nce(
 
     Source: van den Oord et al. 2018 (arXiv:1807.03748), Eq. 4.
     """
-    size = _check(student_BE, anchors_MD, projection_weight_ED, temperature, dataset_size)
-    scores_BM = _scores(
-        student_BE, anchors_MD, projection_weight_ED, projection_bias_E, temperature
+    log_z_B = log_partition(
+        student_BE,
+        positive_BE,
+        anchors_MD,
+        index_B=index_B,
+        anchor_index_M=anchor_index_M,
+        projection_weight_ED=projection_weight_ED,
+        projection_bias_E=projection_bias_E,
+        temperature=temperature,
+        dataset_size=dataset_size,
     )
-    positive_B = _positive_scores(student_BE, positive_BE, temperature)
-    own_BM = _own(index_B, anchor_index_M, anchors_MD.shape[0])
-    return _log_partition(scores_BM, positive_B, own_BM, size) - positive_B
+    return log_z_B - _positive_scores(student_BE, positive_BE, temperature)
 
 
 def log_partition(
@@ -154,13 +164,17 @@ def log_partition(
     positive stands in for it, so a sample of anchors need not contain it. All anchors at hand, N of
     them, give Z itself.
     """
-    size = _check(student_BE, anchors_MD, projection_weight_ED, temperature, dataset_size)
-    scores_BM = _scores(
-        student_BE, anchors_MD, projection_weight_ED, projection_bias_E, temperature
+    chunks, size = _chunks(
+        student_BE,
+        anchors_MD,
+        projection_weight_ED,
+        projection_bias_E,
+        temperature,
+        dataset_size,
     )
     positive_B = _positive_scores(student_BE, positive_BE, temperature)
-    own_BM = _own(index_B, anchor_index_M, anchors_MD.shape[0])
-    return _log_partition(scores_BM, positive_B, own_BM, size)
+    own = Pairs(temperature, *_own(index_B, anchor_index_M, anchors_MD))
+    return _log_partition(student_BE, positive_B, chunks, own, size)
 
 
 def nce(
@@ -172,7 +186,7 @@ def nce(
     weights_BJ: Float[Tensor, "B J"] | None = None,
     temperature: float = 0.07,
 ) -> PerSample:
-    """CRD's NCE with negatives of each image's own, the first candidate being the positive, in nats.
+    """CRD's NCE: every image has candidates of its own, the first its positive; in nats.
 
     l_i = - w_i0 log h_i0 - sum_{j=1..k} w_ij log(1 - h_ij),    k = J - 1
 
@@ -183,7 +197,7 @@ def nce(
     """
     scores_BJ = torch.bmm(candidates_BJE, query_BE.to(candidates_BJE.dtype)[:, :, None])[:, :, 0]
     k = candidates_BJE.shape[1] - 1
-    logits_BJ = _at_least_float32(scores_BJ) / temperature - log_z - math.log(k / dataset_size)
+    logits_BJ = at_least_float32(scores_BJ) / temperature - log_z - math.log(k / dataset_size)
     signs_J = torch.ones(k + 1, dtype=logits_BJ.dtype, device=logits_BJ.device)
     signs_J[0] = -1
     losses_BJ = F.softplus(signs_J * logits_BJ)
@@ -240,15 +254,18 @@ def project_anchors(
         return F.normalize(F.linear(features_MD, weight_ED.to(features_MD.dtype), bias), dim=1)
 
 
-def _check(
+def _chunks(
     student_BE: Tensor,
     anchors_MD: Tensor,
     weight_ED: Tensor | None,
+    bias_E: Tensor | None,
     temperature: float,
     dataset_size: int | None,
-) -> int:
+) -> tuple[AnchorChunks, int]:
     if not temperature > 0:
         raise UserError(f"temperature must be above 0, not {temperature}")
+    if anchors_MD.requires_grad:
+        raise UserError("anchors are constants: detach them, or pass raw features and a projection")
     width = anchors_MD.shape[1] if weight_ED is None else weight_ED.shape[0]
     if width != student_BE.shape[1]:
         raise UserError(
@@ -258,47 +275,27 @@ def _check(
     size = anchors_MD.shape[0] if dataset_size is None else dataset_size
     if size < 1:
         raise UserError(f"dataset_size must be at least 1, not {size}")
-    return size
-
-
-def _at_least_float32(x: Tensor) -> Tensor:
-    return x if x.dtype == torch.float64 else x.float()
+    return AnchorChunks(anchors_MD, weight_ED, bias_E), size
 
 
 def _positive_scores(student_BE: Tensor, positive_BE: Tensor, temperature: float) -> Tensor:
-    pair_B = (_at_least_float32(student_BE) * _at_least_float32(positive_BE)).sum(1)
-    return pair_B / temperature
+    return (at_least_float32(student_BE) * at_least_float32(positive_BE)).sum(1) / temperature
 
 
-def _scores(
-    student_BE: Tensor,
-    anchors_MD: Tensor,
-    weight_ED: Tensor | None,
-    bias_E: Tensor | None,
-    temperature: float,
-) -> Tensor:
-    anchors_MD = _at_least_float32(anchors_MD)
-    if weight_ED is not None:
-        bias_E = None if bias_E is None else bias_E.to(anchors_MD.dtype)
-        anchors_MD = F.normalize(
-            F.linear(anchors_MD, weight_ED.to(anchors_MD.dtype), bias_E), dim=1
-        )
-    return student_BE.to(anchors_MD.dtype) @ anchors_MD.T / temperature
-
-
-def _own(index_B: Tensor | None, anchor_index_M: Tensor | None, anchors: int) -> Tensor | None:
-    if index_B is None:
-        return None
-    if anchor_index_M is None:
-        anchor_index_M = torch.arange(anchors, device=index_B.device)
-    return index_B[:, None] == anchor_index_M
+def _own(
+    index_B: Tensor | None, anchor_index_M: Tensor | None, anchors_MD: Tensor
+) -> tuple[Tensor | None, Tensor | None]:
+    if index_B is not None and anchor_index_M is None:
+        anchor_index_M = torch.arange(len(anchors_MD), device=index_B.device)
+    return index_B, anchor_index_M
 
 
 def _log_partition(
-    scores_BM: Tensor, positive_B: Tensor, own_BM: Tensor | None, size: int
+    student_BE: Tensor, positive_B: Tensor, chunks: AnchorChunks, own: Pairs, size: int
 ) -> Tensor:
-    if own_BM is None:
-        return scores_BM.logsumexp(1) + math.log(size / scores_BM.shape[1])
-    others_B = (~own_BM).sum(1)
-    lse_B = scores_BM.masked_fill(own_BM, -torch.inf).logsumexp(1)
-    return torch.logaddexp(positive_B, lse_B + ((size - 1) / others_B.clamp(min=1)).log())
+    lse_B, count_B = log_sum_exp(student_BE, chunks, own)
+    if own.key_B is None:
+        return lse_B + math.log(size) - count_B.log()
+    return torch.logaddexp(
+        positive_B, lse_B + math.log(max(size - 1, 1)) - count_B.clamp(min=1).log()
+    )

@@ -1,0 +1,116 @@
+"""How every figure is drawn: one style, a wide and a narrow drawing, bytes at the end.
+
+matplotlib is imported when something is drawn, not before, and pyplot never: its global figures
+would leak between callers.
+"""
+
+import io
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure as Canvas
+
+WIDE, NARROW = 9.0, 3.3
+"""Widths in inches, such that 9 pt text is legible on a desk screen and on a phone of 360 px."""
+INK, QUIET, WRONG = "#1c1b19", "#6b6862", "#b3261e"
+
+_PIXELS = 96  # CSS pixels in an inch
+_STYLE = {
+    "font.family": "DejaVu Sans",
+    "font.size": 9,
+    "text.color": INK,
+    "text.parse_math": False,  # a class may be called $5
+    "axes.titlesize": 9,
+    "axes.titlelocation": "left",
+    "axes.labelcolor": INK,
+    "axes.edgecolor": QUIET,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "#e6e3dc",
+    "grid.linewidth": 0.7,
+    "xtick.color": QUIET,
+    "ytick.color": QUIET,
+    "lines.linewidth": 1.6,
+    "lines.markersize": 5,
+    "legend.frameon": False,
+    "legend.handlelength": 3.2,
+    "figure.facecolor": "white",
+    "svg.fonttype": "path",  # the page needs no font
+    "svg.hashsalt": "gacd",  # the same records give the same bytes
+}
+# Okabe and Ito's colours without the yellow, which is too light for a line on white.
+_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#000000", "#e69f00", "#56b4e9")
+_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+_DASHES = ((0, ()), (0, (5, 2)), (0, (1, 1.2)), (0, (6, 1.5, 1, 1.5)), (0, (8, 2, 2, 2, 2, 2)))
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A finished picture (SVG or PNG), what it shows in words, and a second drawing for phones."""
+
+    image: bytes
+    alt: str
+    caption: str
+    narrow: bytes
+    width: int
+    """The width in CSS pixels at which the text of `image` has its intended size."""
+
+    @property
+    def media_type(self) -> str:
+        """The MIME type of both drawings."""
+        return "image/png" if self.image.startswith(b"\x89PNG") else "image/svg+xml"
+
+
+class LineStyle(NamedTuple):
+    """Three ways to tell a line from the others, of which colour is only one."""
+
+    color: str
+    marker: str
+    linestyle: tuple[float, tuple[float, ...]]
+
+
+def line_style(index: int) -> LineStyle:
+    """The style of the `index`-th line of a figure."""
+    return LineStyle(
+        color=_COLOURS[index % len(_COLOURS)],
+        marker=_MARKERS[index % len(_MARKERS)],
+        linestyle=_DASHES[index % len(_DASHES)],
+    )
+
+
+def draw(
+    drawing: Callable[[bool], "Canvas"],
+    *,
+    alt: str,
+    caption: str,
+    file_format: Literal["svg", "png"] = "svg",
+) -> Figure:
+    """Call `drawing(narrow)` for the desk and for the phone, in the style of this module."""
+    import matplotlib
+
+    with matplotlib.rc_context(_STYLE):
+        wide, narrow = drawing(False), drawing(True)
+        return Figure(
+            image=_render(wide, file_format),
+            alt=alt,
+            caption=caption,
+            narrow=_render(narrow, file_format),
+            width=round(wide.get_figwidth() * _PIXELS),
+        )
+
+
+def canvas(width: float, height: float) -> "Canvas":
+    """An empty drawing; sizes in inches."""
+    from matplotlib.figure import Figure as Canvas
+
+    return Canvas(figsize=(width, height), layout="constrained")
+
+
+def _render(drawn: "Canvas", file_format: str) -> bytes:
+    buffer = io.BytesIO()
+    metadata = {"Date": None} if file_format == "svg" else None
+    drawn.savefig(buffer, format=file_format, dpi=2 * _PIXELS, metadata=metadata)
+    return buffer.getvalue()

@@ -1,0 +1,256 @@
+"""Tables of text: built once from records, shown on a terminal, in Markdown and in HTML."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
+from statistics import fmean, stdev
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from gacd.errors import UserError
+
+if TYPE_CHECKING:
+    from rich.console import Console, ConsoleOptions, RenderableType
+    from rich.table import Table as RichTable
+
+Record = Mapping[str, Any]
+
+ACCURACIES = {"natural": "natural", "pgd20": "PGD-20", "autoattack": "AutoAttack"}
+_MISSING = "–"
+
+
+class Cell(NamedTuple):
+    """What a cell says, and what stands beside it in a quieter voice (an interval, a spread)."""
+
+    text: str
+    aside: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.text} {self.aside}".rstrip()
+
+
+class Column(NamedTuple):
+    """A heading, and whether the column holds numbers (set flush right)."""
+
+    heading: str
+    numeric: bool = False
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of cells under columns, a caption above and notes below; nothing is computed here.
+
+    `rich.print(table)` shows it on a terminal; `markdown()` and `html()` write it.
+    """
+
+    caption: str
+    columns: tuple[Column, ...]
+    rows: tuple[tuple[Cell, ...], ...]
+    notes: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        widths = {len(row) for row in self.rows}
+        if widths - {len(self.columns)}:
+            raise ValueError(f"rows of {sorted(widths)} cells under {len(self.columns)} columns")
+
+    def __rich_console__(
+        self, console: "Console", options: "ConsoleOptions"
+    ) -> "Iterator[RenderableType]":
+        """`rich.print(table)` fits the terminal: where a row is too long, asides go below."""
+        one_line = self._terminal(" ", gap=1)
+        unbounded = options.update(max_width=10_000)
+        fits = console.measure(one_line, options=unbounded).maximum <= options.max_width
+        yield one_line if fits else self._terminal("\n", gap=0)
+
+    def _terminal(self, before_aside: str, gap: int) -> "RichTable":
+        from rich import box
+        from rich.table import Table as RichTable
+        from rich.text import Text
+
+        table = RichTable(
+            title=Text(self.caption, style="bold"),
+            caption=Text("\n".join(self.notes)) if self.notes else None,
+            box=box.SIMPLE_HEAD,
+            title_justify="left",
+            caption_justify="left",
+            pad_edge=False,
+            padding=(0, gap, 0, 0),
+        )
+        for column in self.columns:
+            table.add_column(
+                Text(column.heading),
+                justify="right" if column.numeric else "left",
+                no_wrap=column.numeric,  # half a number misleads, half a name does not
+                overflow="fold",
+            )
+        for row in self.rows:
+            asides = [before_aside + cell.aside if cell.aside else "" for cell in row]
+            cells = zip(row, asides, strict=True)
+            table.add_row(*(Text.assemble(cell.text, (aside, "dim")) for cell, aside in cells))
+        return table
+
+    def markdown(self) -> str:
+        """A GitHub table, its caption and notes as paragraphs."""
+        head = [column.heading for column in self.columns]
+        rule = ["---:" if column.numeric else "---" for column in self.columns]
+        lines = [head, rule, *([str(cell) for cell in row] for row in self.rows)]
+        table = "\n".join("| " + " | ".join(map(_markdown, line)) + " |" for line in lines)
+        return "\n\n".join([self.caption, table, *self.notes]) + "\n"
+
+    def html(self) -> str:
+        """A `<table>` in a container of its own, which scrolls sideways on a narrow screen."""
+        head = "".join(
+            f'<th scope="col"{_numeric(column)}>{escape(column.heading)}</th>'
+            for column in self.columns
+        )
+        body = "\n".join(
+            f'<tr><th scope="row">{_html(row[0])}</th>'
+            + "".join(
+                f"<td{_numeric(column)}>{_html(cell)}</td>"
+                for column, cell in zip(self.columns[1:], row[1:], strict=True)
+            )
+            + "</tr>"
+            for row in self.rows
+        )
+        notes = "".join(f'<p class="note">{escape(note)}</p>\n' for note in self.notes)
+        return (
+            f'<div class="scroll" tabindex="0" role="region" aria-label="{escape(self.caption)}">\n'
+            f"<table>\n<caption>{escape(self.caption)}</caption>\n"
+            f"<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody>\n</table>\n</div>\n{notes}"
+        )
+
+
+def comparison_table(results: Sequence[Record], *, caption: str = "") -> Table:
+    """Accuracies in percent of every model, several seeds of one model gathered in one row.
+
+        one seed:      57.6 [54.0, 61.1]    the interval is the record's own
+        several seeds: 57.6 ± 1.2           mean and sample standard deviation over the seeds
+
+    Each record: `model, method, dataset, seed, n, natural, pgd20, autoattack`; optional `role`
+    (undefended, teacher, student), `parameters`, `autoattack_n`, `seconds`, `intervals` (of
+    [low, high] by accuracy). Rows keep the records' order. No figure is set in bold: which
+    difference decides anything is not for a typeface to say.
+
+    Raises:
+        UserError: no records, a record without a name, or two records of one seed in one row.
+    """
+    groups = _groups(results)
+    several_seeds = any(len(group) > 1 for group in groups)
+    sizes = sorted({_sizes(record) for record in results})
+    columns: list[tuple[Column, list[Cell]]] = []
+
+    def add(heading: str, cells: Iterable[Cell | str], *, numeric: bool = False) -> None:
+        column = [cell if isinstance(cell, Cell) else Cell(cell) for cell in cells]
+        columns.append((Column(heading, numeric), column))
+
+    def given(key: str) -> bool:
+        return any(record.get(key) is not None for record in results)
+
+    datasets = list(dict.fromkeys(str(record["dataset"]) for record in results))
+    if len(datasets) > 1:
+        add("dataset", (str(group[0]["dataset"]) for group in groups))
+    add("method", (_method(group[0]) for group in groups))
+    if len(sizes) > 1:
+        add("n", (_size_text(group) for group in groups), numeric=True)
+    for key, heading in ACCURACIES.items():
+        add(heading, (_accuracy(group, key) for group in groups), numeric=True)
+    add("model", (str(group[0]["model"]) for group in groups))
+    if given("parameters"):
+        add("params", (_count(group[0].get("parameters")) for group in groups), numeric=True)
+    if several_seeds:
+        add("seeds", (str(len(group)) for group in groups), numeric=True)
+    if given("seconds"):
+        add("time", (_seconds(group) for group in groups), numeric=True)
+
+    return Table(
+        caption=caption or f"Accuracy in % on {', '.join(datasets)}",
+        columns=tuple(column for column, _ in columns),
+        rows=tuple(zip(*(cells for _, cells in columns), strict=True)),
+        notes=tuple(_notes(groups, sizes)),
+    )
+
+
+def _groups(results: Sequence[Record]) -> list[list[Record]]:
+    if not results:
+        raise UserError("no results to report: run 'gacd evaluate' first")
+    groups: dict[tuple[object, ...], list[Record]] = {}
+    for record in results:
+        missing = {"model", "method", "dataset", "seed", "n"} - record.keys()
+        if missing:
+            raise UserError(f"results: a record lacks '{min(missing)}': {dict(record)}")
+        key = tuple(record.get(part) for part in ("dataset", "role", "model", "method"))
+        group = groups.setdefault((*key, record.get("parameters")), [])
+        if any(record["seed"] == other["seed"] for other in group):
+            raise UserError(
+                f"results: two records of {record['model']} by {record['method']} with seed "
+                f"{record['seed']}: keep one, or name the models differently"
+            )
+        group.append(record)
+    return list(groups.values())
+
+
+def _method(record: Record) -> Cell:
+    role = record.get("role")
+    return Cell(str(record["method"]), f"({role})" if role else "")
+
+
+def _accuracy(group: Sequence[Record], key: str) -> Cell:
+    values = [float(record[key]) for record in group if record.get(key) is not None]
+    if not values:
+        return Cell(_MISSING)
+    text = f"{fmean(values):.1f}"
+    if len(group) == 1:
+        interval = (group[0].get("intervals") or {}).get(key)
+        return Cell(text, f"[{interval[0]:.1f}, {interval[1]:.1f}]" if interval else "")
+    spread = f"± {stdev(values):.1f}" if len(values) > 1 else ""
+    part = f" ({len(values)} of {len(group)} seeds)" if len(values) < len(group) else ""
+    return Cell(text, (spread + part).strip())
+
+
+def _sizes(record: Record) -> tuple[int, int]:
+    """How many images the figures stand on: all attacks but AutoAttack, AutoAttack."""
+    n = int(record["n"])
+    return n, int(record.get("autoattack_n") or n)
+
+
+def _size_text(group: Sequence[Record]) -> str:
+    return "; ".join(
+        f"{n:,}" if n == part else f"{n:,} (AutoAttack {part:,})"
+        for n, part in sorted({_sizes(record) for record in group})
+    )
+
+
+def _notes(groups: Sequence[Sequence[Record]], sizes: Sequence[tuple[int, int]]) -> Iterable[str]:
+    if len(sizes) == 1:
+        n, part = sizes[0]
+        subset = f", AutoAttack on {part:,} of them" if part != n else ""
+        yield f"n = {n:,} test images{subset}."
+    if any(record.get("intervals") for group in groups if len(group) == 1 for record in group):
+        yield "[low, high]: 95 % binomial interval over the test images, one seed."
+    seeds = sorted({len(group) for group in groups if len(group) > 1})
+    if seeds:
+        yield (
+            f"±: standard deviation over the {' or '.join(map(str, seeds))} seeds of a row, "
+            "the figure before it their mean."
+        )
+
+
+def _count(value: int | None) -> str:
+    return _MISSING if value is None else f"{value:,}"
+
+
+def _seconds(group: Sequence[Record]) -> str:
+    values = [float(record["seconds"]) for record in group if record.get("seconds") is not None]
+    return f"{fmean(values):,.0f} s" if values else _MISSING
+
+
+def _markdown(text: str) -> str:
+    return text.replace("\\", "\\\\").replace("|", "\\|").replace("\n", " ")
+
+
+def _numeric(column: Column) -> str:
+    return ' class="number"' if column.numeric else ""
+
+
+def _html(cell: Cell) -> str:
+    aside = f' <span class="aside">{escape(cell.aside)}</span>' if cell.aside else ""
+    return escape(cell.text) + aside

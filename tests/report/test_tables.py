@@ -1,0 +1,152 @@
+"""What the tables say is what the records say."""
+
+import io
+import re
+import statistics
+from html.parser import HTMLParser
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from rich.console import Console
+
+from gacd.errors import UserError
+from gacd.report.tables import Cell, Column, Table, comparison_table
+
+
+def record(**changes) -> dict:
+    plain = {"model": "net", "method": "gacd", "dataset": "digits", "seed": 0, "n": 360}
+    return {**plain, "natural": 95.0, "pgd20": 50.0, "autoattack": 40.0, **changes}
+
+
+def column(table: Table, heading: str) -> list[str]:
+    index = [c.heading for c in table.columns].index(heading)
+    return [str(row[index]) for row in table.rows]
+
+
+class Cells(HTMLParser):
+    """The text of the body's cells, row by row."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.rows: list[list[str]] = []
+        self.inside = False
+        self.feed(html)
+
+    def handle_starttag(self, tag, attrs) -> None:
+        if tag == "tr":
+            self.rows.append([])
+        if tag in ("td", "th"):
+            self.rows[-1].append("")
+            self.inside = True
+
+    def handle_endtag(self, tag) -> None:
+        self.inside = self.inside and tag not in ("td", "th")
+
+    def handle_data(self, data) -> None:
+        if self.inside:
+            self.rows[-1][-1] += data
+
+
+def printed(table: Table, width: int) -> str:
+    console = Console(file=io.StringIO(), width=width, color_system=None)
+    console.print(table)
+    return console.file.getvalue()
+
+
+def test_one_seed_shows_the_records_own_interval():
+    table = comparison_table([record(natural=57.62, intervals={"natural": [54.0, 61.1]})])
+    assert column(table, "natural") == ["57.6 [54.0, 61.1]"]
+    assert column(table, "PGD-20") == ["50.0"]
+
+
+def test_several_seeds_show_mean_and_sample_deviation():
+    values = [50.0, 53.0, 59.0]
+    table = comparison_table([record(seed=s, pgd20=v) for s, v in enumerate(values)])
+    expected = f"{statistics.fmean(values):.1f} ± {statistics.stdev(values):.1f}"
+    assert column(table, "PGD-20") == [expected] == ["54.0 ± 4.6"]
+    assert column(table, "seeds") == ["3"]
+    assert "3 seeds" in table.markdown()
+    assert "3 seeds" in table.html()
+
+
+def test_a_seed_without_a_figure_is_not_averaged_silently():
+    table = comparison_table([record(autoattack=40.0), record(seed=1, autoattack=None)])
+    assert column(table, "AutoAttack") == ["40.0 (1 of 2 seeds)"]
+
+
+def test_sizes_are_stated_and_the_subset_of_autoattack_too():
+    table = comparison_table([record(autoattack_n=200)])
+    assert "n = 360 test images, AutoAttack on 200 of them." in table.notes
+    mixed = comparison_table([record(autoattack_n=200), record(method="ard", n=10000)])
+    assert column(mixed, "n") == ["360 (AutoAttack 200)", "10,000"]
+
+
+def test_models_that_differ_keep_rows_of_their_own():
+    records = [
+        record(role="teacher"),
+        record(role="student"),
+        record(dataset="cifar10"),
+        record(model="other"),
+        record(method="ard"),
+    ]
+    table = comparison_table(records)
+    assert len(table.rows) == 5
+    assert column(table, "dataset") == ["digits", "digits", "cifar10", "digits", "digits"]
+    assert column(table, "method")[:2] == ["gacd (teacher)", "gacd (student)"]
+
+
+@pytest.mark.parametrize(
+    ("records", "message"),
+    [
+        ([], "no results"),
+        ([{"model": "net"}], "lacks 'dataset'"),
+        ([record(), record()], "two records of net by gacd with seed 0"),
+    ],
+)
+def test_bad_records_are_refused(records, message):
+    with pytest.raises(UserError, match=message):
+        comparison_table(records)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    values=st.lists(st.tuples(*[st.floats(0, 100)] * 3), min_size=1, max_size=5),
+)
+def test_every_rendering_holds_every_number(values):
+    names = ("natural", "pgd20", "autoattack")
+    records = [
+        record(method=f"m{i}", **dict(zip(names, row, strict=True))) for i, row in enumerate(values)
+    ]
+    table = comparison_table(records)
+    expected = [[f"m{i}", *(f"{v:.1f}" for v in row), "net"] for i, row in enumerate(values)]
+    html = Cells(table.html()).rows[1:]
+    markdown = [
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in table.markdown().splitlines()
+        if line.startswith("| m") and not line.startswith("| method")
+    ]
+    terminal = [line.split() for line in printed(table, 200).splitlines() if "net" in line]
+    assert html == markdown == terminal == expected
+
+
+def test_a_narrow_terminal_never_breaks_a_number(results):
+    results = [{**r, "model": "a-model-with-quite-a-long-name"} for r in results]
+    text = printed(comparison_table(results), 60)
+    assert max(map(len, text.splitlines())) <= 60
+    for r in results:
+        assert re.search(rf"(?<!\S){r['pgd20']:.1f}(?!\S)", text)
+    assert text.count("[46.6, 60.4]") == len(results)
+
+
+def test_text_is_escaped():
+    table = Table("a < b", (Column("x|y"),), ((Cell("<b>|[red]", "& more"),),))
+    assert "<b>" not in table.html()
+    assert Cells(table.html()).rows == [["x|y"], ["<b>|[red] & more"]]
+    assert "| <b>\\|[red] & more |" in table.markdown()
+    assert "<b>|[red] & more" in printed(table, 80)
+
+
+def test_rows_must_fill_their_columns():
+    with pytest.raises(ValueError, match="rows of"):
+        Table("t", (Column("a"), Column("b")), ((Cell("1"),),))

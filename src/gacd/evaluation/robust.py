@@ -7,7 +7,7 @@ in evaluation mode and float32. Each batch draws its noise from a generator of i
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,7 +18,7 @@ from torch import Tensor
 import gacd
 from gacd.attacks.objectives import cross_entropy, margin
 from gacd.attacks.pgd import pgd
-from gacd.attacks.threat import Norm, ThreatModel
+from gacd.attacks.threat import ThreatModel
 from gacd.data.dataset import ArrayDataset
 from gacd.data.split import stratified
 from gacd.errors import UserError
@@ -124,14 +124,14 @@ def epsilon_curve(
     dataset: ArrayDataset,
     *,
     eps_values: Sequence[float],
-    norm: Norm = "linf",
+    threat: ThreatModel,
     steps: int = 20,
     batch_size: int = 256,
     seed: int = 0,
     cache: Path | None = None,
     show_progress: bool = True,
 ) -> list[CurvePoint]:
-    """Accuracy under PGD (steps of eps / 4) against eps, ascending.
+    """Accuracy under PGD (steps of eps / 4) against eps, ascending; of `threat` the norm counts.
 
     An image broken at one eps is broken at every larger one, whose ball contains the smaller, and
     is not attacked again: the curve never rises.
@@ -144,7 +144,7 @@ def epsilon_curve(
                 model,
                 dataset.subset(alive.to(dataset.images.device)),
                 attacks=[f"pgd{steps}"] if eps else [],
-                threat=ThreatModel(norm=norm, eps=eps),
+                threat=replace(threat, eps=eps),
                 batch_size=batch_size,
                 seed=seed,
                 cache=cache,

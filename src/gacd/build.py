@@ -1,6 +1,6 @@
 """From configuration to objects: the only place, with the commands, that knows both."""
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
@@ -35,7 +35,7 @@ def fabric(cfg: c.Fabric) -> Fabric:
 
 def splits(cfg: c.Data, seed: int) -> Splits:
     """The data, as train, validation and test."""
-    return load_splits(
+    parts = load_splits(
         cfg.name,
         root=cfg.root,
         size=cfg.size,
@@ -44,6 +44,9 @@ def splits(cfg: c.Data, seed: int) -> Splits:
         test_limit=cfg.test_limit,
         seed=seed,
     )
+    if cfg.title is None:
+        return parts
+    return Splits(*(replace(p, name=cfg.title) for p in (parts.train, parts.val, parts.test)))
 
 
 def threat(cfg: c.Threat) -> ThreatModel:

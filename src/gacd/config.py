@@ -44,6 +44,8 @@ class Data:
     """digits, cifar10, cifar100, stl10, svhn, or folder (train/CLASS/*.jpg, test/CLASS/*.jpg)."""
     root: Path | None = None
     """Where the files are; the digits need none."""
+    title: str | None = None
+    """What records and reports call the data, where its name would mislead."""
     size: int | None = None
     """Resize to size x size; by default as the data set is."""
     val_fraction: float = 0.1

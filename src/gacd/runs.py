@@ -29,6 +29,7 @@ from gacd.training.loop import fit
 AFT = "+aft"
 _PLAIN = ("natural", "pgd-at", "trades")
 _SOFT = ("kd", "ard")
+_NOT_COMPARED = {"out", "methods"}  # a run may be moved, and may get further rows later
 METHOD_NAMES = (*_PLAIN, *_SOFT, "gacd", "gacd" + AFT)
 
 
@@ -43,7 +44,6 @@ class Run:
         self.fabric: Fabric = build.fabric(cfg.fabric)
         self.splits: Splits = build.splits(cfg.data, cfg.seed)
         claim(cfg.out, cfg)
-        self.records: list[dict[str, Any]] = []
 
     def train(
         self,
@@ -82,10 +82,7 @@ class Run:
         """Attack a finished model and write its record; done once per stage folder."""
         out = self.cfg.out / name
         path = out / "record.json"
-        if path.is_file():
-            self.records.append(read_json(path))
-            return
-        if not self.fabric.is_global_zero:
+        if path.is_file() or not self.fabric.is_global_zero:
             return
         cfg = self.cfg.evaluation
         model = model.to(self.fabric.device)
@@ -130,20 +127,28 @@ class Run:
             },
         )
         write_json(path, record)
-        self.records.append(record)
 
     def finish(self, title: str) -> None:
         """Write `results.json` and `report.html`, and print the table."""
         if not self.fabric.is_global_zero:
             return
-        write_json(self.cfg.out / "results.json", [summary(r) for r in self.records])
-        write_run_report(self.cfg.out, title)
         from rich.console import Console
 
+        records = find_records(self.cfg.out)
+        results = [summary(record) for record in records]
+        write_json(self.cfg.out / "results.json", results)
+        write_run_report(self.cfg.out, title)
         console = Console()
-        console.print(comparison_table([summary(r) for r in self.records], caption=title).terminal())
+        console.print(comparison_table(results, caption=title))
         console.print(f"results: {self.cfg.out / 'results.json'}")
         console.print(f"report:  {self.cfg.out / 'report.html'}")
+
+
+def find_records(out: Path) -> list[dict[str, Any]]:
+    """Every record in a run folder: the teacher first, then the methods in their usual order."""
+    order = {name: i for i, name in enumerate(("teacher", *METHOD_NAMES))}
+    paths = sorted(out.glob("*/record.json"), key=lambda p: order.get(p.parent.name, len(order)))
+    return [read_json(path) for path in paths]
 
 
 def summary(record: dict[str, Any]) -> dict[str, Any]:
@@ -211,7 +216,8 @@ def claim(out: Path, cfg: c.Run) -> None:
             files that are of no run.
     """
     ours = without_paths(asdict(cfg))
-    del ours["out"]
+    for key in _NOT_COMPARED & ours.keys():
+        del ours[key]
     path = out / "run.json"
     if path.is_file():
         theirs = read_json(path)

@@ -86,11 +86,11 @@ def test_what_is_wrong_without_attack_is_broken_and_not_attacked(
     assert not found.robust["pgd3"][margin < 0].any()
 
 
-def test_restarts_never_help_the_defender(honest, digits, threat) -> None:
-    found = run(honest, digits, "pgd1", "pgd1x2", threat=threat, step_size=0.05)
+def test_restarts_never_help_the_defender(honest, digits) -> None:
+    found = run(honest, digits, "pgd1", "pgd1x2", threat=ThreatModel(eps=0.2), step_size=0.03)
     once, often = found.robust["pgd1"], found.robust["pgd1x2"]
     assert bool((once | ~often).all())
-    assert int(often.sum()) < int(once.sum())
+    assert 0 < int(often.sum()) < int(once.sum())
 
 
 def test_cascade_counts_the_worst_case_so_far(honest, digits, threat) -> None:

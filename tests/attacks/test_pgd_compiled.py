@@ -28,10 +28,6 @@ for a, b in zip(compiled(x, labels, clean), attack(x, labels, clean)):
 
 
 def test_compiles_without_a_break() -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(PROGRAM)],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    command = [sys.executable, "-c", PROGRAM]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

@@ -16,18 +16,21 @@ from gacd.models import create_model
 from gacd.models.base import Backbone
 from gacd.models.checkpoints import load_model, load_weights
 from gacd.training.loop import Plan
+from gacd.training.precision import Bf16Autocast
 
 
 def fabric(cfg: c.Fabric) -> Fabric:
     """Lightning Fabric, launched."""
     if cfg.threads is not None:
         torch.set_num_threads(cfg.threads)
+    cuda = cfg.accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
+    mixed = cfg.precision == "bf16-mixed"
     built = Fabric(
         accelerator=cfg.accelerator,
         devices=cfg.devices,
         num_nodes=cfg.num_nodes,
         strategy=cfg.strategy,
-        precision=cfg.precision,
+        plugins=[Bf16Autocast("cuda" if cuda else "cpu")] if mixed else None,
     )
     built.launch()
     return built

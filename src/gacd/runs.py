@@ -14,8 +14,9 @@ from gacd.data.batches import iterate
 from gacd.data.dataset import Splits
 from gacd.errors import UserError, unknown
 from gacd.evaluation.batches import model_fingerprint
+from gacd.evaluation.names import parse_attack
 from gacd.evaluation.record import make_record, without_paths
-from gacd.evaluation.robust import epsilon_curve, evaluate, parse_attack
+from gacd.evaluation.robust import epsilon_curve, evaluate
 from gacd.methods import Teacher
 from gacd.methods.base import check_same_classes
 from gacd.models.base import Backbone

@@ -14,6 +14,8 @@ from gacd.data.batches import iterate
 from gacd.data.dataset import Splits
 from gacd.errors import UserError, unknown
 from gacd.evaluation.batches import model_fingerprint
+from gacd.evaluation.diagnosis import diagnose
+from gacd.evaluation.examples import attacked_examples
 from gacd.evaluation.names import parse_attack
 from gacd.evaluation.record import make_record, without_paths
 from gacd.evaluation.robust import epsilon_curve, evaluate
@@ -30,8 +32,10 @@ from gacd.training.loop import fit
 AFT = "+aft"
 _PLAIN = ("natural", "pgd-at", "trades")
 _SOFT = ("kd", "ard")
+_DIAGNOSED = 100  # test images of the masking diagnosis: seconds, where AutoAttack takes minutes
 _NOT_COMPARED = {"out", "methods"}  # a run may be moved, and may get further rows later
 METHOD_NAMES = (*_PLAIN, *_SOFT, "gacd", "gacd" + AFT)
+_ROWS = ("teacher", *METHOD_NAMES)  # of the table, in this order
 
 
 class Run:
@@ -78,14 +82,27 @@ class Run:
             save_model(out / "model.safetensors", model, meta)
 
     def measure(
-        self, name: str, label: str, method: str, model: Backbone, role: str, seconds: float
+        self,
+        name: str,
+        label: str,
+        method: str,
+        model: Backbone,
+        role: str,
+        seconds: float,
+        *,
+        source: Backbone | None = None,
     ) -> None:
-        """Attack a finished model and write its record; done once per stage folder."""
+        """Attack a finished model and write its record; done once per stage folder.
+
+        A full evaluation, one with AutoAttack, is diagnosed for masked gradients as well; images
+        made on `source` are then tried on the model.
+        """
         out = self.cfg.out / name
         path = out / "record.json"
         if path.is_file() or not self.fabric.is_global_zero:
             return
         cfg = self.cfg.evaluation
+        step_size = None if cfg.step_size is None else c.fraction(cfg.step_size)
         model = model.to(self.fabric.device)
         test = self.splits.test.to(self.fabric.device)
         print(f"{name}: evaluation on {len(test)} test images", flush=True)
@@ -94,7 +111,7 @@ class Run:
             test,
             attacks=cfg.attacks,
             threat=self.threat,
-            step_size=None if cfg.step_size is None else c.fraction(cfg.step_size),
+            step_size=step_size,
             batch_size=cfg.batch_size,
             seed=self.cfg.seed,
             autoattack_limit=cfg.autoattack_limit,
@@ -109,6 +126,24 @@ class Run:
             seed=self.cfg.seed,
             cache=out / "evaluation",
         )
+        examples = attacked_examples(
+            model, test, threat=self.threat, step_size=step_size, seed=self.cfg.seed
+        )
+        write_json(out / "examples.json", examples)
+        if "autoattack" in cfg.attacks:
+            print(f"{name}: masked gradients? {_DIAGNOSED} test images", flush=True)
+            checks = diagnose(
+                model,
+                test,
+                threat=self.threat,
+                source=source,
+                evaluation=found,
+                limit=_DIAGNOSED,
+                batch_size=cfg.batch_size,
+                seed=self.cfg.seed,
+                cache=out / "evaluation",
+            )
+            write_json(out / "diagnosis.json", [asdict(check) for check in checks])
         found.save(out / "outcomes.safetensors")
         table = found.to_record()
         record = make_record(
@@ -138,7 +173,7 @@ class Run:
         records = find_records(self.cfg.out)
         results = [summary(record) for record in records]
         write_json(self.cfg.out / "results.json", results)
-        write_run_report(self.cfg.out, title)
+        write_run_report(self.cfg.out, title, order=_ROWS)
         console = Console()
         console.print(comparison_table(results, caption=title))
         console.print(f"results: {self.cfg.out / 'results.json'}")
@@ -147,7 +182,7 @@ class Run:
 
 def find_records(out: Path) -> list[dict[str, Any]]:
     """Every record in a run folder: the teacher first, then the methods in their usual order."""
-    order = {name: i for i, name in enumerate(("teacher", *METHOD_NAMES))}
+    order = {name: i for i, name in enumerate(_ROWS)}
     paths = sorted(out.glob("*/record.json"), key=lambda p: order.get(p.parent.name, len(order)))
     return [read_json(path) for path in paths]
 
@@ -199,13 +234,13 @@ def distill(cfg: c.Distill, title: str = "") -> None:
     for method in cfg.methods:
         student, seconds = _student(run, cfg, method, Teacher(teacher))
         role = "undefended" if method == "natural" else "student"
-        run.measure(method, cfg.student, method, student, role, seconds)
+        run.measure(method, cfg.student, method, student, role, seconds, source=teacher)
     run.finish(title or f"{teacher_name} to {cfg.student} on {run.splits.test.name}")
 
 
 def report(cfg: c.Report) -> None:
     """Draw the report of a run folder anew from its records."""
-    write_run_report(cfg.out, f"Run {cfg.out.name}")
+    write_run_report(cfg.out, order=_ROWS)
     print(f"report: {cfg.out / 'report.html'}")
 
 

@@ -23,6 +23,11 @@ def write_json(path: Path, value: Any) -> None:
     _atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write `data`, atomically."""
+    _atomically(path, lambda temporary: temporary.write_bytes(data))
+
+
 def append_json_line(path: Path, value: Any) -> None:
     """Append `value` as one line of JSON."""
     line = json.dumps(value, ensure_ascii=False) + "\n"
@@ -86,9 +91,7 @@ def load_tensors(path: Path) -> "tuple[dict[str, Any], dict[str, Any]]":
             meta = json.loads((file.metadata() or {}).get(_META, "{}"))
             return {name: file.get_tensor(name) for name in file.keys()}, meta  # noqa: SIM118
     except SafetensorError:
-        raise UserError(
-            f"{path}: truncated or not a safetensors file; delete it and run again"
-        ) from None
+        raise _damaged(path) from None
 
 
 def load_meta(path: Path) -> dict[str, Any]:
@@ -102,9 +105,7 @@ def load_meta(path: Path) -> dict[str, Any]:
             meta: dict[str, Any] = json.loads((file.metadata() or {}).get(_META, "{}"))
             return meta
     except SafetensorError:
-        raise UserError(
-            f"{path}: truncated or not a safetensors file; delete it and run again"
-        ) from None
+        raise _damaged(path) from None
 
 
 def fingerprint(parts: Iterable[str | bytes]) -> str:
@@ -121,15 +122,22 @@ def _atomically(path: Path, write: Callable[[Path], object]) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write(temporary)
-        temporary.replace(path)
+        try:
+            write(temporary)
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
     except OSError as error:
         raise _cannot_write(path, error) from error
-    finally:
-        temporary.unlink(missing_ok=True)
+
+
+def _damaged(path: Path) -> UserError:
+    return UserError(f"{path}: truncated or not a safetensors file; make it, or download it, again")
 
 
 def _cannot_write(path: Path, error: OSError) -> UserError:
     if error.errno == errno.ENOSPC:
-        return UserError(f"{path}: no space left on the disk; free some and run the same command again")
+        return UserError(
+            f"{path}: no space left on the disk; free some and run the same command again"
+        )
     return UserError(f"{path}: cannot be written ({error.strerror or error})")

@@ -1,7 +1,264 @@
-"""The report of one run folder."""
+"""The report of one run folder, made of the files in it and of nothing else."""
 
+import base64
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from gacd.errors import UserError
+from gacd.report.figures import (
+    Figure,
+    accuracy_against_eps,
+    attacked_pictures,
+    natural_against_autoattack,
+    training_curves,
+)
+from gacd.report.page import Check, Checks, Section, write_report
+from gacd.report.pictures import Pictures
+from gacd.report.tables import Cell, Column, Record, Table, comparison_table
+from gacd.storage import read_json, read_json_lines, write_bytes, write_json
+
+Records = Mapping[str, Record]
+"""The record of every evaluated model, by its name in the table."""
 
 
-def write_run_report(out: Path, title: str) -> None:
-    """TODO."""
+def write_run_report(out: Path, title: str | None = None, *, order: Sequence[str] = ()) -> None:
+    """Write `report.html` of a run folder, and every figure of it as `figures/*.svg` or `*.png`.
+
+    Read are `<model>/record.json`, `examples.json` and `diagnosis.json`, and the `log.jsonl` of
+    every stage; what has no data is left out. Models and stages follow `order`, then the alphabet.
+    A `title` is kept in `report.json`, for the times when none is given.
+
+    Raises:
+        UserError: the folder holds no record, a file in it is damaged, or it cannot be written to.
+    """
+    folders = [path.parent for path in _sorted(out, "*/record.json", order)]
+    if not folders:
+        raise UserError(f"{out}: no evaluated model in this folder (no */record.json) to report on")
+    kept = out / "report.json"
+    if title is not None:
+        write_json(kept, {"title": title})
+    elif kept.is_file():
+        title = read_json(kept)["title"]
+
+    every = [read_json(folder / "record.json") for folder in folders]
+    names = [_name(record) for record in every]
+    records = dict(zip(names, every, strict=True))
+    examples = _beside(folders, names, "examples.json")
+    logs = {
+        path.parent.relative_to(out).as_posix(): list(_last_of_each_epoch(read_json_lines(path)))
+        for path in _sorted(out, "**/log.jsonl", order)
+    }
+    shown = list(_shown(records, examples, logs))
+    for part in shown:
+        suffix = "png" if part.figure.media_type == "image/png" else "svg"
+        write_bytes(out / "figures" / f"{part.file}.{suffix}", part.figure.image)
+    write_report(
+        out / "report.html",
+        title=title or f"Run {out.name}",
+        intro=list(_intro(every)),
+        sections=[
+            _accuracies(every),
+            *(Section(part.heading, part.text, [part.figure]) for part in shown),
+            *_masking(_beside(folders, names, "diagnosis.json")),
+        ],
+        provenance=_provenance(every),
+    )
+
+
+class _Shown(NamedTuple):
+    """A figure: the file it is kept in, and its section of the page."""
+
+    file: str
+    heading: str
+    text: Sequence[str]
+    figure: Figure
+
+
+def _shown(
+    records: Records, examples: Mapping[str, Record], logs: Mapping[str, Sequence[Record]]
+) -> Iterator[_Shown]:
+    if examples:
+        first = next(iter(examples.values()))
+        pictures = attacked_pictures(
+            _pixels(first, "clean"),
+            {name: _pixels(example, "attacked") for name, example in examples.items()},
+            {name: example["answers"] for name, example in examples.items()},
+            first["truth"],
+        )
+        text = "The first test image of each class shown, attacked by PGD-20 against each model."
+        yield _Shown("attacked-images", "Attacked images", [text], pictures)
+    curves = {name: _curve(r) for name, r in records.items() if r.get("eps_curve")}
+    if curves:
+        eps = next(iter(records.values()))["settings"]["eps"]  # one run has one budget
+        text = "A robust model loses little by little as the budget of PGD-20 grows."
+        figure = accuracy_against_eps(curves, eps)
+        yield _Shown("accuracy-against-eps", "Accuracy against the budget", [text], figure)
+    if any("autoattack" in record for record in records.values()):
+        figure = natural_against_autoattack(list(records.values()))
+        yield _Shown("natural-against-autoattack", "Natural against robust accuracy", [], figure)
+    if any(logs.values()):
+        mi = any("mi" in row for rows in logs.values() for row in rows)
+        text = (
+            "The mutual information is what the student's features tell about the teacher's, at "
+            "least (InfoNCE's lower bound); that bound cannot exceed its ceiling, the logarithm of "
+            "the number of anchors."
+        )
+        yield _Shown("training-curves", "Training", [text] * mi, training_curves(logs))
+
+
+def _curve(record: Record) -> list[tuple[float, float, float, float]]:
+    """The recorded points, and the natural accuracy for eps = 0."""
+    points = [tuple(point) for point in record["eps_curve"]]
+    low, high = record["intervals"]["natural"]
+    return [(0.0, record["natural"], low, high), *(p for p in points if p[0] > 0)]
+
+
+def _pixels(example: Record, which: str) -> Pictures:
+    return np.frombuffer(base64.b64decode(example[which]), np.uint8).reshape(example["shape"])
+
+
+def _intro(records: Sequence[Record]) -> Iterator[str]:
+    """What was run: which networks on what data, and against which attacker."""
+    first = records[0]
+    teacher = [f"a robust teacher, {_size(r)}" for r in records if r.get("role") == "teacher"]
+    others = Counter(_size(r) for r in records if r.get("role") != "teacher")
+    others_text = [f"{n} network{'s' * (n > 1)} {size}" for size, n in others.items()]
+    networks = " and ".join([*teacher, *others_text])
+    seeds = ", ".join(str(seed) for seed in sorted({r["seed"] for r in records}))
+    yield f"{networks[0].upper()}{networks[1:]}, on {first['dataset']}; seed {seeds}."
+    eps = f"ε\N{NO-BREAK SPACE}=\N{NO-BREAK SPACE}{first['config']['threat']['eps']}"
+    reach = {
+        "linf": f"change every pixel value by up to {eps}",
+        "l2": f"move an image by a Euclidean distance of up to {eps}",
+    }[first["settings"]["norm"]]
+    yield (
+        f"The attacker knows the whole model and may {reach}, where black is 0 and white is 1. "
+        f"The {first['n']:,} test images took no part in training or in choosing a checkpoint."
+    )
+
+
+def _size(record: Record) -> str:
+    return f"{record['model']} ({record['parameters']:,} parameters)"
+
+
+def _accuracies(records: Sequence[Record]) -> Section:
+    without_times = [{k: v for k, v in record.items() if k != "seconds"} for record in records]
+    attacks = list(dict.fromkeys(name for record in records for name in record["evaluation"]))
+    every_attack = Table(
+        "Every attack: accuracy in %",
+        (Column("method"), *(Column(name, numeric=True) for name in attacks)),
+        tuple(
+            (Cell(_name(record)), *(_accuracy(record["evaluation"].get(a)) for a in attacks))
+            for record in records
+        ),
+        ("worst: right under every attack, on the images that met them all.",),
+    )
+    return Section(
+        "Accuracy under attack",
+        [
+            "Natural: the images as they are. PGD-20 and AutoAttack: the share on which the model "
+            "is still right when each image is attacked against it; AutoAttack is the stronger, "
+            "and the figure to compare."
+        ],
+        [comparison_table(without_times), every_attack],
+    )
+
+
+def _accuracy(found: Record | None) -> Cell:
+    if found is None:
+        return Cell("–")
+    return Cell(f"{found['accuracy']:.1f}", f"[{found['low']:.1f}, {found['high']:.1f}]")
+
+
+def _masking(diagnoses: Mapping[str, Sequence[Record]]) -> Iterator[Section]:
+    """Pass or fail of every model in a line, then every check with its figures in a table."""
+    if not diagnoses:
+        return
+    checks = dict.fromkeys(check["name"] for found in diagnoses.values() for check in found)
+    rows = []
+    for name, found in diagnoses.items():
+        by_name = {check["name"]: check for check in found}
+        rows.append((Cell(name), *(_verdict(by_name.get(check)) for check in checks)))
+    yield Section(
+        "Are the gradients masked?",
+        [
+            "A defence can hide its gradients from an attack instead of withstanding it. These "
+            "checks on a fixed part of the test images fail where an attack is blind (Athalye et "
+            "al. 2018, Carlini et al. 2019)."
+        ],
+        [
+            Checks([_summary(name, c) for name, c in diagnoses.items()]),
+            Table(
+                "Every check: what was found and the most that passes, in percentage points",
+                (Column("method"), *(Column(check, numeric=True) for check in checks)),
+                tuple(rows),
+            ),
+        ],
+    )
+
+
+def _summary(name: str, checks: Sequence[Record]) -> Check:
+    failed = [f"{check['name']} ({check['text']})" for check in checks if not check["passed"]]
+    passed = f"{len(checks) - len(failed)} of {len(checks)} checks passed."
+    return Check(name, not failed, passed + (f" Failed: {'; '.join(failed)}." if failed else ""))
+
+
+def _verdict(check: Record | None) -> Cell:
+    if check is None:
+        return Cell("–")
+    word, sign = ("pass", "≤") if check["passed"] else ("FAIL", ">")
+    return Cell(word, f"{check['value']:.1f} {sign} {check['limit']:.1f}".replace("-", "−"))
+
+
+def _provenance(records: Sequence[Record]) -> dict[str, object]:
+    by_time = sorted(records, key=lambda record: str(record["timestamp"]))
+    machine = by_time[-1]["environment"]
+    times = dict.fromkeys(by_time[i]["timestamp"][:16].replace("T", " ") for i in (0, -1))
+    facts = {
+        "gacd": machine["gacd"],
+        "commit": list(dict.fromkeys(_commit(record["environment"]) for record in by_time)),
+        "measured (UTC)": " to ".join(times),
+        "python": machine["python"],
+        "versions": {k: v for k, v in machine["versions"].items() if v},
+        "platform": machine["platform"],
+        "processor": f"{machine['cpu']}, {machine['cores']} cores, {machine['threads']} used",
+        "gpus": machine["gpus"],
+        "figures to read by machine": "results.json; in full in record.json of each model's folder",
+    }
+    return {name: fact for name, fact in facts.items() if fact}
+
+
+def _commit(environment: Record) -> str:
+    if environment["commit"] is None:
+        return "none (installed package)"
+    return str(environment["commit"]) + " with changes" * bool(environment["dirty"])
+
+
+def _name(record: Record) -> str:
+    role = record.get("role")
+    return f"{record['method']} ({role})" if role else str(record["method"])
+
+
+def _beside(folders: Sequence[Path], names: Sequence[str], file: str) -> dict[str, Any]:
+    """The JSON in `file` of every folder that has it, by the name of the folder's model."""
+    pairs = zip(names, folders, strict=True)
+    return {name: read_json(folder / file) for name, folder in pairs if (folder / file).is_file()}
+
+
+def _last_of_each_epoch(rows: Sequence[Record]) -> Iterator[Record]:
+    """After a kill an epoch may have been logged twice; the later row is the one that counts."""
+    by_epoch = {row["epoch"]: row for row in rows}
+    return (by_epoch[epoch] for epoch in sorted(by_epoch))
+
+
+def _sorted(out: Path, pattern: str, order: Sequence[str]) -> list[Path]:
+    rank = {name: i for i, name in enumerate(order)}
+
+    def key(path: Path) -> tuple[int, Path]:
+        return rank.get(path.relative_to(out).parts[0], len(rank)), path
+
+    return sorted(out.glob(pattern), key=key)

@@ -34,7 +34,8 @@ section { margin-top: 2.8rem; }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
 caption { text-align: left; font-weight: 600; padding: 0 .7rem .5rem; }
 th, td { padding: .45rem .6rem; text-align: left; white-space: nowrap; }
-thead th { border-bottom: 2px solid var(--ink); font-weight: 600; vertical-align: bottom; }
+thead th { border-bottom: 2px solid var(--ink); font-weight: 600; vertical-align: bottom;
+  white-space: normal; }
 tbody tr:nth-child(even) { background: var(--stripe); }
 tbody tr + tr td { border-top: 1px solid var(--line); }
 tbody th { font-weight: 600; position: sticky; left: 0; background: var(--paper); }

@@ -8,8 +8,8 @@ from lightning_fabric import Fabric
 
 from gacd import config as c
 from gacd.attacks.threat import ThreatModel
-from gacd.data.load import load_splits
 from gacd.data.dataset import ArrayDataset, Splits
+from gacd.data.load import load_splits
 from gacd.errors import UserError
 from gacd.methods import METHODS, Method, Teacher, TrainingAttack
 from gacd.models import create_model
@@ -20,18 +20,21 @@ from gacd.training.precision import Bf16Autocast
 
 
 def fabric(cfg: c.Fabric) -> Fabric:
-    """Lightning Fabric, launched."""
+    """Lightning Fabric, launched. Raises UserError for a device that is not there."""
     if cfg.threads is not None:
         torch.set_num_threads(cfg.threads)
     cuda = cfg.accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
     mixed = cfg.precision == "bf16-mixed"
-    built = Fabric(
-        accelerator=cfg.accelerator,
-        devices=cfg.devices,
-        num_nodes=cfg.num_nodes,
-        strategy=cfg.strategy,
-        plugins=[Bf16Autocast("cuda" if cuda else "cpu")] if mixed else None,
-    )
+    try:
+        built = Fabric(
+            accelerator=cfg.accelerator,
+            devices=cfg.devices,
+            num_nodes=cfg.num_nodes,
+            strategy=cfg.strategy,
+            plugins=[Bf16Autocast("cuda" if cuda else "cpu")] if mixed else None,
+        )
+    except (ValueError, RuntimeError) as error:
+        raise UserError(f"fabric: {error}") from None
     built.launch()
     return built
 
@@ -93,7 +96,9 @@ def from_checkpoint(
     """A saved network and its architecture's name; `name` is needed for files from elsewhere."""
     if name is None:
         if path.suffix != ".safetensors":
-            raise UserError(f"{path}: say which network it is with --model, such as --model resnet18")
+            raise UserError(
+                f"{path}: say which network it is with --model, such as --model resnet18"
+            )
         loaded, meta = load_model(path)
         name = str(meta["architecture"])
     else:
@@ -101,8 +106,8 @@ def from_checkpoint(
         load_weights(loaded, path)
     if (loaded.num_classes, loaded.channels) != (num_classes, channels):
         raise UserError(
-            f"{path}: a model of {loaded.num_classes} classes and {loaded.channels} channels, but the "
-            f"data has {num_classes} and {channels}: choose a checkpoint of this data set"
+            f"{path}: a model of {loaded.num_classes} classes and {loaded.channels} channels, but "
+            f"the data has {num_classes} and {channels}: choose a checkpoint of this data set"
         )
     return loaded, name
 
@@ -112,14 +117,11 @@ def method(
     student: Backbone,
     attack: TrainingAttack,
     *,
-    trades: c.TRADES | None = None,
     teacher: Teacher | None = None,
     options: dict[str, object] | None = None,
 ) -> Method:
     """The named method around `student`."""
     kwargs = dict(options or {})
-    if name == "trades" and trades is not None:
-        kwargs |= asdict(trades)
     if teacher is not None:
         kwargs["teacher"] = teacher
     return METHODS[name](student, attack, **kwargs)

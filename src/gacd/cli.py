@@ -1,10 +1,13 @@
 """The command line. Help and refusals come before torch is imported."""
 
+import difflib
 import errno
 import os
+import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 from gacd import __version__
@@ -94,7 +97,9 @@ def _main(arguments: list[str]) -> int:
 def recipes() -> list[str]:
     """Names of the recipes in the package."""
     folder = files("gacd") / "recipes"
-    return sorted(f.name.removesuffix(".yaml") for f in folder.iterdir() if f.name.endswith(".yaml"))
+    return sorted(
+        f.name.removesuffix(".yaml") for f in folder.iterdir() if f.name.endswith(".yaml")
+    )
 
 
 def parse(command: str, arguments: list[str]) -> Any:
@@ -103,7 +108,7 @@ def parse(command: str, arguments: list[str]) -> Any:
     Raises:
         UserError: an unknown key, a value of the wrong type, or an impossible one.
     """
-    from jsonargparse import ActionConfigFile, ArgumentParser
+    from jsonargparse import ActionConfigFile, ArgumentParser  # type: ignore[attr-defined]
 
     from gacd import config as c
 
@@ -133,7 +138,8 @@ def parse(command: str, arguments: list[str]) -> Any:
             raise UserError("unreadable arguments") from None
         return None
     except Exception as error:
-        raise UserError(_one_line(str(error))) from None
+        settings = parser.get_defaults().keys()
+        raise UserError(_explained(_one_line(str(error)), settings)) from None
     values = {k: v for k, v in vars(made).items() if k != "config"}
     try:
         return configs[command](**values)
@@ -157,7 +163,7 @@ def _recipe_paths(arguments: list[str]) -> list[str]:
 
 
 def _recipe(name: str) -> str:
-    if os.sep in name or os.path.exists(name):
+    if os.sep in name or Path(name).exists():
         return name
     if name.removesuffix(".yaml") in recipes():
         return str(files("gacd") / "recipes" / f"{name.removesuffix('.yaml')}.yaml")
@@ -172,16 +178,44 @@ def _shortened(arguments: list[str], command: str) -> list[str]:
     result: list[str] = []
     rest = list(arguments)
     while rest:
-        argument = rest.pop(0)
-        if argument not in lists:
-            result.append(argument)
+        name, equals, value = rest.pop(0).partition("=")
+        if name not in lists:
+            result.append(name + equals + value)
             continue
-        values: list[str] = []
-        while rest and not rest[0].startswith("--"):
+        values = [value] if equals else []
+        while not equals and rest and not rest[0].startswith("--"):
             values.append(rest.pop(0))
         text = " ".join(values)
-        result += [lists[argument], text if text.startswith("[") else f"[{', '.join(values)}]"]
+        result += [lists[name], text if text.startswith("[") else f"[{', '.join(values)}]"]
     return result
+
+
+_UNKNOWN_SETTING = re.compile(
+    r"unrecognized arguments: (?P<flag>\S+)"
+    r"|Group '(?P<group>.+?)' does not accept option '(?P<option>.+?)'"
+    r"|Option '(?P<key>.+?)' is not accepted"
+)
+_UNKNOWN_CHOICE = re.compile(
+    r'Parser key "(.+?)": Expected a typing\.Literal\[(.+)\]\. Got value: (.*)'
+)
+_WRONG_TYPE = re.compile(r"""Parser key "(.+?)": Expected a <class '(\w+)'>\. Got value: (.*)""")
+
+
+def _explained(text: str, settings: Iterable[str]) -> str:
+    """The parser's message in our words, with the nearest name where one is not known."""
+    if found := _UNKNOWN_SETTING.match(text):
+        parts = [part for part in found.groups() if part]
+        name = ".".join(parts).removeprefix("--").partition("=")[0]
+        near = difflib.get_close_matches(name, settings, n=1)
+        hint = f"did you mean '{near[0]}'? " if near else ""
+        return f"unknown setting '{name}': {hint}--help lists them all"
+    if found := _UNKNOWN_CHOICE.match(text):
+        key, known, value = found.groups()
+        return str(unknown(key, value, [name.strip(" '") for name in known.split(",")]))
+    if found := _WRONG_TYPE.match(text):
+        key, kind, value = found.groups()
+        return f"{key} is '{value}', but must be of type {kind}"
+    return text
 
 
 def _one_line(text: str) -> str:

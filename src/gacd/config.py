@@ -4,6 +4,7 @@ Nothing here imports torch, so `gacd --help` is quick. Impossible values are ref
 is made. Budgets may be written as fractions: `8/255`.
 """
 
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -26,8 +27,14 @@ def fraction(value: Budget) -> float:
 
 def _positive(**values: float) -> None:
     for name, value in values.items():
-        if value <= 0:
+        if not 0 < value < math.inf:
             raise ValueError(f"{name} is {value}, but must be above 0")
+
+
+def _from_0_to_1(**values: float) -> None:
+    for name, value in values.items():
+        if not 0 <= value <= 1:
+            raise ValueError(f"{name} is {value}, but must be from 0 to 1")
 
 
 def _share(**values: float) -> None:
@@ -88,8 +95,8 @@ class Attack:
 
     steps: int = 10
     step_size: Budget = "2/255"
-    objective: str = "default"
-    """What it maximises: ce, margin, kl, cosine, transport; default: what the method asks for."""
+    objective: Literal["default", "ce", "margin", "kl", "cosine", "transport"] = "default"
+    """What it maximises; default: what the method asks for."""
 
     def __post_init__(self) -> None:
         _positive(steps=self.steps, step_size=fraction(self.step_size))
@@ -117,7 +124,9 @@ class Training:
     the last."""
 
     def __post_init__(self) -> None:
-        _positive(epochs=self.epochs, batch_size=self.batch_size, lr=self.lr, clip_norm=self.clip_norm)
+        _positive(
+            epochs=self.epochs, batch_size=self.batch_size, lr=self.lr, clip_norm=self.clip_norm
+        )
         _share(momentum=self.momentum, warmup=self.warmup, ema=self.ema)
         if self.weight_decay < 0:
             raise ValueError(f"weight_decay is {self.weight_decay}, but must be 0 or more")
@@ -158,6 +167,13 @@ class Evaluation:
 
     def __post_init__(self) -> None:
         _positive(batch_size=self.batch_size)
+        if self.step_size is not None:
+            _positive(step_size=fraction(self.step_size))
+        if self.autoattack_limit is not None:
+            _positive(autoattack_limit=self.autoattack_limit)
+        for eps in self.eps_curve:
+            if not 0 <= fraction(eps) < math.inf:
+                raise ValueError(f"eps_curve holds {eps}, but each must be 0 or more")
         if not self.attacks:
             raise ValueError("attacks is empty, but at least one is needed, such as natural")
 
@@ -174,6 +190,7 @@ class KD:
 
     def __post_init__(self) -> None:
         _positive(temperature=self.temperature)
+        _from_0_to_1(alpha=self.alpha)
 
 
 @dataclass(kw_only=True)
@@ -187,6 +204,7 @@ class ARD:
 
     def __post_init__(self) -> None:
         _positive(temperature=self.temperature)
+        _from_0_to_1(alpha=self.alpha)
 
 
 @dataclass(kw_only=True)
@@ -194,6 +212,10 @@ class TRADES:
     """TRADES (Zhang et al. 2019)."""
 
     beta: float = 6.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.beta < math.inf:
+            raise ValueError(f"beta is {self.beta}, but must be 0 or more")
 
 
 @dataclass(kw_only=True)
@@ -205,7 +227,7 @@ class GACD:
     """k: the weight of the negative term, and with `sampled` the number of anchors drawn."""
     dim: int = 128
     """Width of the shared embedding."""
-    estimator: Literal["exact", "sampled", "memory"] = "exact"
+    estimator: Literal["exact", "sampled"] = "exact"
     normaliser: Literal["none", "first-batch", "running", "exact"] = "exact"
     positive: Literal["bank", "view"] = "view"
     """The teacher's feature of the stored image, or of the augmented view (one forward more)."""
@@ -288,6 +310,12 @@ class Distill(Run):
     def __post_init__(self) -> None:
         if not self.methods:
             raise ValueError("methods is empty, but at least one is needed, such as gacd")
+        objective = self.distillation.attack.objective
+        if objective not in ("default", "cosine", "transport"):
+            raise ValueError(
+                f"distillation.attack.objective is {objective}, which needs the student's head, "
+                "and gacd does not train it: use transport or cosine"
+            )
 
 
 @dataclass(kw_only=True)

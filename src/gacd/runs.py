@@ -25,7 +25,7 @@ from gacd.models.base import Backbone
 from gacd.models.checkpoints import load_weights, save_model
 from gacd.report.run import write_run_report
 from gacd.report.tables import comparison_table
-from gacd.storage import read_json, write_json
+from gacd.storage import fingerprint, read_json, write_json
 from gacd.training.linear import fit_head
 from gacd.training.loop import fit
 
@@ -198,9 +198,7 @@ def train(cfg: c.Train) -> None:
     run = Run(cfg)
     model = build.model(cfg.model, run.splits.train, seed=cfg.seed)
     options = asdict(cfg.trades) if cfg.method == "trades" else None
-    seconds = run.train(
-        cfg.method, cfg.method, model, cfg.model, cfg.training, options=options
-    )
+    seconds = run.train(cfg.method, cfg.method, model, cfg.model, cfg.training, options=options)
     run.measure(cfg.method, cfg.model, cfg.method, model, "student", seconds)
     run.finish(f"{cfg.method} on {run.splits.test.name}")
 
@@ -229,6 +227,7 @@ def distill(cfg: c.Distill, title: str = "") -> None:
         if method not in METHOD_NAMES:
             raise unknown("method", method, METHOD_NAMES)
     run = Run(cfg)
+    build.model(cfg.student, run.splits.train, seed=cfg.seed)  # impossible ones: refused now
     teacher, teacher_name, seconds = _teacher(run, cfg)
     run.measure("teacher", teacher_name, cfg.teacher.method, teacher, "teacher", seconds)
     for method in cfg.methods:
@@ -247,27 +246,37 @@ def report(cfg: c.Report) -> None:
 def claim(out: Path, cfg: c.Run) -> None:
     """Make `out` this run's folder, or refuse the folder of another run.
 
+    A run that has not begun its first stage may be replaced: its command may have been mistyped.
+
     Raises:
         UserError: `out` holds a run with another configuration (the first difference is named), or
             files that are of no run.
     """
-    ours = without_paths(asdict(cfg))
-    for key in _NOT_COMPARED & ours.keys():
-        del ours[key]
     path = out / "run.json"
-    if path.is_file():
-        theirs = read_json(path)
-        different = [k for k in _flat(ours) if _flat(ours)[k] != _flat(theirs).get(k)]
-        if different:
-            key = different[0]
-            raise UserError(
-                f"{out} holds another run ({key} is {_flat(theirs).get(key)} there and "
-                f"{_flat(ours)[key]} here): choose another --out, or delete that folder"
-            )
+    ours = _identity(cfg)
+    begun = out.is_dir() and any(file.name != path.name for file in out.iterdir())
+    if not begun:
+        write_json(path, ours)
         return
-    if out.is_dir() and any(out.iterdir()):
+    if not path.is_file():
         raise UserError(f"{out} holds files that are of no run: choose another --out")
-    write_json(path, ours)
+    here, there = _flat(ours), _flat(read_json(path))
+    key = next((key for key in here if here[key] != there.get(key)), None)
+    if key is not None:
+        raise UserError(
+            f"{out} holds another run ({key} is {there.get(key)} there and {here[key]} here): "
+            "choose another --out, or delete that folder"
+        )
+
+
+def _identity(cfg: c.Run) -> dict[str, Any]:
+    """What makes a run this one: its settings, and of a checkpoint the content."""
+    values: dict[str, Any] = asdict(cfg)
+    for part in (values, values.get("teacher", {})):
+        path = part.get("checkpoint")
+        if path is not None and path.is_file():
+            part["checkpoint"] = f"{path.name} {fingerprint([path.read_bytes()])}"
+    return {k: without_paths(v) for k, v in values.items() if k not in _NOT_COMPARED}
 
 
 def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -282,11 +291,11 @@ def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def _checkpoint(path: Path | None, name: str | None, run: Run) -> tuple[Backbone, str]:
     if path is None:
-        raise UserError("which model? give --checkpoint FILE, a .safetensors of gacd or a public .pt")
+        raise UserError(
+            "which model? give --checkpoint FILE, a .safetensors of gacd or a public .pt"
+        )
     data = run.splits.train
-    return build.from_checkpoint(
-        path, name, num_classes=data.num_classes, channels=data.channels
-    )
+    return build.from_checkpoint(path, name, num_classes=data.num_classes, channels=data.channels)
 
 
 def _teacher(run: Run, cfg: c.Distill) -> tuple[Backbone, str, float]:
@@ -308,9 +317,7 @@ def _teacher(run: Run, cfg: c.Distill) -> tuple[Backbone, str, float]:
     return teacher, cfg.teacher.model, seconds
 
 
-def _student(
-    run: Run, cfg: c.Distill, method: str, teacher: Teacher
-) -> tuple[Backbone, float]:
+def _student(run: Run, cfg: c.Distill, method: str, teacher: Teacher) -> tuple[Backbone, float]:
     """The finished student of one row, and the seconds of training that it took."""
     student = build.model(cfg.student, run.splits.train, seed=cfg.seed + 1)
     check_same_classes(student, teacher.module)
@@ -340,17 +347,17 @@ def _gacd(run: Run, cfg: c.Distill, student: Backbone, teacher: Teacher) -> floa
     )  # fmt: skip
     student.requires_grad_(True)
     folder = run.cfg.out / "gacd" / "linear"
-    path = folder / "model.safetensors"
-    if not path.is_file():
+    path, done = folder / "model.safetensors", folder / "done.json"
+    if run.fabric.is_global_zero and not path.is_file():
         started = time.monotonic()
         print("gacd/linear: fitting the linear layer on frozen features", flush=True)
-        fit = fit_head(student, run.splits)
+        fitted = asdict(fit_head(student, run.splits))
+        write_json(done, {**fitted, "seconds": time.monotonic() - started})
         run.keep(folder, student, cfg.student, "gacd")
-        seconds += time.monotonic() - started
-        write_json(folder / "done.json", asdict(fit))
     run.fabric.barrier()
     load_weights(student, path)
-    return seconds
+    linear: float = read_json(done)["seconds"]
+    return seconds + linear
 
 
 def _bank(run: Run, teacher: Teacher, dtype: str) -> AnchorBank:

@@ -4,7 +4,6 @@ import math
 from collections.abc import Sequence
 
 from jaxtyping import Bool
-from scipy.stats import binomtest
 from torch import Tensor
 
 from gacd.errors import UserError
@@ -18,6 +17,8 @@ def binomial_interval(correct: int, n: int, confidence: float = 0.95) -> tuple[f
     """
     if not 0 <= correct <= n or n == 0:
         raise UserError(f"an interval needs 0 <= correct <= n and n > 0, not {correct} of {n}")
+    from scipy.stats import binomtest
+
     interval = binomtest(correct, n).proportion_ci(confidence, method="wilson")
     return float(interval.low), float(interval.high)
 
@@ -32,6 +33,8 @@ def mcnemar(a: Bool[Tensor, " n"], b: Bool[Tensor, " n"]) -> float:
         raise UserError(
             f"a paired test needs the same images on both sides, not {len(a)} and {len(b)}"
         )
+    from scipy.stats import binomtest
+
     only_a, only_b = int((a & ~b).sum()), int((b & ~a).sum())
     if only_a + only_b == 0:
         return 1.0

@@ -3,13 +3,21 @@
 from torch import Generator
 
 from gacd.losses.soft_labels import ard
-from gacd.methods.base import Loss, Method, Reweight, Teacher, TrainingAttack, reduce, teacher_weights
+from gacd.methods.base import (
+    Loss,
+    Method,
+    Reweight,
+    Teacher,
+    TrainingAttack,
+    reduce,
+    teacher_weights,
+)
 from gacd.models.base import Backbone
 from gacd.shapes import Batch
 
 
 class ARD(Method):
-    """E[ w (alpha T^2 KL(S_T(x'), T_T(x)) + (1 - alpha) CE(S(x), y)) ], x' by PGD on cross-entropy."""
+    """E[ w (alpha T^2 KL(T_T(x) || S_T(x')) + (1 - alpha) CE(S(x), y)) ], x' by PGD on CE."""
 
     def __init__(
         self,

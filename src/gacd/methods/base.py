@@ -54,7 +54,8 @@ class Teacher:
     @torch.no_grad()
     def __call__(self, x: Images) -> Logits:
         """Logits, in float32."""
-        return self.module(x).float()
+        logits: Logits = self.module(x)
+        return logits.float()
 
     @torch.no_grad()
     def features(self, x: Images) -> Features:
@@ -65,8 +66,8 @@ class Teacher:
 class Method(nn.Module, ABC):
     """One way of training `student`; whatever else it registers (projections) trains along.
 
-    `forward(batch, generator)` attacks and gives the loss: the loop knows no method. Parameters that
-    a method leaves untouched must have `requires_grad` off.
+    `forward(batch, generator)` attacks and gives the loss: the loop knows no method. Parameters
+    that a method leaves untouched must have `requires_grad` off.
     """
 
     def __init__(self, student: Backbone, attack: TrainingAttack) -> None:
@@ -123,7 +124,7 @@ class Method(nn.Module, ABC):
 
 
 def teacher_weights(logits: Logits, labels: Tensor, reweight: Reweight) -> PerSample | None:
-    """w: the teacher's softmax probability of the true class (paper, Algorithm 1); None: no weights."""
+    """w: the teacher's softmax probability of the true class (Algorithm 1); None: no weights."""
     if reweight == "none":
         return None
     return logits.float().softmax(1).gather(1, labels[:, None]).squeeze(1)

@@ -1,13 +1,14 @@
 """Guided adversarial contrastive distillation (Bai et al. 2020, Eq. 7 to 10 and Algorithm 1)."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
-from torch import Generator
+from torch import Generator, Tensor
 from torch.nn import functional as F
 
 from gacd.anchors import AnchorBank, Anchors
-from gacd.errors import UserError
+from gacd.errors import UserError, unknown
 from gacd.losses.contrastive import gacd_loss, info_nce, log_partition
 from gacd.memory import Normaliser
 from gacd.methods.base import Loss, Method, Reweight, Teacher, TrainingAttack, reduce
@@ -47,6 +48,12 @@ class GACD(Method):
                 f"attack.objective '{attack.objective}' needs the student's head, which gacd does "
                 "not train: use transport or cosine"
             )
+        for what, value, known in (
+            ("estimator", estimator, ("exact", "sampled")),
+            ("positive", positive, ("bank", "view")),
+        ):
+            if value not in known:
+                raise unknown(what, value, known)
         self.teacher, self.bank = teacher, bank
         self.temperature, self.negatives = temperature, negatives
         self.estimator, self.positive, self.reweight = estimator, positive, reweight
@@ -63,9 +70,12 @@ class GACD(Method):
         seen = own.features_MD if self.positive == "bank" else self.teacher.features(batch.images)
         anchors = self._anchors(generator, features.device)
         with torch.autocast(features.device.type, enabled=False):
-            pairs = (self.student_projection(features.float()), self.teacher_projection(seen.float()))
+            pairs = (
+                self.student_projection(features.float()),
+                self.teacher_projection(seen.float()),
+            )
             linear = self.teacher_projection.linear
-            shared = {
+            shared: dict[str, Any] = {
                 "index_B": batch.index,
                 "anchor_index_M": anchors.index_M,
                 "projection_weight_ED": linear.weight,
@@ -100,14 +110,14 @@ class GACD(Method):
     @property
     @torch.no_grad()
     def predictor(self) -> Callable[[Images], Logits]:
-        """The class whose mean teacher embedding is nearest: what validation can ask of features."""
+        """The class whose mean teacher embedding is nearest: what features alone can answer."""
         anchors = self.bank.all()
         t_ME = self.teacher_projection(anchors.features_MD.float())
         classes = F.one_hot(anchors.labels_M, self.student.num_classes).to(t_ME)
         centre_KE = F.normalize(classes.T @ t_ME, dim=1)
 
         def predict(x: Images) -> Logits:
-            embedding = self.student_projection(self.student.forward_features(x))
-            return embedding @ centre_KE.T.to(embedding) / self.temperature
+            s_BE: Tensor = self.student_projection(self.student.forward_features(x))
+            return s_BE @ centre_KE.T.to(s_BE) / self.temperature
 
         return predict

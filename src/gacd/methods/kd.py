@@ -3,7 +3,15 @@
 from torch import Generator
 
 from gacd.losses.soft_labels import kd
-from gacd.methods.base import Loss, Method, Reweight, Teacher, TrainingAttack, reduce, teacher_weights
+from gacd.methods.base import (
+    Loss,
+    Method,
+    Reweight,
+    Teacher,
+    TrainingAttack,
+    reduce,
+    teacher_weights,
+)
 from gacd.models.base import Backbone
 from gacd.shapes import Batch
 

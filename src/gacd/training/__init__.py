@@ -1,0 +1,1 @@
+"""One loop for every method: schedules, averages, validation, checkpoints, resuming."""

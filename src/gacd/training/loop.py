@@ -14,14 +14,21 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor
 from torch.optim import SGD
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from gacd.data.batches import iterate, keyed_generator, steps_per_epoch
 from gacd.data.dataset import Splits
 from gacd.errors import UserError
 from gacd.methods.base import Method
 from gacd.progress import progress
-from gacd.storage import append_json_line, load_tensors, read_json, save_tensors, write_json
+from gacd.storage import (
+    append_json_line,
+    load_tensors,
+    read_json,
+    read_json_lines,
+    save_tensors,
+    write_json,
+)
+from gacd.training.average import averaged, update
 from gacd.training.schedules import learning_rate
 from gacd.training.state import load_state, save_state
 from gacd.training.validation import validate
@@ -81,7 +88,7 @@ def fit(
         UserError: the loss or the gradient is no longer finite; the message names the remedy.
         KeyboardInterrupt: after Ctrl-C, once the checkpoint is written.
     """
-    method.to(fabric.device, memory_format=torch.channels_last)
+    method.to(fabric.device).to(memory_format=torch.channels_last)
     finished, best = out / "done.json", out / "best.safetensors"
     if finished.is_file():
         method.load_state_dict(load_tensors(best)[0])
@@ -89,10 +96,14 @@ def fit(
 
     parameters = [p for p in method.parameters() if p.requires_grad]
     optimizer = SGD(
-        parameters, plan.lr, plan.momentum, weight_decay=plan.weight_decay, nesterov=plan.momentum > 0
+        parameters,
+        plan.lr,
+        plan.momentum,
+        weight_decay=plan.weight_decay,
+        nesterov=plan.momentum > 0,
     )
-    average = _averaged(method, plan.ema) if plan.ema else None
-    kept: Method = average.module if average is not None else method
+    average = averaged(method) if plan.ema else None
+    kept = method if average is None else average
     train, val = splits.train.to(fabric.device), splits.val.to(fabric.device)
     steps = steps_per_epoch(
         len(train.labels), plan.batch_size, drop_last=True, world_size=fabric.world_size
@@ -102,6 +113,8 @@ def fit(
     state = out / "checkpoint.safetensors"
     if state.is_file():
         meta = load_state(state, method, average, optimizer)
+    if fabric.is_global_zero:
+        _forget_after(out / "log.jsonl", meta["epoch"])
     sums = {k: (torch.tensor(v, device=fabric.device), n) for k, (v, n) in meta["sums"].items()}
 
     if plan.compile:
@@ -155,7 +168,8 @@ def fit(
                 step_optimizer.step()
                 optimizer.zero_grad()
                 if average is not None:
-                    average.update_parameters(method)
+                    # The first step is taken over whole: the average forgets the random start.
+                    update(average, method, decay=plan.ema if epoch or step else 0.0)
 
                 seen = loss.total.detach()
                 assert isinstance(norm, Tensor)
@@ -190,6 +204,8 @@ def fit(
                     board.add_scalar(key, value, epoch + 1)
                 bar.advance(0, **scores)
             save(epoch + 1, 0)
+            if interrupted.is_set():
+                raise KeyboardInterrupt
 
     chosen = meta["best"]
     summary = Summary(
@@ -213,11 +229,14 @@ def _rate(plan: Plan, epoch: int, step: int, steps: int) -> float:
     return learning_rate(progress, peak=plan.lr, schedule=plan.schedule, warmup=plan.warmup)
 
 
-def _averaged(method: Method, decay: float) -> AveragedModel:
-    """The running average of all weights and BatchNorm statistics."""
-    average = AveragedModel(method, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
-    average.requires_grad_(False)
-    return average
+def _forget_after(log: Path, epoch: int) -> None:
+    """Drop rows that a killed run logged after its last checkpoint: they will come again."""
+    if not log.is_file():
+        return
+    rows = [row for row in read_json_lines(log) if row["epoch"] <= epoch]
+    log.unlink()
+    for row in rows:
+        append_json_line(log, row)
 
 
 def _add(sums: dict[str, tuple[Tensor, int]], values: dict[str, Tensor]) -> None:
@@ -230,8 +249,8 @@ def _guard(finite: Tensor, epoch: int, state: Path) -> None:
     if not bool(finite):
         back = f"; {state} holds the end of epoch {epoch}" if state.is_file() else ""
         raise UserError(
-            f"the loss or its gradient became infinite or NaN in epoch {epoch + 1}: lower training.lr, "
-            f"or set fabric.precision to 32-true{back}"
+            f"the loss or its gradient became infinite or NaN in epoch {epoch + 1}: "
+            f"lower training.lr, or set fabric.precision to 32-true{back}"
         )
 
 

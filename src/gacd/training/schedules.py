@@ -6,8 +6,9 @@ import math
 def learning_rate(progress: float, *, peak: float, schedule: str, warmup: float) -> float:
     """The learning rate at `progress` in [0, 1) through training.
 
-    cosine: peak (1 + cos(pi p)) / 2; one-cycle: a triangle that peaks at `warmup` (at least 0.3) and
-    ends at 0 (Smith 2018); constant: the peak. A linear rise over the first `warmup` share comes first.
+    cosine: peak (1 + cos(pi p)) / 2; one-cycle: a triangle that peaks at `warmup` (at least 0.3)
+    and ends at 0 (Smith 2018); constant: the peak. A linear rise over the first `warmup` share
+    comes first.
     """
     if schedule == "one-cycle":
         warmup = max(warmup, 0.3)

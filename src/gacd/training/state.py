@@ -35,7 +35,9 @@ def load_state(
         momentum = tensors.get(f"momentum.{i}")
         if momentum is not None:
             # clone of the parameter's own layout: the sums that follow then round the same way
-            optimizer.state[parameter]["momentum_buffer"] = parameter.detach().clone().copy_(momentum)
+            optimizer.state[parameter]["momentum_buffer"] = (
+                parameter.detach().clone().copy_(momentum)
+            )
     return meta
 
 

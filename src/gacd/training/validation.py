@@ -1,6 +1,7 @@
 """What chooses a checkpoint: accuracy on the held-out part of train, clean and under PGD."""
 
 from collections.abc import Callable
+from typing import cast
 
 import torch
 from lightning_fabric import Fabric
@@ -54,8 +55,9 @@ def validate(
                 right[0] += _right(predictor, x, y)
                 right[1] += _right(predictor, attacked, y)
                 right[2] += len(y)
-    total: torch.Tensor = fabric.all_reduce(right, reduce_op="sum") if fabric.world_size > 1 else right  # type: ignore[assignment]
-    natural, robust, n = (int(v) for v in total)
+    if fabric.world_size > 1:
+        right = cast("torch.Tensor", fabric.all_reduce(right, reduce_op="sum"))
+    natural, robust, n = right.tolist()
     return {"val_natural": 100 * natural / n, "val_robust": 100 * robust / n}
 
 

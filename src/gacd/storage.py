@@ -140,4 +140,6 @@ def _cannot_write(path: Path, error: OSError) -> UserError:
         return UserError(
             f"{path}: no space left on the disk; free some and run the same command again"
         )
+    if isinstance(error, FileExistsError | NotADirectoryError):
+        return UserError(f"{path}: cannot be written (a file stands where its folder should be)")
     return UserError(f"{path}: cannot be written ({error.strerror or error})")

@@ -63,7 +63,7 @@ def write_run_report(out: Path, title: str | None = None, *, order: Sequence[str
         sections=[
             _accuracies(every),
             *(Section(part.heading, part.text, [part.figure]) for part in shown),
-            *_masking(_beside(folders, names, "diagnosis.json")),
+            *_masking(records, _beside(folders, names, "diagnosis.json")),
         ],
         provenance=_provenance(every),
     )
@@ -125,9 +125,9 @@ def _intro(records: Sequence[Record]) -> Iterator[str]:
     """What was run: which networks on what data, and against which attacker."""
     first = records[0]
     teacher = [f"a robust teacher, {_size(r)}" for r in records if r.get("role") == "teacher"]
-    others = Counter(_size(r) for r in records if r.get("role") != "teacher")
-    others_text = [f"{n} network{'s' * (n > 1)} {size}" for size, n in others.items()]
-    networks = " and ".join([*teacher, *others_text])
+    counts = Counter(_size(r) for r in records if r.get("role") != "teacher")
+    others = [f"{n} networks, {s}" if n > 1 else f"a network, {s}" for s, n in counts.items()]
+    networks = ", and ".join([*teacher, *others])
     seeds = ", ".join(str(seed) for seed in sorted({r["seed"] for r in records}))
     yield f"{networks[0].upper()}{networks[1:]}, on {first['dataset']}; seed {seeds}."
     eps = f"ε\N{NO-BREAK SPACE}=\N{NO-BREAK SPACE}{first['config']['threat']['eps']}"
@@ -152,7 +152,7 @@ def _accuracies(records: Sequence[Record]) -> Section:
         "Every attack: accuracy in %",
         (Column("method"), *(Column(name, numeric=True) for name in attacks)),
         tuple(
-            (Cell(_name(record)), *(_accuracy(record["evaluation"].get(a)) for a in attacks))
+            (_head(record), *(_accuracy(record["evaluation"].get(a)) for a in attacks))
             for record in records
         ),
         ("worst: right under every attack, on the images that met them all.",),
@@ -174,7 +174,7 @@ def _accuracy(found: Record | None) -> Cell:
     return Cell(f"{found['accuracy']:.1f}", f"[{found['low']:.1f}, {found['high']:.1f}]")
 
 
-def _masking(diagnoses: Mapping[str, Sequence[Record]]) -> Iterator[Section]:
+def _masking(records: Records, diagnoses: Mapping[str, Sequence[Record]]) -> Iterator[Section]:
     """Pass or fail of every model in a line, then every check with its figures in a table."""
     if not diagnoses:
         return
@@ -182,7 +182,7 @@ def _masking(diagnoses: Mapping[str, Sequence[Record]]) -> Iterator[Section]:
     rows = []
     for name, found in diagnoses.items():
         by_name = {check["name"]: check for check in found}
-        rows.append((Cell(name), *(_verdict(by_name.get(check)) for check in checks)))
+        rows.append((_head(records[name]), *(_verdict(by_name.get(check)) for check in checks)))
     yield Section(
         "Are the gradients masked?",
         [
@@ -238,9 +238,13 @@ def _commit(environment: Record) -> str:
     return str(environment["commit"]) + " with changes" * bool(environment["dirty"])
 
 
-def _name(record: Record) -> str:
+def _head(record: Record) -> Cell:
     role = record.get("role")
-    return f"{record['method']} ({role})" if role else str(record["method"])
+    return Cell(str(record["method"]), f"({role})" if role else "")
+
+
+def _name(record: Record) -> str:
+    return str(_head(record))
 
 
 def _beside(folders: Sequence[Path], names: Sequence[str], file: str) -> dict[str, Any]:

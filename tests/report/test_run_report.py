@@ -1,0 +1,274 @@
+"""The report of a run folder: what it reads, what it leaves out, what it says."""
+
+import base64
+import html
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from gacd.errors import UserError
+from gacd.report.run import write_run_report
+
+ORDER = ("teacher", "natural", "pgd-at", "gacd", "gacd+aft")
+ENVIRONMENT = {
+    "gacd": "0.1.0",
+    "commit": "a" * 40,
+    "dirty": False,
+    "python": "3.11.7",
+    "versions": {"torch": "2.15.0", "scipy": None},
+    "platform": "Linux x86_64",
+    "cpu": "a processor",
+    "cores": 2,
+    "threads": 1,
+    "gpus": [],
+    "cuda": None,
+}
+
+
+def record(method: str, role: str, model: str, parameters: int, **more: Any) -> dict[str, Any]:
+    accuracies = {"natural": 97.0, "fgsm": 70.5, "pgd20": 60.0, "autoattack": 50.0}
+    return {
+        "model": model,
+        "method": method,
+        "dataset": "digits",
+        "seed": 0,
+        "n": 540,
+        **accuracies,
+        "role": role,
+        "parameters": parameters,
+        "intervals": {name: [value - 2, value + 2] for name, value in accuracies.items()},
+        "autoattack_n": 250,
+        "eps_curve": [[0.1, 80.0, 77.0, 83.0], [0.2, 60.0, 57.0, 63.0]],
+        "evaluation": {
+            name: {"accuracy": value, "low": value - 2, "high": value + 2, "n": 540}
+            for name, value in accuracies.items()
+        },
+        "settings": {"norm": "linf", "eps": 0.2},
+        "seconds": {"natural": 0.1},
+        "config": {"threat": {"norm": "linf", "eps": "1/5"}},
+        "environment": ENVIRONMENT,
+        "timestamp": "2026-01-02T10:00:00+00:00",
+        **more,
+    }
+
+
+def example(wrong: int) -> dict[str, Any]:
+    def pixels(value: int) -> str:
+        return base64.b64encode(np.full((3, 8, 8, 1), value, np.uint8).tobytes()).decode()
+
+    truth = ["zero", "one", "two"]
+    attacked = ["seven"] * wrong + truth[wrong:]
+    answers = {"clean": truth, "attacked": attacked}
+    return {
+        "shape": [3, 8, 8, 1],
+        "clean": pixels(200),
+        "attacked": pixels(90),
+        "truth": truth,
+        "answers": answers,
+    }
+
+
+def check(name: str, value: float) -> dict[str, Any]:
+    text = f"{value} was found"
+    return {"name": name, "passed": value <= 1.0, "value": value, "limit": 1.0, "text": text}
+
+
+def write(path: Path, value: Any) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(value), encoding="utf-8")
+
+
+def write_log(path: Path, rows: list[dict[str, float]]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+def said(out: Path) -> str:
+    """The page's text and its figures' alternative texts, on one line."""
+    page = (out / "report.html").read_text(encoding="utf-8")
+    page = re.sub(r"<style>.*?</style>", "", page, flags=re.DOTALL)
+    page = re.sub(r'<img [^>]*alt="([^"]*)"[^>]*>', r"\1", page)
+    return " ".join(html.unescape(re.sub(r"<[^>]+>", " ", page)).split())
+
+
+def headings(out: Path) -> list[str]:
+    page = (out / "report.html").read_text(encoding="utf-8")
+    return re.findall(r"<h2[^>]*>(.*?)</h2>", page)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A teacher and a student, with all that a run leaves behind."""
+    out = tmp_path_factory.mktemp("runs") / "mine"
+    write(out / "gacd" / "record.json", record("gacd", "student", "small", 8610))
+    late = {**ENVIRONMENT, "commit": "b" * 40, "dirty": True}
+    write(
+        out / "teacher" / "record.json",
+        record(
+            "pgd-at", "teacher", "big", 131178,
+            natural=91.5, timestamp="2026-01-02T12:30:45+00:00", environment=late,
+        ),
+    )  # fmt: skip
+    write(out / "teacher" / "examples.json", example(1))
+    write(out / "gacd" / "examples.json", example(3))
+    write(out / "teacher" / "diagnosis.json", [check("more steps", -3.0)])
+    write(out / "gacd" / "diagnosis.json", [check("more steps", 0.5), check("transfer", 7.25)])
+    write_log(
+        out / "teacher" / "log.jsonl",
+        [{"epoch": e, "loss": 2.0 / e, "val_natural": 50.0, "val_robust": 30.0} for e in (1, 2)],
+    )
+    rows = [
+        {
+            "epoch": e,
+            "loss": 1.0,
+            "val_natural": v,
+            "val_robust": 20.0,
+            "mi": 3.0,
+            "mi_ceiling": 6.5,
+        }
+        for e, v in ((1, 40.0), (2, 41.0), (2, 42.5))
+    ]
+    write_log(out / "gacd" / "features" / "log.jsonl", rows)
+    write_run_report(out, "A <title>", order=ORDER)
+    return out
+
+
+def test_every_section_is_there(run):
+    assert headings(run) == [
+        "Accuracy under attack",
+        "Attacked images",
+        "Accuracy against the budget",
+        "Natural against robust accuracy",
+        "Training",
+        "Are the gradients masked?",
+        "How this was made",
+    ]
+
+
+def test_the_figures_are_files_too(run):
+    kept = {path.name: path.read_bytes() for path in (run / "figures").iterdir()}
+    assert sorted(kept) == [
+        "accuracy-against-eps.svg",
+        "attacked-images.png",
+        "natural-against-autoattack.svg",
+        "training-curves.svg",
+    ]
+    page = (run / "report.html").read_text(encoding="utf-8")
+    for name, image in kept.items():
+        assert image.startswith(b"\x89PNG" if name.endswith("png") else b"<?xml")
+        assert base64.b64encode(image).decode() in page
+
+
+def test_the_intro_says_what_was_run(run):
+    text = said(run)
+    assert (
+        "A robust teacher, big (131,178 parameters), and a network, small (8,610 parameters), "
+        "on digits; seed 0. The attacker knows the whole model and may change every pixel value "
+        "by up to ε = 1/5, where black is 0 and white is 1. The 540 test images took no part"
+    ) in text
+
+
+def test_rows_follow_the_order_given(run):
+    page = (run / "report.html").read_text(encoding="utf-8")
+    heads = re.findall(r'<th scope="row">(.*?)</th>', page)
+    assert [re.sub(r"<.*?>", "", head) for head in heads] == [
+        "pgd-at (teacher)",
+        "gacd (student)",
+    ] * 3
+
+
+def test_all_attacks_are_shown_with_their_intervals(run):
+    text = said(run)
+    assert "Every attack: accuracy in % method natural fgsm pgd20 autoattack" in text
+    assert "70.5 [68.5, 72.5]" in text
+
+
+def test_curves_begin_at_the_natural_accuracy(run):
+    assert "pgd-at (teacher): 91.5 % at ε = 0, 60.0 % at 0.2." in said(run)
+
+
+def test_answers_under_attack_are_counted(run):
+    assert "Wrong answers under attack: pgd-at (teacher) 1 of 3, gacd (student) 3 of 3." in said(
+        run
+    )
+
+
+def test_of_an_epoch_logged_twice_the_later_row_counts(run):
+    text = said(run)
+    assert "teacher, epoch 2: loss 1, 50.0 % clean" in text
+    assert "gacd/features, epoch 2: loss 1, 42.5 % clean, 20.0 % attacked." in text
+    assert "InfoNCE" in text
+
+
+def test_failed_checks_are_named_with_their_figures(run):
+    text = said(run)
+    assert "pass pgd-at (teacher) 1 of 1 checks passed." in text
+    assert "fail gacd (student) 1 of 2 checks passed. Failed: transfer (7.25 was found)." in text
+    assert "pgd-at (teacher) pass −3.0 ≤ 1.0 – gacd (student) pass 0.5 ≤ 1.0 FAIL 7.2 > 1.0" in text
+
+
+def test_every_commit_and_the_time_are_told(run):
+    text = said(run)
+    assert f"commit {'a' * 40}, {'b' * 40} with changes" in text
+    assert "measured (UTC) 2026-01-02 10:00 to 2026-01-02 12:30" in text
+    assert "versions torch 2.15.0 platform" in text
+    assert "gpus" not in text
+
+
+def test_the_title_is_kept_and_the_same_files_give_the_same_page(run):
+    before = (run / "report.html").read_bytes()
+    assert b"<h1>A &lt;title&gt;</h1>" in before
+    write_run_report(run, order=ORDER)
+    assert (run / "report.html").read_bytes() == before
+
+
+def test_what_has_no_data_is_left_out(tmp_path):
+    alone = record("mine", "student", "small", 8610, eps_curve=[], seed=3)
+    for key in ("autoattack", "autoattack_n"):
+        del alone[key]
+    alone["settings"]["norm"] = "l2"
+    write(tmp_path / "alone" / "model" / "record.json", alone)
+    write_run_report(tmp_path / "alone")
+    assert headings(tmp_path / "alone") == ["Accuracy under attack", "How this was made"]
+    assert not (tmp_path / "alone" / "figures").exists()
+    text = said(tmp_path / "alone")
+    assert "Run alone A network, small (8,610 parameters), on digits; seed 3." in text
+    assert "move an image by a Euclidean distance of up to ε = 1/5" in text
+
+
+def test_an_installed_package_has_no_commit(tmp_path):
+    environment = {**ENVIRONMENT, "commit": None, "dirty": None, "gpus": ["H200"]}
+    for method in ("kd", "ard"):
+        row = record(method, "student", "small", 8610, environment=environment, eps_curve=[])
+        del row["autoattack"]
+        write(tmp_path / method / "record.json", row)
+    write_run_report(tmp_path)
+    text = said(tmp_path)
+    assert "2 networks, small (8,610 parameters), on digits" in text
+    assert "commit none (installed package)" in text
+    assert "gpus H200" in text
+
+
+def test_a_folder_without_models_is_refused(tmp_path):
+    with pytest.raises(UserError, match=r"nowhere: no evaluated model in this folder"):
+        write_run_report(tmp_path / "nowhere", "title")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("file", ["record.json", "examples.json", "diagnosis.json"])
+def test_a_damaged_file_is_named(tmp_path, file):
+    write(tmp_path / "gacd" / "record.json", record("gacd", "student", "small", 8610))
+    (tmp_path / "gacd" / file).write_text('{"model": ', encoding="utf-8")
+    with pytest.raises(UserError, match=rf"gacd.{file}: not a whole JSON file"):
+        write_run_report(tmp_path)
+
+
+def test_no_torch_is_needed():
+    program = "import sys, gacd.report.run; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program], timeout=60).returncode == 0

@@ -5,17 +5,17 @@ choice, with labels and the teacher's confidence. A bank lives on a device, in h
 file that is mapped rather than read, so that a draw touches only the rows it draws.
 """
 
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
 from gacd.errors import UserError, unknown
 from gacd.models.base import Backbone
+from gacd.models.modes import evaluating
 from gacd.progress import progress
 from gacd.shapes import Batch, Labels
 from gacd.storage import load_tensors, save_tensors
@@ -35,13 +35,14 @@ class Anchors(NamedTuple):
     """Anchors at hand: some rows of a bank, or all of them.
 
     `labels_M` are the classes, or, in a bank without labels, the rows themselves, so that negatives
-    are other instances.
+    are other instances (the images' labels are then their rows as well). `index_M` are the rows;
+    None for all of them in order.
     """
 
     features_MD: Float[Tensor, "M D"]
     labels_M: Int[Tensor, "M"]
     weights_M: Float[Tensor, "M"]
-    index_M: Int[Tensor, "M"]
+    index_M: Int[Tensor, "M"] | None
 
 
 class AnchorBank:
@@ -91,7 +92,7 @@ class AnchorBank:
         bank: AnchorBank | None = None
         seen_M = torch.zeros(size, dtype=torch.int64)
         with (
-            _evaluating(teacher),
+            evaluating(teacher),
             torch.inference_mode(),
             progress(size, "anchor bank", enabled=show_progress) as bar,
         ):
@@ -104,7 +105,8 @@ class AnchorBank:
                     logits_BK = teacher.forward_head(features_BD).float()
                     bank.labels_M[index_B] = labels_B
                     bank.weights_M[index_B] = true_class_probability(logits_BK, labels_B)
-                seen_M += index_B.cpu().bincount(minlength=size)
+                rows_B = index_B.cpu()
+                seen_M.index_add_(0, rows_B, torch.ones_like(rows_B))
                 bar.advance(len(images))
         if bank is None or not bool((seen_M == 1).all()):
             raise UserError(
@@ -175,16 +177,22 @@ class AnchorBank:
 
     def all(self) -> Anchors:
         """Every row in order, as views: the estimator `exact`."""
-        index_M = torch.arange(len(self), device=self.features_MD.device)
-        labels_M = index_M if self.labels_M is None else self.labels_M
-        return Anchors(self.features_MD, labels_M, self.weights_M, index_M)
+        labels_M = self.labels_M
+        if labels_M is None:
+            labels_M = torch.arange(len(self), device=self.features_MD.device)
+        return Anchors(self.features_MD, labels_M, self.weights_M, None)
 
     def rows(self, index_M: Int[Tensor, "m"], *, device: torch.device | None = None) -> Anchors:
         """Copies of some rows, on `device` (the bank's own by default): the estimator `sampled`."""
         index_M = index_M.to(self.features_MD.device)
-        labels_M = index_M if self.labels_M is None else self.labels_M[index_M]
-        rows = Anchors(self.features_MD[index_M], labels_M, self.weights_M[index_M], index_M)
-        return rows if device is None else Anchors(*(part.to(device) for part in rows))
+        device = self.features_MD.device if device is None else device
+        labels_M = index_M if self.labels_M is None else self.labels_M.index_select(0, index_M)
+        return Anchors(
+            self.features_MD.index_select(0, index_M).to(device),
+            labels_M.to(device),
+            self.weights_M.index_select(0, index_M).to(device),
+            index_M.to(device),
+        )
 
     def draw(
         self, k: int, generator: torch.Generator, *, balanced: bool = False
@@ -241,14 +249,3 @@ def principal_projection(
     covariance_DD = second / len(features_MD) - mean_D[:, None] * mean_D
     weight_ED = torch.linalg.eigh(covariance_DD).eigenvectors[:, -width:].flip(1).T
     return weight_ED.float().contiguous(), -(weight_ED @ mean_D).float()
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode

@@ -21,11 +21,18 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from gacd.errors import UserError
-from gacd.losses.fused import AnchorChunks, Pairs, at_least_float32, log_sum_exp, softplus_sum
+from gacd.losses.fused import (
+    LogSumExp,
+    Scores,
+    SoftplusSum,
+    at_least_float32,
+    over_anchors,
+    positive_scores,
+)
 from gacd.shapes import Labels, PerSample
 
 Embeddings = Float[Tensor, "B E"]
-Anchors = Float[Tensor, "M _"]
+AnchorFeatures = Float[Tensor, "M _"]
 """[M, E], of length 1, or raw teacher features [M, D] beside a projection."""
 AnchorLabels = Int[Tensor, "M"]
 AnchorWeights = Float[Tensor, "M"]
@@ -36,7 +43,7 @@ ProjectionBias = Float[Tensor, "E"]
 def gacd_loss(
     student_BE: Embeddings,
     positive_BE: Embeddings,
-    anchors_MD: Anchors,
+    anchors_MD: AnchorFeatures,
     *,
     labels_B: Labels,
     anchor_labels_M: AnchorLabels,
@@ -88,32 +95,28 @@ def gacd_loss(
     """
     if negatives < 1:
         raise UserError(f"negatives must be at least 1, not {negatives}")
-    chunks, size = _chunks(
-        student_BE,
-        anchors_MD,
-        projection_weight_ED,
-        projection_bias_E,
-        temperature,
-        dataset_size,
+    size = _size(dataset_size, anchors_MD)
+    scores = Scores(
+        student_BE, anchors_MD, projection_weight_ED, projection_bias_E, temperature=temperature
     )
-    positive_B = _positive_scores(student_BE, positive_BE, temperature)
+    positive_B = positive_scores(student_BE, positive_BE, temperature)
     if log_z is None:
-        own = Pairs(temperature, *_own(index_B, anchor_index_M, anchors_MD))
+        others = LogSumExp(index_B, anchor_index_M)
         with torch.set_grad_enabled(z_gradient and torch.is_grad_enabled()):
-            log_z = _log_partition(student_BE, positive_B, chunks, own, size)
-    offset_B = (log_z + math.log(negatives / size)).expand(len(student_BE)).to(chunks.wide)
-    same = Pairs(temperature, labels_B, anchor_labels_M)
-    sum_B, count_B = softplus_sum(student_BE, offset_B, chunks, same, anchor_weights_M)
+            log_z = _log_partition(scores, positive_B, others, size)
+    offset_B = (log_z + math.log(negatives / size)).expand(len(student_BE)).to(scores.wide)
+    term = SoftplusSum(labels_B, anchor_labels_M, anchor_weights_M)
+    sum_B, terms_B = over_anchors(scores, term, offset_B)
     loss_B = F.softplus(offset_B - positive_B)
     if weights_B is not None:
         loss_B = weights_B * loss_B
-    return loss_B + sum_B * (negatives / count_B.clamp(min=1))
+    return loss_B + sum_B * (negatives / terms_B.clamp(min=1))
 
 
 def info_nce(
     student_BE: Embeddings,
     positive_BE: Embeddings,
-    anchors_MD: Anchors,
+    anchors_MD: AnchorFeatures,
     *,
     index_B: Int[Tensor, "B"] | None = None,
     anchor_index_M: Int[Tensor, "M"] | None = None,
@@ -139,13 +142,13 @@ def info_nce(
         temperature=temperature,
         dataset_size=dataset_size,
     )
-    return log_z_B - _positive_scores(student_BE, positive_BE, temperature)
+    return log_z_B - positive_scores(student_BE, positive_BE, temperature)
 
 
 def log_partition(
     student_BE: Embeddings,
     positive_BE: Embeddings,
-    anchors_MD: Anchors,
+    anchors_MD: AnchorFeatures,
     *,
     index_B: Int[Tensor, "B"] | None = None,
     anchor_index_M: Int[Tensor, "M"] | None = None,
@@ -164,17 +167,13 @@ def log_partition(
     positive stands in for it, so a sample of anchors need not contain it. All anchors at hand, N of
     them, give Z itself.
     """
-    chunks, size = _chunks(
-        student_BE,
-        anchors_MD,
-        projection_weight_ED,
-        projection_bias_E,
-        temperature,
-        dataset_size,
+    size = _size(dataset_size, anchors_MD)
+    scores = Scores(
+        student_BE, anchors_MD, projection_weight_ED, projection_bias_E, temperature=temperature
     )
-    positive_B = _positive_scores(student_BE, positive_BE, temperature)
-    own = Pairs(temperature, *_own(index_B, anchor_index_M, anchors_MD))
-    return _log_partition(student_BE, positive_B, chunks, own, size)
+    positive_B = positive_scores(student_BE, positive_BE, temperature)
+    others = LogSumExp(index_B, anchor_index_M)
+    return _log_partition(scores, positive_B, others, size)
 
 
 def nce(
@@ -254,48 +253,16 @@ def project_anchors(
         return F.normalize(F.linear(features_MD, weight_ED.to(features_MD.dtype), bias), dim=1)
 
 
-def _chunks(
-    student_BE: Tensor,
-    anchors_MD: Tensor,
-    weight_ED: Tensor | None,
-    bias_E: Tensor | None,
-    temperature: float,
-    dataset_size: int | None,
-) -> tuple[AnchorChunks, int]:
-    if not temperature > 0:
-        raise UserError(f"temperature must be above 0, not {temperature}")
-    if anchors_MD.requires_grad:
-        raise UserError("anchors are constants: detach them, or pass raw features and a projection")
-    width = anchors_MD.shape[1] if weight_ED is None else weight_ED.shape[0]
-    if width != student_BE.shape[1]:
-        raise UserError(
-            f"student embeddings are {student_BE.shape[1]} wide and the anchors' {width}: "
-            "raw teacher features need projection_weight_ED"
-        )
-    size = anchors_MD.shape[0] if dataset_size is None else dataset_size
+def _size(dataset_size: int | None, anchors_MD: Tensor) -> int:
+    size = len(anchors_MD) if dataset_size is None else dataset_size
     if size < 1:
         raise UserError(f"dataset_size must be at least 1, not {size}")
-    return AnchorChunks(anchors_MD, weight_ED, bias_E), size
+    return size
 
 
-def _positive_scores(student_BE: Tensor, positive_BE: Tensor, temperature: float) -> Tensor:
-    return (at_least_float32(student_BE) * at_least_float32(positive_BE)).sum(1) / temperature
-
-
-def _own(
-    index_B: Tensor | None, anchor_index_M: Tensor | None, anchors_MD: Tensor
-) -> tuple[Tensor | None, Tensor | None]:
-    if index_B is not None and anchor_index_M is None:
-        anchor_index_M = torch.arange(len(anchors_MD), device=index_B.device)
-    return index_B, anchor_index_M
-
-
-def _log_partition(
-    student_BE: Tensor, positive_B: Tensor, chunks: AnchorChunks, own: Pairs, size: int
-) -> Tensor:
-    lse_B, count_B = log_sum_exp(student_BE, chunks, own)
-    if own.key_B is None:
-        return lse_B + math.log(size) - count_B.log()
-    return torch.logaddexp(
-        positive_B, lse_B + math.log(max(size - 1, 1)) - count_B.clamp(min=1).log()
-    )
+def _log_partition(scores: Scores, positive_B: Tensor, others: LogSumExp, size: int) -> Tensor:
+    lse_B, terms_B = over_anchors(scores, others)
+    if others.index_B is None:
+        return lse_B + math.log(size) - terms_B.log()
+    log_mean_B = lse_B - terms_B.clamp(min=1).log()
+    return torch.logaddexp(positive_B, log_mean_B + math.log(max(size - 1, 1)))

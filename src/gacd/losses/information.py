@@ -1,0 +1,103 @@
+"""Lower bounds on the mutual information between teacher's and student's features, in nats.
+
+Monitors, apart from the loss: without weights, over anchors of every class, without gradient. The
+loss itself bounds nothing (weights below 1 make its negative term too small, and its negatives are
+not drawn from the product of the marginals).
+"""
+
+import math
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from gacd.losses.contrastive import (
+    AnchorFeatures,
+    Embeddings,
+    ProjectionBias,
+    ProjectionWeight,
+    gacd_loss,
+)
+from gacd.losses.fused import LogSumExp, Scores, over_anchors, positive_scores
+from gacd.shapes import Scalar
+
+
+class Bound(NamedTuple):
+    """A lower bound and the most it can ever say, in nats."""
+
+    nats: Scalar
+    ceiling: Scalar
+
+
+@torch.no_grad()
+def info_nce_bound(
+    student_BE: Embeddings,
+    positive_BE: Embeddings,
+    anchors_MD: AnchorFeatures,
+    *,
+    index_B: Int[Tensor, "B"] | None = None,
+    anchor_index_M: Int[Tensor, "M"] | None = None,
+    projection_weight_ED: ProjectionWeight | None = None,
+    projection_bias_E: ProjectionBias | None = None,
+    temperature: float = 0.1,
+) -> Bound:
+    """InfoNCE's bound over the anchors at hand, whose ceiling is the log of their number.
+
+    MI(t; s) >= E_i [ log n_i + t_i.s_i / T - log sum_j e^{t_j.s_i / T} ]
+
+    The sum runs over the positive and the n_i - 1 anchors that are not the image's own, which
+    `index_B` tells (see `losses.contrastive.log_partition`); without it, none is. Any temperature
+    gives a bound; the best gives the highest.
+
+    Source: Poole et al. 2019 (arXiv:1905.06922), Eq. 10.
+    """
+    scores = Scores(
+        student_BE, anchors_MD, projection_weight_ED, projection_bias_E, temperature=temperature
+    )
+    lse_B, terms_B = over_anchors(scores, LogSumExp(index_B, anchor_index_M))
+    positive_B = positive_scores(student_BE, positive_BE, temperature)
+    log_n_B = (terms_B + 1).log()
+    bound_B = log_n_B + positive_B - torch.logaddexp(positive_B, lse_B)
+    return Bound(bound_B.mean(), log_n_B.mean())
+
+
+@torch.no_grad()
+def nce_bound(
+    student_BE: Embeddings,
+    positive_BE: Embeddings,
+    anchors_MD: AnchorFeatures,
+    *,
+    log_z: Float[Tensor, ""],
+    index_B: Int[Tensor, "B"],
+    anchor_index_M: Int[Tensor, "M"],
+    projection_weight_ED: ProjectionWeight | None = None,
+    projection_bias_E: ProjectionBias | None = None,
+    temperature: float = 0.1,
+    negatives: int = 16384,
+    dataset_size: int | None = None,
+) -> Bound:
+    """The bound behind the paper's objective, unweighted, negatives of all classes.
+
+    MI(t; s) >= log k + E_i [ log h_ii + k mean_{j != i} log(1 - h_ij) ]
+
+    It holds for every h that does not depend on the anchors, hence the constant `log_z`; the best h
+    comes within one nat of the truth as k grows. The ceiling is log k.
+
+    Source: Bai et al. 2020 (arXiv:2009.09922), Eq. 6 and 11 with w = 1.
+    """
+    loss_B = gacd_loss(
+        student_BE,
+        positive_BE,
+        anchors_MD,
+        labels_B=index_B,
+        anchor_labels_M=anchor_index_M,
+        projection_weight_ED=projection_weight_ED,
+        projection_bias_E=projection_bias_E,
+        temperature=temperature,
+        negatives=negatives,
+        dataset_size=dataset_size,
+        log_z=log_z,
+    )
+    ceiling = loss_B.new_tensor(math.log(negatives))
+    return Bound(ceiling - loss_B.mean(), ceiling)

@@ -3,6 +3,8 @@
 Every buffer is persistent, so a state dict resumes exactly.
 """
 
+import math
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
@@ -58,7 +60,7 @@ class Normaliser(nn.Module):
         """Take in one batch's partition functions, log Z_i."""
         if not self.wants_write:
             return
-        batch = log_z_B.float().logsumexp(0) - torch.tensor(float(len(log_z_B))).log()
+        batch = log_z_B.float().logsumexp(0) - math.log(len(log_z_B))
         self.log_z.copy_(self.log_z.lerp(batch, 1 - self.momentum) if bool(self.written) else batch)
         self.written.fill_(True)
 

@@ -171,21 +171,23 @@ class SoftplusSum:
 
     def add(self, value_B: Tensor, scores_Bc: Tensor, rows: slice) -> tuple[Tensor, Tensor | int]:
         """The value with a chunk added, and how many terms the chunk had."""
-        weights_Bc, terms_B = self._weights(rows, scores_Bc.dtype)
-        return value_B + torch.linalg.vecdot(F.softplus(scores_Bc), weights_Bc), terms_B
+        losses_Bc = F.softplus(scores_Bc)
+        terms_U = self._others(rows).sum(1)
+        terms_B = terms_U if self.class_B is None else terms_U[self.class_B]
+        return value_B + torch.linalg.vecdot(losses_Bc, self._weights(rows, losses_Bc)), terms_B
 
     def slope_(self, scores_Bc: Tensor, value_B: Tensor, rows: slice) -> Tensor:
         """d value / d score, written over the scores."""
-        return scores_Bc.sigmoid_().mul_(self._weights(rows, scores_Bc.dtype)[0])
+        return scores_Bc.sigmoid_().mul_(self._weights(rows, scores_Bc))
 
-    def _weights(self, rows: slice, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        other_Uc = self.labels_U[:, None] != self.anchor_labels_M[rows]
-        terms_U, weights_Uc = other_Uc.sum(1), other_Uc.to(dtype)
+    def _others(self, rows: slice) -> Tensor:
+        return self.labels_U[:, None] != self.anchor_labels_M[rows]
+
+    def _weights(self, rows: slice, like: Tensor) -> Tensor:
+        weights_Uc = self._others(rows).to(like.dtype)
         if self.weights_M is not None:
             weights_Uc *= self.weights_M[rows]
-        if self.class_B is None:
-            return weights_Uc, terms_U
-        return weights_Uc.index_select(0, self.class_B), terms_U[self.class_B]
+        return weights_Uc if self.class_B is None else weights_Uc.index_select(0, self.class_B)
 
 
 def over_anchors(

@@ -132,7 +132,7 @@ def parse(command: str, arguments: list[str]) -> Any:
     arguments = _shortened(_recipe_paths(arguments), command)
     try:
         namespace = parser.parse_args(arguments)
-        made = parser.instantiate_classes(namespace)
+        made = parser.instantiate(namespace)
     except SystemExit as stop:  # --help, --print_config
         if stop.code:
             raise UserError("unreadable arguments") from None

@@ -25,19 +25,19 @@ def fraction(value: Budget) -> float:
         raise ValueError(f"'{value}' is no number: write it like 0.03 or 8/255") from None
 
 
-def _positive(**values: float) -> None:
+def _positive(**values: int | float) -> None:
     for name, value in values.items():
         if not 0 < value < math.inf:
             raise ValueError(f"{name} is {value}, but must be above 0")
 
 
-def _from_0_to_1(**values: float) -> None:
+def _from_0_to_1(**values: int | float) -> None:
     for name, value in values.items():
         if not 0 <= value <= 1:
             raise ValueError(f"{name} is {value}, but must be from 0 to 1")
 
 
-def _share(**values: float) -> None:
+def _share(**values: int | float) -> None:
     for name, value in values.items():
         if not 0 <= value < 1:
             raise ValueError(f"{name} is {value}, but must be at least 0 and below 1")

@@ -1,5 +1,6 @@
 """Guided adversarial contrastive distillation (Bai et al. 2020, Eq. 7 to 10 and Algorithm 1)."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -98,7 +99,7 @@ class GACD(Method):
                 **shared,
             )
             with torch.no_grad():
-                ceiling = torch.tensor(float(len(self.bank)), device=loss.device).log()
+                ceiling = torch.full((), math.log(len(self.bank)), device=loss.device)
                 bound = ceiling - info_nce(*pairs, anchors.features_MD, **shared).mean()
         return Loss(reduce(loss), {"mi": bound, "mi_ceiling": ceiling})
 

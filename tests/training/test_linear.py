@@ -1,0 +1,82 @@
+"""The linear layer: optimal for its objective, the same as scikit-learn's on the same features."""
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from sklearn.linear_model import LogisticRegression
+
+from gacd.data.dataset import ArrayDataset, Splits
+from gacd.models import create_model
+from gacd.models.base import Backbone
+from gacd.training.linear import STRENGTHS, extract, fit_head
+
+Noise = Callable[[int, int], ArrayDataset]
+
+
+def network(classes: int) -> Backbone:
+    return create_model("digits-cnn-2", num_classes=classes, channels=1, seed=3)
+
+
+def splits(make_noise: Noise, keep: tuple[int, ...], classes: int = 3) -> Splits:
+    """Noise of these classes alone, of a data set that has `classes` of them."""
+    parts = []
+    for n, seed in ((90, 0), (60, 1), (30, 2)):
+        part = make_noise(n, seed)
+        part = part.subset(torch.isin(part.labels, torch.tensor(keep)))
+        parts.append(ArrayDataset(part.images, part.labels, tuple("abcd")[:classes], "noise"))
+    return Splits(*parts)
+
+
+@pytest.mark.parametrize(("keep", "classes"), [((0, 1, 2), 3), ((0, 1), 2)])
+def test_the_layer_is_the_optimum_and_sklearns(
+    make_noise: Noise, keep: tuple[int, ...], classes: int
+) -> None:
+    data, model = splits(make_noise, keep, classes), network(classes).train()
+    before = {k: v.clone() for k, v in model.state_dict().items() if not k.startswith("head")}
+    found = fit_head(model, data)
+    assert model.training
+    assert all(torch.equal(model.state_dict()[k], v) for k, v in before.items())
+
+    z, labels = extract(model, data.train)
+    assert not model.body[1].num_batches_tracked  # features in evaluation mode
+    mean, scale = z.mean(0).double(), z.std(0).double()
+    x = (z.double() - mean) / scale
+    with torch.no_grad():
+        answers = model.eval()(data.train.float_images()).double().softmax(1)
+    fitted = LogisticRegression(C=found.strength, max_iter=2000, tol=1e-8).fit(x, labels)
+    np.testing.assert_allclose(answers, fitted.predict_proba(x), atol=2e-3)
+
+    # The gradient of sum CE + |W|^2 / (2 C) in the standardised features vanishes; two classes
+    # share one row w = w_1 - w_0 of norm |w|, so there the penalty is |w_1 - w_0|^2 / (2 C).
+    head = model.get_classifier()
+    weight = (head.weight.detach().double() * scale).requires_grad_()
+    bias = (head.bias + head.weight @ z.mean(0)).detach().double().requires_grad_()
+    norm = weight if classes > 2 else (weight[1] - weight[0])
+    loss = F.cross_entropy(x @ weight.T + bias, labels, reduction="sum")
+    gradients = torch.autograd.grad(
+        loss + norm.square().sum() / (2 * found.strength), (weight, bias)
+    )
+    assert max(g.abs().max() for g in gradients) < 0.02 * len(labels) ** 0.5
+
+
+def test_validation_chooses_the_strength(make_noise: Noise) -> None:
+    data, model = splits(make_noise, (0, 1, 2)), network(3)
+    found = fit_head(model, data)
+    assert set(found.val_natural) == {str(c) for c in STRENGTHS}
+    best = max(found.val_natural.values())
+    assert found.strength == min(c for c in STRENGTHS if found.val_natural[str(c)] == best)
+    x, labels = extract(model, data.val)
+    right = (model.forward_head(x).argmax(1) == labels).float().mean() * 100
+    assert right.item() == pytest.approx(best)
+    assert best > 50
+
+
+def test_a_class_that_train_lacks_is_never_answered(make_noise: Noise) -> None:
+    data, model = splits(make_noise, (0, 2), classes=4), network(4)
+    fit_head(model, data)
+    with torch.no_grad():
+        answers = model.eval()(torch.rand(200, 1, 8, 8)).argmax(1)
+    assert set(answers.tolist()) <= {0, 2}

@@ -1,0 +1,288 @@
+"""The loop: its step by hand, what it keeps, what it guards, what it may not touch or wait for."""
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Generator, Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from gacd.data.dataset import ArrayDataset, Splits
+from gacd.errors import UserError
+from gacd.methods import METHODS, Loss, Method
+from gacd.shapes import Batch
+from gacd.storage import load_tensors, read_json, read_json_lines
+from gacd.training import loop
+from gacd.training.average import averaged, update
+from gacd.training.schedules import learning_rate
+from gacd.training.validation import validate
+
+
+def weights(method: Method) -> dict[str, Tensor]:
+    return {k: v.clone() for k, v in method.state_dict().items()}
+
+
+def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(v, b[k]) for k, v in a.items())
+
+
+@contextmanager
+def steps_of(method: Method, record: list[Any], what: Any) -> Iterator[None]:
+    """Note `what(method, batch)` before every step."""
+    forward = method.forward
+
+    def noted(batch: Batch, generator: Generator) -> Loss:
+        record.append(what(method, batch))
+        return forward(batch, generator)
+
+    method.forward = noted  # type: ignore[method-assign]
+    yield
+    method.forward = forward  # type: ignore[method-assign]
+
+
+def test_two_steps_are_nesterovs_by_hand(stage: Any, tmp_path: Path) -> None:
+    """v <- m v + g, w <- w - lr (g + m v); g the clipped gradient plus the weight decay's."""
+    method = stage.method("natural")
+    twin, batches, rates = copy.deepcopy(method).train(), [], []
+    with steps_of(method, batches, lambda _, batch: batch):
+        stage.fit(
+            tmp_path, method, epochs=1, batch_size=35, lr=0.3, momentum=0.7, weight_decay=0.1,
+            clip_norm=0.2, ema=0.0, warmup=0.5, select="last",
+        )  # fmt: skip
+    velocity = [torch.zeros_like(p) for p in twin.parameters()]
+    for step, batch in enumerate(batches):
+        rates.append(learning_rate((step + 0.5) / 2, peak=0.3, schedule="cosine", warmup=0.5))
+        loss = F.cross_entropy(twin.student(batch.images), batch.labels)
+        gradients = torch.autograd.grad(loss, list(twin.parameters()))
+        norm = torch.stack([g.norm() for g in gradients]).norm()
+        assert norm > 0.2  # so that the clipping is seen
+        for p, g, v in zip(twin.parameters(), gradients, velocity, strict=True):
+            with torch.no_grad():
+                g = g * (0.2 / norm) + 0.1 * p
+                v.mul_(0.7).add_(g)
+                p.sub_(rates[step] * (g + 0.7 * v))
+    assert len(batches) == 2
+    for name, value in twin.state_dict().items():
+        torch.testing.assert_close(method.state_dict()[name], value, msg=name)
+
+
+def test_the_average_is_its_closed_form_and_is_what_is_kept(stage: Any, tmp_path: Path) -> None:
+    method = stage.method("natural")
+    seen: list[dict[str, Tensor]] = []
+    with steps_of(method, seen, lambda method, _: weights(method)):
+        stage.fit(tmp_path, method, epochs=1, ema=0.8, select="last")
+    after = load_tensors(tmp_path / "best.safetensors")[0]
+    assert same(after, method.state_dict())  # and what the method is left with
+    # The state after step n is seen before step n + 1; the last one is what the average implies.
+    trajectory = seen[1:]
+    assert len(trajectory) == 3
+    mean = trajectory[0]
+    for state in trajectory[1:]:
+        mean = {k: 0.8 * mean[k] + 0.2 * v for k, v in state.items() if v.is_floating_point()}
+    # a_4 = 0.8 a_3 + 0.2 w_4, and w_4 is where a run without an average ends
+    plain, _ = stage.fit(tmp_path / "plain", "natural", epochs=1, ema=0.0, select="last")
+    for key, value in mean.items():
+        expected = 0.8 * value + 0.2 * plain.state_dict()[key]
+        torch.testing.assert_close(after[key], expected, msg=key)
+    assert not same(after, plain.state_dict())
+    assert after["student.body.1.num_batches_tracked"] == 4
+
+
+def test_an_average_of_decay_0_is_a_copy_that_shares_no_memory(stage: Any) -> None:
+    method = stage.method("gacd")
+    kept = averaged(method)
+    assert not any(p.requires_grad for p in kept.parameters())
+    for parameter in method.parameters():
+        parameter.data.add_(1)
+    assert not same(kept.state_dict(), method.state_dict())
+    update(kept, method, decay=0.0)
+    assert same(kept.state_dict(), method.state_dict())
+    assert kept.bank is method.bank
+
+
+@pytest.mark.parametrize(("select", "epoch"), [("robust", 3), ("natural", 2), ("last", 4)])
+def test_validation_chooses_the_epoch(
+    stage: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, select: str, epoch: int
+) -> None:
+    """The best one, of equals the last."""
+    natural, robust = iter([50.0, 90.0, 60.0, 70.0]), iter([40.0, 20.0, 40.0, 10.0])
+    states = []
+
+    def scores(fabric: Any, method: Method, *_: Any, **__: Any) -> dict[str, float]:
+        states.append(weights(method))
+        return {"val_natural": next(natural), "val_robust": next(robust)}
+
+    monkeypatch.setattr(loop, "validate", scores)
+    method, summary = stage.fit(tmp_path, "natural", epochs=4, select=select)
+    assert summary.selected_epoch == epoch
+    assert same(method.state_dict(), states[epoch - 1])
+    assert not any(same(states[epoch - 1], s) for i, s in enumerate(states) if i != epoch - 1)
+    row = read_json_lines(tmp_path / "log.jsonl")[epoch - 1]
+    assert (row["val_natural"], row["val_robust"]) == (summary.val_natural, summary.val_robust)
+
+
+def test_the_test_images_are_never_read(stage: Any, tmp_path: Path) -> None:
+    class Poison(ArrayDataset):
+        def __init__(self) -> None:
+            pass
+
+        def __getattribute__(self, name: str) -> Any:
+            if not name.startswith("__"):
+                raise AssertionError(f"training read .{name} of the test set")
+            return super().__getattribute__(name)
+
+    splits = Splits(stage.splits.train, stage.splits.val, Poison())
+    with pytest.raises(AssertionError):
+        _ = splits.test.images
+    for name in METHODS:
+        stage.fit(tmp_path / name, name, splits=splits, epochs=1)
+
+
+def test_validation_counts_what_the_predictor_gets_right(stage: Any, tmp_path: Path) -> None:
+    method, _ = stage.fit(tmp_path, "natural", epochs=15, lr=0.1, ema=0.0)
+    method.train()
+    with torch.no_grad():
+        method.eval()
+        right = method.student(stage.splits.val.float_images()).argmax(1) == stage.splits.val.labels
+        method.train()
+    before = weights(method)
+    nothing = type(method.attack.threat)(eps=0.0)
+    fabric = stage.fabric()
+    scores = validate(fabric, method, stage.splits.val, nothing, batch_size=7)
+    expected = 100 * right.float().mean().item()
+    assert scores == {"val_natural": pytest.approx(expected), "val_robust": pytest.approx(expected)}
+    assert expected > 50
+    everything = type(method.attack.threat)(eps=1.0)
+    scores = validate(fabric, method, stage.splits.val, everything)
+    assert scores["val_robust"] < scores["val_natural"]
+    assert method.training and same(before, method.state_dict())
+
+
+def test_logs_have_a_row_an_epoch(stage: Any, tmp_path: Path) -> None:
+    method, summary = stage.fit(tmp_path, "gacd", epochs=2)
+    rows = read_json_lines(tmp_path / "log.jsonl")
+    assert [row["epoch"] for row in rows] == [1, 2]
+    for row in rows:
+        assert {"lr", "loss", "grad_norm", "mi", "mi_ceiling", "val_natural"} <= row.keys()
+        last = learning_rate((4 * row["epoch"] - 0.5) / 8, peak=0.05, schedule="cosine", warmup=0.2)
+        assert row["lr"] == pytest.approx(last)
+    assert summary.images == 2 * 4 * 16
+    assert any(path.name.startswith("events.out.tfevents") for path in tmp_path.iterdir())
+    assert not (tmp_path / "checkpoint.safetensors").exists()
+    assert read_json(tmp_path / "done.json")["selected_epoch"] == summary.selected_epoch
+
+
+def test_a_finished_stage_is_only_loaded(stage: Any, tmp_path: Path) -> None:
+    method, summary = stage.fit(tmp_path, "pgd-at", epochs=1)
+    files = {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
+    again = stage.method("pgd-at", seed=8)
+    steps: list[Any] = []
+    with steps_of(again, steps, lambda *_: None):
+        assert stage.fit(tmp_path, again, epochs=1) == (again, summary)
+    assert not steps
+    assert same(again.state_dict(), method.state_dict())
+    assert files == {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
+
+
+@pytest.mark.parametrize("where", ["loss", "gradient"])
+def test_nan_stops_and_leaves_the_last_good_checkpoint(
+    stage: Any, tmp_path: Path, where: str
+) -> None:
+    method = stage.method("natural")
+    forward, count = method.forward, 0
+
+    def broken(batch: Batch, generator: Generator) -> Loss:
+        nonlocal count
+        count += 1
+        total, parts = forward(batch, generator)
+        if count == 6:  # the second step of the second epoch
+            nan = (total - total.detach()).sqrt()  # 0, with an infinite slope
+            total = total * torch.nan if where == "loss" else total + nan
+        return Loss(total, parts)
+
+    method.forward = broken
+    with pytest.raises(UserError, match=r"NaN in epoch 2.*training\.lr.*end of epoch 1") as stop:
+        stage.fit(tmp_path, method)
+    assert "\n" not in str(stop.value)
+    tensors, meta = load_tensors(tmp_path / "checkpoint.safetensors")
+    assert (meta["epoch"], meta["step"]) == (1, 0)
+    assert all(v.isfinite().all() for v in tensors.values())
+    assert all(v.isfinite().all() for v in load_tensors(tmp_path / "best.safetensors")[0].values())
+    assert [row["epoch"] for row in read_json_lines(tmp_path / "log.jsonl")] == [1]
+
+
+def test_bf16_leaves_the_images_and_weights_in_float32(stage: Any, tmp_path: Path) -> None:
+    method, seen, inside = stage.method("pgd-at"), [], []
+    method.student.body[0].register_forward_hook(lambda *io: inside.append(io[2].dtype))
+
+    def look(method: Method, batch: Batch) -> tuple[Any, ...]:
+        x_adv = method.adversarial(batch, Generator().manual_seed(0), default="ce")
+        return batch.images.dtype, x_adv.dtype, (x_adv - batch.images).abs().max()
+
+    with steps_of(method, seen, look):
+        stage.fit(tmp_path, method, precision="bf16-mixed", epochs=1)
+    for clean, attacked, reach in seen:
+        assert clean == attacked == torch.float32
+        assert 0.04 < reach <= 0.05 + 1e-6
+    assert set(inside) == {torch.bfloat16}  # training and validation both
+    assert all(p.dtype == torch.float32 for p in method.parameters())
+
+
+class Waits(TorchDispatchMode):
+    """Counts operations that need a tensor's value on the host: .item(), bool(), boolean masks."""
+
+    NAMES = ("_local_scalar_dense", "nonzero", "equal", "masked_select", "unique")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += any(func._schema.name == f"aten::{name}" for name in self.NAMES)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_no_step_waits_for_the_device(
+    stage: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """Four times the steps in an epoch, and not one look more at a tensor's value."""
+    monkeypatch.setattr(loop, "validate", lambda *_, **__: {"val_natural": 1.0, "val_robust": 1.0})
+    reads = []
+    for method in ("tolist", "numpy", "cpu", "__array__"):
+        original = getattr(Tensor, method)
+
+        def noted(self: Tensor, *args: Any, original: Any = original, **kwargs: Any) -> Any:
+            reads.append(1)
+            return original(self, *args, **kwargs)
+
+        monkeypatch.setattr(Tensor, method, noted)
+
+    def looks(batch_size: int) -> int:
+        reads.clear()
+        with Waits() as waits:
+            stage.fit(tmp_path / str(batch_size), name, epochs=1, batch_size=batch_size)
+        return waits.count + len(reads)
+
+    assert looks(batch_size=16) == looks(batch_size=4) > 0
+
+
+def test_the_guard_looks_now_and_then(
+    stage: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked = []
+    guard = loop._guard
+    monkeypatch.setattr(loop, "_guard", lambda *a: looked.append(1) or guard(*a))
+    monkeypatch.setattr(loop, "_GUARD_EVERY", 5)
+    stage.fit(tmp_path, "natural", epochs=1, batch_size=4)  # 17 steps
+    assert len(looked) == 4
+
+
+def test_a_batch_larger_than_the_data_is_refused(stage: Any, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="batch of 71 images is more than the 70"):
+        stage.fit(tmp_path, "natural", batch_size=71)

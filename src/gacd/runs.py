@@ -1,7 +1,7 @@
 """What each command does: stages, each in a folder of its own, each resumable, none done twice."""
 
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ from gacd.training.loop import fit
 AFT = "+aft"
 _PLAIN = ("natural", "pgd-at", "trades")
 _SOFT = ("kd", "ard")
+_UNDEFENDED = ("natural", "kd")  # trained on clean images alone, and chosen by them
 _DIAGNOSED = 100  # test images of the masking diagnosis: seconds, where AutoAttack takes minutes
 _NOT_COMPARED = {"out", "methods"}  # a run may be moved, and may get further rows later
 METHOD_NAMES = (*_PLAIN, *_SOFT, "gacd", "gacd" + AFT)
@@ -321,15 +322,16 @@ def _student(run: Run, cfg: c.Distill, method: str, teacher: Teacher) -> tuple[B
     """The finished student of one row, and the seconds of training that it took."""
     student = build.model(cfg.student, run.splits.train, seed=cfg.seed + 1)
     check_same_classes(student, teacher.module)
+    training = cfg.training
+    if method in _UNDEFENDED:  # without robustness there, validation under attack is noise
+        training = replace(training, select="natural")
     if method in _PLAIN:
         options = asdict(cfg.trades) if method == "trades" else None
-        return student, run.train(
-            method, method, student, cfg.student, cfg.training, options=options
-        )
+        return student, run.train(method, method, student, cfg.student, training, options=options)
     if method in _SOFT:
         options = asdict(getattr(cfg, method))
         return student, run.train(
-            method, method, student, cfg.student, cfg.training, teacher=teacher, options=options
+            method, method, student, cfg.student, training, teacher=teacher, options=options
         )
     seconds = _gacd(run, cfg, student, teacher)
     if method.endswith(AFT):

@@ -41,4 +41,4 @@ class Batch(NamedTuple):
 
     images: Images
     labels: Labels
-    index: Int[Tensor, "B"]
+    index: Int[Tensor, "B"]  # type: ignore[assignment]  # a tuple has a method of this name

@@ -164,7 +164,7 @@ def test_validation_counts_what_the_predictor_gets_right(stage: Any, tmp_path: P
 
 
 def test_logs_have_a_row_an_epoch(stage: Any, tmp_path: Path) -> None:
-    method, summary = stage.fit(tmp_path, "gacd", epochs=2)
+    _, summary = stage.fit(tmp_path, "gacd", epochs=2)
     rows = read_json_lines(tmp_path / "log.jsonl")
     assert [row["epoch"] for row in rows] == [1, 2]
     for row in rows:

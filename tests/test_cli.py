@@ -1,0 +1,362 @@
+"""The command line: what it refuses, in one line and with exit code 2, and what it understands."""
+
+import errno
+import os
+import re
+import subprocess
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from PIL import Image
+from safetensors import SafetensorError
+
+import gacd
+from gacd import cli, runs
+from gacd import config as c
+from gacd.errors import UserError
+from gacd.models import create_model
+from gacd.models.checkpoints import save_model
+
+TINY = [
+    "--data.train_limit",
+    "120",
+    "--data.test_limit",
+    "20",
+    "--attacks",
+    "natural",
+    "--fabric.accelerator",
+    "cpu",
+    "--fabric.precision",
+    "32-true",
+]
+STAGE = ["--training.epochs", "1", "--training.batch_size", "32", "--training.attack.steps", "1"]
+TRAIN = ["train", "--model", "digits-cnn-2", *STAGE, *TINY]
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Relative paths of outputs end here."""
+    monkeypatch.chdir(tmp_path)
+
+
+def refusal(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """The single line with which a command is refused, with exit code 2."""
+    capsys.readouterr()
+    assert cli.main(arguments) == 2
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("gacd: ")]
+    assert len(lines) == 1 and "Traceback" not in lines[0]
+    return lines[0].removeprefix("gacd: ")
+
+
+def test_importing_and_help_are_quick_and_without_torch() -> None:
+    program = (
+        "import sys, time; start = time.perf_counter(); import gacd.cli; "
+        "code = gacd.cli.main(['--help']); spent = time.perf_counter() - start; "
+        "heavy = {'torch', 'numpy', 'jsonargparse', 'yaml'} & sys.modules.keys(); "
+        "print('REPORT', code, sorted(heavy), spent < 0.3)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.stdout.splitlines()[-1] == "REPORT 0 [] True"
+    for command in cli.COMMANDS:
+        assert command in done.stdout
+    for recipe in cli.recipes():
+        assert recipe in done.stdout
+
+
+def test_a_refusal_in_a_real_process_and_before_torch(tmp_path: Path) -> None:
+    program = (
+        "import sys; import gacd.cli; code = gacd.cli.main(sys.argv[1:]); "
+        "print('torch' in sys.modules); sys.exit(code)"
+    )
+    arguments = ["train", "--threat.eps", "8"]
+    done = subprocess.run(
+        [sys.executable, "-c", program, *arguments], capture_output=True, text=True, cwd=tmp_path
+    )
+    assert (done.returncode, done.stdout) == (2, "False\n")
+    assert done.stderr == (
+        "gacd: eps is 8.0, but images are in [0, 1]: write 8/255 for eight grey levels\n"
+    )
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("arguments", [[], ["-h"], ["--help"], ["help"]])
+def test_help(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> None:
+    assert cli.main(arguments) == 0
+    assert "gacd COMMAND" in capsys.readouterr().out
+
+
+def test_version_and_help_of_commands(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["--version"]) == 0
+    assert capsys.readouterr().out == f"gacd {gacd.__version__}\n"
+    for command in cli.COMMANDS:
+        assert cli.main([command, "--help"]) == 0
+        out = capsys.readouterr().out
+        assert f"gacd {command}" in out and "--out" in out
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("trian", "unknown command 'trian': did you mean 'train'?"),
+        ("distill --config quickstrat", "unknown recipe 'quickstrat': did you mean 'quickstart'?"),
+        ("distill --config=quickstrat", "did you mean 'quickstart'?"),
+        ("distill --config a/b.yaml", "File does not exist: .*a/b.yaml"),
+        ("train --method pdg-at", "unknown method 'pdg-at': did you mean 'pgd-at'?"),
+        ("distill --methods gacd kdd", "unknown method 'kdd': did you mean 'kd'?"),
+        ("train --model resnet19", "unknown model 'resnet19': did you mean 'resnet18'?"),
+        ("train --data.name cifar11", "unknown data set 'cifar11': did you mean 'cifar10'?"),
+        ("train --attacks pgd", "unknown attack 'pgd': did you mean 'pgd20'?"),
+        ("train --tarining.lr 1", "unknown setting 'tarining.lr': did you mean 'training.lr'?"),
+        ("train --tarining.lr=1", "unknown setting 'tarining.lr': did you mean 'training.lr'?"),
+        ("train --training.schedule cosin", "schedule 'cosin': did you mean 'cosine'?"),
+        ("train stray", "unknown setting 'stray'"),
+        ("train --threat.eps 8", r"eps is 8\.0, .* write 8/255"),
+        ("train --threat.eps 8/0", "'8/0' is no number: write it like 0.03 or 8/255"),
+        ("train --threat.eps eight", "'eight' is no number"),
+        ("train --threat.eps -0.1", r"eps is -0\.1"),
+        ("train --threat.norm l3", "threat.norm 'l3'"),
+        ("train --training.epochs 0", "epochs is 0, but must be above 0"),
+        ("train --training.epochs 1.5", r"training\.epochs is '1\.5', but must be of type int"),
+        ("train --training.lr inf", "lr"),
+        ("train --training.lr nan", "lr"),
+        ("train --training.momentum 1", "momentum is 1.0, but must be at least 0 and below 1"),
+        ("train --training.weight_decay -1", "weight_decay is -1.0"),
+        ("train --training.attack.steps 0", "steps is 0"),
+        ("train --training.attack.step_size=-1/255", "step_size is -0.003"),
+        ("train --trades.beta -1", "beta is -1.0"),
+        ("train --data.val_fraction 1", "val_fraction is 1.0, but must be between 0 and 1"),
+        ("train --data.pad -1", "pad is -1"),
+        ("train --data.train_limit 5", "train_limit=5 is fewer than the 10 classes"),
+        ("train --evaluation.eps_curve [1/255,x]", "'x' is no number"),
+        ("train --evaluation.eps_curve [-1]", "eps_curve holds -1"),
+        ("train --evaluation.autoattack_limit 0", "autoattack_limit is 0"),
+        ("train --attacks", "attacks is empty"),
+        ("train --fabric.accelerator quantum", "quantum"),
+        ("train --fabric.strategy quantum", "quantum"),
+        ("train --fabric.threads -1", "threads is -1"),
+        ("train --seed", "--seed: expected one argument"),
+        ("train --seed x", "seed is 'x', but must be of type int"),
+        ("distill --methods", "methods is empty"),
+        ("distill --kd.alpha 1.5", "alpha is 1.5, but must be from 0 to 1"),
+        ("distill --gacd.temperature 0", "temperature is 0.0, but must be above 0"),
+        ("distill --gacd.estimator exat", "estimator 'exat': did you mean 'exact'?"),
+        ("distill --distillation.attack.objective ce", "needs the student's head"),
+        ("distill --student digits-cnn-0", "no digits-cnn has width 0"),
+        ("distill --student wrn-17-2", "wrn-17-2|depth"),
+        ("distill --teacher.model nosuch", "unknown model 'nosuch'"),
+        ("evaluate", "which model"),
+        ("evaluate --checkpoint no.pt --model resnet18", "no.pt: no such file"),
+        ("evaluate --checkpoint no.safetensors", "no.safetensors: no such file"),
+        ("evaluate --checkpoint no.pt", "say which network it is"),
+        ("finetune", "which model"),
+        ("report --out nowhere", "nowhere: no evaluated model"),
+        ("train --data.name folder", "say in which folder"),
+        ("train --data.name folder --data.root nowhere", "nowhere"),
+    ],
+)
+def test_bad_input_is_refused_in_one_line(
+    capsys: pytest.CaptureFixture[str], line: str, message: str
+) -> None:
+    assert re.search(message, refusal(capsys, *line.split()))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("training: {lrr: 3}", "unknown setting 'training.lrr': did you mean 'training.lr'?"),
+        ("tarining: {lr: 3}", "unknown setting 'tarining.lr': did you mean 'training.lr'?"),
+        ("training: {lr: [", "parsing"),
+        ("training: {epochs: 0}", "epochs is 0, but must be above 0"),
+        ("threat: {eps: 8}", "write 8/255"),
+        ("training: {schedule: cosin}", "did you mean 'cosine'?"),
+    ],
+)
+def test_bad_files_are_refused_in_one_line(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, text: str, message: str
+) -> None:
+    (tmp_path / "mine.yaml").write_text(text)
+    assert re.search(message, refusal(capsys, "train", "--config", "mine.yaml"))
+
+
+@pytest.mark.parametrize(
+    ("eps", "value"),
+    [("8/255", 8 / 255), ("0.03", 0.03), ("1", 1.0), ("0", 0.0), ("16 / 255", 16 / 255)],
+)
+def test_budgets(eps: str, value: float) -> None:
+    cfg = cli.parse("train", ["--threat.eps", eps])
+    assert c.fraction(cfg.threat.eps) == pytest.approx(value)
+
+
+@pytest.mark.parametrize("recipe", cli.recipes())
+def test_recipes_parse(recipe: str) -> None:
+    cfg = cli.parse("distill", ["--config", recipe])
+    assert isinstance(cfg, c.Distill)
+    assert set(cfg.methods) <= set(runs.METHOD_NAMES)
+    create_model(cfg.student, num_classes=10, seed=0)
+    if recipe == "quickstart":
+        assert cli.parse("quickstart", []) == cfg
+
+
+def test_flags_override_files_and_files_defaults(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("training: {lr: 0.3, epochs: 7}\nseed: 5\n")
+    cfg = cli.parse("train", ["--config", "mine.yaml", "--training.lr", "0.2"])
+    assert (cfg.training.lr, cfg.training.epochs, cfg.seed) == (0.2, 7, 5)
+    assert cfg.training.momentum == c.Training().momentum
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--methods", "gacd", "kd"],
+        ["--methods", "[gacd, kd]"],
+        ["--methods=[gacd,kd]"],
+        ["--methods", "gacd", "kd", "--seed", "3"],
+    ],
+)
+def test_lists_are_written_either_way(flags: list[str]) -> None:
+    assert cli.parse("distill", flags).methods == ["gacd", "kd"]
+
+
+def test_attacks_have_a_short_name() -> None:
+    cfg = cli.parse("evaluate", ["--attacks", "natural", "pgd20", "--seed", "3"])
+    assert (cfg.evaluation.attacks, cfg.seed) == (["natural", "pgd20"], 3)
+    assert cli.parse("distill", ["--attacks=fgsm"]).evaluation.attacks == ["fgsm"]
+    assert cli.parse("quickstart", ["--evaluation.attacks", "fgsm"]).evaluation.attacks == ["fgsm"]
+
+
+@pytest.mark.parametrize(
+    ("command", "flags"),
+    [
+        ("distill", ["--config", "cifar10-small", "--gacd.temperature", "0.07"]),
+        ("quickstart", ["--teacher.training.lr", "0.3"]),
+        ("train", ["--threat.eps", "4/255", "--data.root", "somewhere/here"]),
+        ("evaluate", ["--checkpoint", "a.pt", "--model", "resnet18"]),
+        ("report", ["--out", "there"]),
+    ],
+)
+def test_the_printed_configuration_gives_the_same_one(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, command: str, flags: list[str]
+) -> None:
+    wanted = cli.parse(command, flags)
+    assert cli.main([command, *flags, "--print_config"]) == 0
+    text = capsys.readouterr().out
+    assert yaml.safe_load(text).keys() == asdict(wanted).keys()
+    (tmp_path / "printed.yaml").write_text(text)
+    assert cli.parse(command, ["--config", "printed.yaml"]) == wanted
+
+
+def folders(root: Path, *, empty: str = "") -> None:
+    """A class-folder tree of two classes."""
+    for part in ("train", "test"):
+        for name in ("cat", "dog"):
+            folder = root / part / name
+            folder.mkdir(parents=True)
+            for i in range(0 if f"{part}/{name}" == empty else 8):
+                Image.new("RGB", (8, 8), (i, 9, 9)).save(folder / f"{i}.png")
+
+
+@pytest.mark.parametrize("empty", ["train/dog", "test/cat"])
+def test_empty_class_folders(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, empty: str
+) -> None:
+    folders(tmp_path / "pets", empty=empty)
+    said = refusal(capsys, "train", "--data.name", "folder", "--data.root", "pets")
+    assert empty.split("/")[1] in said
+
+
+def test_a_teacher_of_other_classes_or_channels(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    for name, shape in (("classes", (7, 1)), ("channels", (10, 3))):
+        model = create_model("digits-cnn-2", num_classes=shape[0], channels=shape[1], seed=0)
+        save_model(tmp_path / f"{name}.safetensors", model, {"architecture": "digits-cnn-2"})
+    said = refusal(capsys, "distill", "--teacher.checkpoint", "classes.safetensors", *TINY)
+    assert re.search("7 classes and 1 channels, but the data has 10 and 1", said)
+    said = refusal(capsys, "distill", "--teacher.checkpoint", "channels.safetensors", *TINY)
+    assert re.search("10 classes and 3 channels, but the data has 10 and 1", said)
+    torch.save(model.state_dict(), tmp_path / "channels.pt")
+    teacher = ["--teacher.checkpoint", "channels.pt", "--teacher.model", "digits-cnn-2"]
+    assert "3 channels, not 1" in refusal(capsys, "distill", *teacher, *TINY)
+
+
+def test_a_loss_that_explodes(capsys: pytest.CaptureFixture[str]) -> None:
+    said = refusal(capsys, *TRAIN, "--training.lr", "1e38", "--training.epochs", "3")
+    assert re.match(r"the loss or its gradient became infinite or NaN in epoch \d: lower", said)
+
+
+def test_a_folder_of_another_run(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert cli.main([*TRAIN, "--out", "mine"]) == 0
+    said = refusal(capsys, *TRAIN, "--out", "mine", "--seed", "1")
+    assert said == (
+        "mine holds another run (seed is 0 there and 1 here): "
+        "choose another --out, or delete that folder"
+    )
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "chapter.tex").touch()
+    said = refusal(capsys, *TRAIN, "--out", "thesis")
+    assert said == "thesis holds files that are of no run: choose another --out"
+    assert [file.name for file in (tmp_path / "thesis").iterdir()] == ["chapter.tex"]
+
+
+def test_a_mistyped_command_does_not_occupy_its_folder(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "unknown model" in refusal(capsys, *TRAIN, "--model", "digit-cnn", "--out", "mine")
+    assert cli.main([*TRAIN, "--out", "mine"]) == 0
+
+
+def full(*_: object, **__: object) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def full_in_rust(*_: object, **__: object) -> None:
+    raise SafetensorError("Error while serializing: I/O error: No space left (os error 28)")
+
+
+@pytest.mark.parametrize(
+    ("where", "what", "named"),
+    [
+        ("pathlib.Path.replace", full, "run.json: "),
+        ("safetensors.torch.save_file", full_in_rust, r"\.safetensors: "),
+        ("torch.utils.tensorboard.SummaryWriter", full, ""),  # of no writer of ours
+    ],
+)
+def test_no_disk_space(
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    where: str,
+    what: object,
+    named: str,
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(where, what)
+        said = refusal(capsys, *TRAIN, "--out", "mine")
+    assert re.search(named + "no space left on the disk; free some and run the same command", said)
+    assert cli.main([*TRAIN, "--out", "mine"]) == 0
+
+
+def test_other_errors_of_the_system_are_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unplugged(cfg: object) -> None:
+        raise OSError(errno.EIO, "unplugged")
+
+    monkeypatch.setattr(runs, "train", unplugged)
+    with pytest.raises(OSError, match="unplugged"):
+        cli.main(TRAIN)
+
+
+def test_ctrl_c_exits_with_130(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stopped(cfg: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(runs, "train", stopped)
+    assert cli.main(TRAIN) == 130
+    assert capsys.readouterr().err == "gacd: stopped; run the same command again to resume\n"
+
+
+def test_parse_raises_what_main_prints() -> None:
+    with pytest.raises(UserError, match="epochs is 0"):
+        cli.parse("train", ["--training.epochs", "0"])

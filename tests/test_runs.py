@@ -1,0 +1,262 @@
+"""Runs from end to end, in miniature: a teacher, students, their records, and coming back later."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from gacd import cli, runs
+from gacd.data.load import load_splits
+from gacd.models.checkpoints import load_model
+from gacd.storage import read_json
+
+COMMON = [
+    "--data.train_limit",
+    "200",
+    "--data.test_limit",
+    "40",
+    "--data.pad",
+    "1",
+    "--data.flip",
+    "false",
+    "--threat.eps",
+    "0.1",
+    "--fabric.accelerator",
+    "cpu",
+    "--fabric.precision",
+    "32-true",
+    "--attacks",
+    "natural",
+    "pgd2",
+]
+STAGES = [
+    f"--{stage}.{key}={value}"
+    for stage in ("teacher.training", "training", "distillation", "finetune")
+    for key, value in (("epochs", 1), ("batch_size", 32), ("attack.steps", 1))
+]
+DISTILL = [
+    *("distill", "--teacher.model", "digits-cnn-4", "--student", "digits-cnn-2"),
+    *("--gacd.negatives", "64", "--evaluation.eps_curve", "[0.05]", *COMMON, *STAGES),
+]
+METHODS = ("natural", "pgd-at", "trades", "kd", "ard", "gacd", "gacd+aft")
+
+
+def distill(out: Path, *methods: str) -> int:
+    return cli.main([*DISTILL, "--out", str(out), "--methods", *methods])
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run with every method."""
+    out = tmp_path_factory.mktemp("runs") / "all"
+    assert distill(out, *METHODS) == 0
+    return out
+
+
+@pytest.fixture
+def no_page(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No report.html: drawing it takes longer than a miniature run."""
+    monkeypatch.setattr(runs, "write_run_report", lambda *_, **__: None)
+
+
+@pytest.fixture
+def watched(monkeypatch: pytest.MonkeyPatch) -> Callable[[], list[str]]:
+    """The names of the stages that are trained and of the models that are attacked."""
+    done: list[str] = []
+
+    def note(what: str, key: str) -> None:
+        original = getattr(runs, what)
+
+        def noted(*args: Any, **kwargs: Any) -> Any:
+            done.append(f"{what} {kwargs[key]}" if key in kwargs else what)
+            return original(*args, **kwargs)
+
+        monkeypatch.setattr(runs, what, noted)
+
+    note("evaluate", "")
+    note("fit_head", "")
+    original = runs.fit
+
+    def fit(fabric: Any, method: Any, splits: Any, plan: Any, *, out: Path, name: str) -> Any:
+        if not (out / "done.json").is_file():
+            done.append(f"fit {name}")
+        return original(fabric, method, splits, plan, out=out, name=name)
+
+    monkeypatch.setattr(runs, "fit", fit)
+    return lambda: done
+
+
+def test_results_have_a_row_for_every_model(finished: Path) -> None:
+    results = read_json(finished / "results.json")
+    assert [row["method"] for row in results] == ["pgd-at", *METHODS]
+    assert [row["role"] for row in results] == ["teacher", "undefended", *["student"] * 6]
+    for row in results:
+        assert {"model", "method", "dataset", "seed", "n", "natural", "pgd2"} <= row.keys()
+        assert (row["dataset"], row["seed"], row["n"]) == ("digits", 0, 40)
+        assert 0 <= row["pgd2"] <= row["natural"] <= 100
+        assert row["natural"] * 40 / 100 == pytest.approx(round(row["natural"] * 40 / 100))
+        low, high = row["intervals"]["natural"]
+        assert low <= row["natural"] <= high
+        assert row["model"] == ("digits-cnn-4" if row["role"] == "teacher" else "digits-cnn-2")
+        assert row["train_seconds"] > 0
+    teacher, student = results[0]["parameters"], results[1]["parameters"]
+    assert student < teacher / 2
+    assert (finished / "report.html").stat().st_size > 1000
+    stopped = next(row["train_seconds"] for row in results if row["method"] == "gacd")
+    tuned = next(row["train_seconds"] for row in results if row["method"] == "gacd+aft")
+    assert tuned > stopped
+
+
+def test_every_stage_folder_is_whole(finished: Path) -> None:
+    for name in ("teacher", *METHODS):
+        folder = finished / name
+        files = {file.name for file in folder.iterdir()}
+        expected = {"record.json", "outcomes.safetensors"}
+        if name != "gacd":
+            expected |= {"model.safetensors", "best.safetensors", "done.json", "log.jsonl"}
+        assert expected <= files, name
+        assert not any(file.endswith(".tmp") or file.startswith("checkpoint") for file in files)
+        record = read_json(folder / "record.json")
+        assert {"evaluation", "config", "environment"} <= record.keys()
+        assert record["eps_curve"][0][0] == 0.05
+    assert {"features", "linear"} <= {file.name for file in (finished / "gacd").iterdir()}
+    assert (finished / "gacd" / "linear" / "model.safetensors").is_file()
+    text = "".join(file.read_text() for file in finished.rglob("*.json"))
+    assert str(finished.parent) not in text  # records name no path of this machine
+
+
+def test_the_saved_model_is_the_one_that_was_measured(finished: Path) -> None:
+    test = load_splits("digits", test_limit=40, seed=0).test
+    for name in ("teacher", "pgd-at", "gacd/linear", "gacd+aft"):
+        model, meta = load_model(finished / name / "model.safetensors")
+        with torch.no_grad():
+            right = (model.eval()(test.float_images()).argmax(1) == test.labels).float().mean()
+        record = read_json(finished / name.removesuffix("/linear") / "record.json")
+        assert 100 * right.item() == pytest.approx(record["natural"]), name
+        assert meta["architecture"] == record["model"]
+
+
+@pytest.mark.usefixtures("no_page")
+def test_the_second_call_does_nothing_and_new_methods_add_rows(
+    tmp_path: Path, watched: Callable[[], list[str]]
+) -> None:
+    out = tmp_path / "run"
+    assert distill(out, "kd") == 0
+    assert watched() == ["fit teacher", "evaluate", "fit kd", "evaluate"]
+    results = (out / "results.json").read_text()
+    records = {path: path.stat().st_mtime_ns for path in out.glob("*/record.json")}
+
+    watched().clear()
+    assert distill(out, "kd") == 0
+    assert not watched()
+    assert (out / "results.json").read_text() == results
+
+    assert distill(out, "kd", "gacd+aft") == 0
+    assert watched() == ["fit gacd/features", "fit_head", "fit gacd+aft", "evaluate"]
+    rows = [row["method"] for row in json.loads((out / "results.json").read_text())]
+    assert rows == ["pgd-at", "kd", "gacd+aft"]
+    assert all(path.stat().st_mtime_ns == time for path, time in records.items())
+
+    watched().clear()
+    assert distill(out, "gacd") == 0  # its features and its head are there already
+    assert watched() == ["evaluate"]
+
+
+@pytest.mark.usefixtures("no_page")
+def test_the_order_of_the_methods_does_not_matter(finished: Path, tmp_path: Path) -> None:
+    assert distill(tmp_path, "gacd+aft") == 0
+    again = read_json(tmp_path / "results.json")[1]
+    before = next(r for r in read_json(finished / "results.json") if r["method"] == "gacd+aft")
+    for row in (again, before):
+        del row["train_seconds"], row["timestamp"]
+    assert again == before
+
+
+@pytest.mark.usefixtures("no_page")
+def test_a_model_is_evaluated_and_a_later_one_of_the_same_name_is_not_mistaken_for_it(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def evaluate(name: str) -> int:
+        path = finished / name / "model.safetensors"
+        return cli.main(
+            ["evaluate", "--checkpoint", str(path), "--out", str(tmp_path / "out"), *COMMON]
+        )
+
+    assert evaluate("pgd-at") == evaluate("pgd-at") == 0
+    (row,) = read_json(tmp_path / "out" / "results.json")
+    record = read_json(finished / "pgd-at" / "record.json")
+    assert (row["natural"], row["pgd2"], row["n"]) == (record["natural"], record["pgd2"], 40)
+    assert row["model"] == "digits-cnn-2"
+    capsys.readouterr()
+    assert evaluate("trades") == 2
+    assert "holds another run (checkpoint is model.safetensors" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("no_page")
+def test_a_public_checkpoint_is_evaluated(finished: Path, tmp_path: Path) -> None:
+    model, _ = load_model(finished / "natural" / "model.safetensors")
+    mean, std = model.mean.item(), model.std.item()
+    with torch.no_grad():  # such files know nothing of our normalisation: its scale is folded in
+        model.body[0].weight.div_(std)
+    state = {f"module.{name}": value for name, value in model.state_dict().items()}
+    torch.save({"state_dict": state, "epoch": 3}, tmp_path / "public.pt")
+    public = ["--checkpoint", str(tmp_path / "public.pt"), "--model", "digits-cnn-2"]
+    assert cli.main(["evaluate", *public, "--out", str(tmp_path / "out"), *COMMON]) == 0
+    (row,) = read_json(tmp_path / "out" / "results.json")
+    assert (row["model"], row["method"], row["n"]) == ("digits-cnn-2", "public", 40)
+    test = load_splits("digits", test_limit=40, seed=0).test
+    original, _ = load_model(finished / "natural" / "model.safetensors")
+    with torch.no_grad():  # (x + mean - mean) / std is what the folded network computes
+        answers = original.eval()(test.float_images() + mean).argmax(1)
+    right = (answers == test.labels).float().mean()
+    assert row["natural"] == pytest.approx(100 * right.item())
+
+
+@pytest.mark.usefixtures("no_page")
+@pytest.mark.parametrize("method", ["pgd-at", "trades"])
+def test_a_model_is_fine_tuned(finished: Path, tmp_path: Path, method: str) -> None:
+    path = finished / "natural" / "model.safetensors"
+    stage = ["--training.epochs", "1", "--training.attack.steps", "1", "--method", method]
+    command = ["finetune", "--checkpoint", str(path), "--out", str(tmp_path), *stage, *COMMON]
+    assert cli.main(command) == 0
+    (row,) = read_json(tmp_path / "results.json")
+    assert row["method"] == f"{method} fine-tuned"
+    tuned, _ = load_model(tmp_path / "finetuned" / "model.safetensors")
+    start, _ = load_model(path)
+    moved = [
+        (tuned.state_dict()[name] - value).abs().max().item()
+        for name, value in start.state_dict().items()
+        if value.is_floating_point()
+    ]
+    assert all(0 < distance < 1 for distance in moved)
+
+
+@pytest.mark.parametrize("method", ["natural", "trades"])
+def test_one_network_is_trained_and_reported(tmp_path: Path, method: str) -> None:
+    stage = ["--training.epochs", "1", "--training.batch_size", "32", "--method", method]
+    command = ["train", "--model", "digits-cnn-2", "--out", str(tmp_path), *stage, *COMMON]
+    assert cli.main(command) == 0
+    (row,) = read_json(tmp_path / "results.json")
+    assert (row["model"], row["method"]) == ("digits-cnn-2", method)
+    page = tmp_path / "report.html"
+    page.unlink()
+    assert cli.main(["report", "--out", str(tmp_path)]) == 0
+    assert page.stat().st_size > 1000
+
+
+@pytest.mark.usefixtures("no_page")
+def test_a_teacher_from_a_file_is_not_trained(
+    finished: Path, tmp_path: Path, watched: Callable[[], list[str]]
+) -> None:
+    path = finished / "teacher" / "model.safetensors"
+    flags = ["--teacher.checkpoint", str(path), "--out", str(tmp_path), "--methods", "kd"]
+    assert cli.main([*DISTILL, *flags]) == 0
+    assert watched() == ["evaluate", "fit kd", "evaluate"]
+    rows = {row["method"]: row for row in read_json(tmp_path / "results.json")}
+    results = read_json(finished / "results.json")
+    before = {row["method"]: row for row in results if row["role"] != "teacher"}
+    assert rows["kd"]["natural"] == before["kd"]["natural"]
+    assert rows["kd"]["pgd2"] == before["kd"]["pgd2"]

@@ -164,6 +164,8 @@ class Evaluation:
     batch_size: int = 256
     eps_curve: list[Budget] = field(default_factory=list)
     """Also measure PGD-20 accuracy at these budgets."""
+    background: bool = False
+    """Evaluate in a second process, on the CPU, while the next model trains."""
 
     def __post_init__(self) -> None:
         _positive(batch_size=self.batch_size)

@@ -21,7 +21,9 @@ class Progress(Protocol):
 
 
 @contextmanager
-def progress(total: int, description: str, *, unit: str = "images", enabled: bool = True) -> Iterator[Progress]:
+def progress(
+    total: int, description: str, *, unit: str = "images", enabled: bool = True
+) -> Iterator[Progress]:
     """Show a loop over `total` units: rate, remaining time and the latest values."""
     if not enabled:
         yield _Silent()

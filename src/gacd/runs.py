@@ -1,17 +1,21 @@
 """What each command does: stages, each in a folder of its own, each resumable, none done twice."""
 
+import signal
 import time
 from dataclasses import asdict, replace
+from multiprocessing import get_context
+from multiprocessing.pool import AsyncResult, Pool
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import torch
 from lightning_fabric import Fabric
 
 from gacd import build
 from gacd import config as c
 from gacd.anchors import AnchorBank, Fingerprint
 from gacd.data.batches import iterate
-from gacd.data.dataset import Splits
+from gacd.data.dataset import ArrayDataset, Splits
 from gacd.errors import UserError, unknown
 from gacd.evaluation.batches import model_fingerprint
 from gacd.evaluation.diagnosis import diagnose
@@ -22,7 +26,8 @@ from gacd.evaluation.robust import epsilon_curve, evaluate
 from gacd.methods import Teacher
 from gacd.methods.base import check_same_classes
 from gacd.models.base import Backbone
-from gacd.models.checkpoints import load_weights, save_model
+from gacd.models.checkpoints import load_model, load_weights, save_model
+from gacd.progress import progress
 from gacd.report.run import write_run_report
 from gacd.report.tables import comparison_table
 from gacd.storage import fingerprint, read_json, write_json
@@ -30,13 +35,26 @@ from gacd.training.linear import fit_head
 from gacd.training.loop import fit
 
 AFT = "+aft"
+MODEL = "model.safetensors"
+_TEACHER = "teacher"
 _PLAIN = ("natural", "pgd-at", "trades")
 _SOFT = ("kd", "ard")
 _UNDEFENDED = ("natural", "kd")  # trained on clean images alone, and chosen by them
 _DIAGNOSED = 100  # test images of the masking diagnosis: seconds, where AutoAttack takes minutes
 _NOT_COMPARED = {"out", "methods"}  # a run may be moved, and may get further rows later
 METHOD_NAMES = (*_PLAIN, *_SOFT, "gacd", "gacd" + AFT)
-_ROWS = ("teacher", *METHOD_NAMES)  # of the table, in this order
+_ROWS = (_TEACHER, *METHOD_NAMES)  # of the table, in this order
+
+
+class Row(NamedTuple):
+    """A finished model, one row of the table: the folder of its `model.safetensors`, its names."""
+
+    name: str
+    architecture: str
+    method: str
+    role: str
+    seconds: float
+    """Of training."""
 
 
 class Run:
@@ -50,6 +68,8 @@ class Run:
         self.fabric: Fabric = build.fabric(cfg.fabric)
         self.splits: Splits = build.splits(cfg.data, cfg.seed)
         claim(cfg.out, cfg)
+        self.pool: Pool | None = None
+        self.pending: dict[str, AsyncResult[None]] = {}
 
     def train(
         self,
@@ -78,97 +98,34 @@ class Run:
 
     def keep(self, out: Path, model: Backbone, architecture: str, method: str) -> None:
         """Write `model.safetensors`, which evaluates and fine-tunes anywhere."""
-        if self.fabric.is_global_zero and not (out / "model.safetensors").is_file():
+        if self.fabric.is_global_zero and not (out / MODEL).is_file():
             meta = {"architecture": architecture, "method": method, "seed": self.cfg.seed}
-            save_model(out / "model.safetensors", model, meta)
+            save_model(out / MODEL, model, meta)
 
-    def measure(
-        self,
-        name: str,
-        label: str,
-        method: str,
-        model: Backbone,
-        role: str,
-        seconds: float,
-        *,
-        source: Backbone | None = None,
-    ) -> None:
-        """Attack a finished model and write its record; done once per stage folder.
+    def measure(self, row: Row) -> None:
+        """Attack a finished model and write its record; done once per row.
 
-        A full evaluation, one with AutoAttack, is diagnosed for masked gradients as well; images
-        made on `source` are then tried on the model.
+        With `evaluation.background` this happens in a second process, while the next model trains.
         """
-        out = self.cfg.out / name
-        path = out / "record.json"
-        if path.is_file() or not self.fabric.is_global_zero:
+        if (self.cfg.out / row.name / "record.json").is_file() or not self.fabric.is_global_zero:
             return
-        cfg = self.cfg.evaluation
-        step_size = None if cfg.step_size is None else c.fraction(cfg.step_size)
-        model = model.to(self.fabric.device)
-        test = self.splits.test.to(self.fabric.device)
-        print(f"{name}: evaluation on {len(test)} test images", flush=True)
-        found = evaluate(
-            model,
-            test,
-            attacks=cfg.attacks,
-            threat=self.threat,
-            step_size=step_size,
-            batch_size=cfg.batch_size,
-            seed=self.cfg.seed,
-            autoattack_limit=cfg.autoattack_limit,
-            cache=out / "evaluation",
-        )
-        curve = epsilon_curve(
-            model,
-            test,
-            eps_values=[c.fraction(e) for e in cfg.eps_curve],
-            threat=self.threat,
-            batch_size=cfg.batch_size,
-            seed=self.cfg.seed,
-            cache=out / "evaluation",
-        )
-        examples = attacked_examples(
-            model, test, threat=self.threat, step_size=step_size, seed=self.cfg.seed
-        )
-        write_json(out / "examples.json", examples)
-        if "autoattack" in cfg.attacks:
-            print(f"{name}: masked gradients? {_DIAGNOSED} test images", flush=True)
-            checks = diagnose(
-                model,
-                test,
-                threat=self.threat,
-                source=source,
-                evaluation=found,
-                limit=_DIAGNOSED,
-                batch_size=cfg.batch_size,
-                seed=self.cfg.seed,
-                cache=out / "evaluation",
-            )
-            write_json(out / "diagnosis.json", [asdict(check) for check in checks])
-        found.save(out / "outcomes.safetensors")
-        table = found.to_record()
-        record = make_record(
-            model=label,
-            method=method,
-            dataset=self.splits.test.name,
-            seed=self.cfg.seed,
-            config=asdict(self.cfg),
-            evaluation=found,
-            extra={
-                "role": role,
-                "parameters": sum(p.numel() for p in model.parameters()),
-                "train_seconds": round(seconds, 1),
-                "intervals": {k: [v["low"], v["high"]] for k, v in table.items()},
-                **{f"{k}_n": v["n"] for k, v in table.items() if v["n"] != found.n},
-                "eps_curve": [list(point) for point in curve],
-            },
-        )
-        write_json(path, record)
+        if not self.cfg.evaluation.background:
+            measure_row(self.cfg, row, self.splits.test, self.fabric.device)
+            return
+        if self.pool is None:
+            self.pool = get_context("spawn").Pool(1, initializer=_ignore_interrupts)
+        self.pending[row.name] = self.pool.apply_async(measure_row_elsewhere, (self.cfg, row))
 
     def finish(self, title: str) -> None:
         """Write `results.json` and `report.html`, and print the table."""
         if not self.fabric.is_global_zero:
             return
+        with progress(len(self.pending), "evaluation", unit="models") as bar:
+            for result in self.pending.values():
+                result.get()
+                bar.advance()
+        if self.pool is not None:
+            self.pool.terminate()
         from rich.console import Console
 
         records = find_records(self.cfg.out)
@@ -179,6 +136,87 @@ class Run:
         console.print(comparison_table(results, caption=title))
         console.print(f"results: {self.cfg.out / 'results.json'}")
         console.print(f"report:  {self.cfg.out / 'report.html'}")
+
+
+def measure_row(
+    cfg: c.Run, row: Row, test: ArrayDataset, device: torch.device, *, show_progress: bool = True
+) -> None:
+    """Every attack of the configuration on one row's model; writes the row's files.
+
+    A full evaluation, one with AutoAttack, is diagnosed for masked gradients as well; images made
+    on the teacher are then tried on the student.
+    """
+    out, settings, threat = cfg.out / row.name, cfg.evaluation, build.threat(cfg.threat)
+    model = load_model(out / MODEL)[0].to(device)
+    teacher = cfg.out / _TEACHER / MODEL
+    taught = row.name != _TEACHER and teacher.is_file()
+    source = load_model(teacher)[0].to(device) if taught else None
+    test = test.to(device)
+    step_size = None if settings.step_size is None else c.fraction(settings.step_size)
+    shared: dict[str, Any] = {
+        "batch_size": settings.batch_size,
+        "seed": cfg.seed,
+        "cache": out / "evaluation",
+        "show_progress": show_progress,
+    }
+    print(f"{row.name}: evaluation on {len(test)} test images", flush=True)
+    found = evaluate(
+        model,
+        test,
+        attacks=settings.attacks,
+        threat=threat,
+        step_size=step_size,
+        autoattack_limit=settings.autoattack_limit,
+        source=source if "transfer" in settings.attacks else None,
+        **shared,
+    )
+    eps_values = [c.fraction(e) for e in settings.eps_curve]
+    curve = epsilon_curve(model, test, eps_values=eps_values, threat=threat, **shared)
+    examples = attacked_examples(model, test, threat=threat, step_size=step_size, seed=cfg.seed)
+    write_json(out / "examples.json", examples)
+    if "autoattack" in settings.attacks:
+        checks = diagnose(
+            model,
+            test,
+            threat=threat,
+            source=source,
+            evaluation=found,
+            limit=_DIAGNOSED,
+            **shared,
+        )
+        write_json(out / "diagnosis.json", [asdict(check) for check in checks])
+    found.save(out / "outcomes.safetensors")
+    table = found.to_record()
+    record = make_record(
+        model=row.architecture,
+        method=row.method,
+        dataset=test.name,
+        seed=cfg.seed,
+        config=asdict(cfg),
+        evaluation=found,
+        extra={
+            "role": row.role,
+            "parameters": sum(p.numel() for p in model.parameters()),
+            "train_seconds": round(row.seconds, 1),
+            "intervals": {k: [v["low"], v["high"]] for k, v in table.items()},
+            **{f"{k}_n": v["n"] for k, v in table.items() if v["n"] != found.n},
+            "eps_curve": [list(point) for point in curve],
+        },
+    )
+    write_json(out / "record.json", record)
+
+
+def measure_row_elsewhere(cfg: c.Run, row: Row) -> None:
+    """`measure_row` in a process of its own, which loads for itself what it needs."""
+    if cfg.fabric.threads is not None:
+        torch.set_num_threads(cfg.fabric.threads)
+    test = build.splits(cfg.data, cfg.seed).test
+    measure_row(cfg, row, test, torch.device("cpu"), show_progress=False)
+
+
+def _ignore_interrupts() -> None:
+    """Ctrl-C is the main process's to handle; it ends this one."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def find_records(out: Path) -> list[dict[str, Any]]:
@@ -200,7 +238,7 @@ def train(cfg: c.Train) -> None:
     model = build.model(cfg.model, run.splits.train, seed=cfg.seed)
     options = asdict(cfg.trades) if cfg.method == "trades" else None
     seconds = run.train(cfg.method, cfg.method, model, cfg.model, cfg.training, options=options)
-    run.measure(cfg.method, cfg.model, cfg.method, model, "student", seconds)
+    run.measure(Row(cfg.method, cfg.model, cfg.method, "student", seconds))
     run.finish(f"{cfg.method} on {run.splits.test.name}")
 
 
@@ -210,7 +248,7 @@ def finetune(cfg: c.Finetune) -> None:
     method = "finetuned"
     options = asdict(cfg.trades) if cfg.method == "trades" else None
     seconds = run.train(method, cfg.method, model, name, cfg.training, options=options)
-    run.measure(method, name, cfg.method + " fine-tuned", model, "student", seconds)
+    run.measure(Row(method, name, cfg.method + " fine-tuned", "student", seconds))
     run.finish(f"{name}, fine-tuned on {run.splits.test.name}")
 
 
@@ -218,7 +256,8 @@ def evaluate_checkpoint(cfg: c.Evaluate) -> None:
     """Attack a saved network."""
     model, name = _checkpoint(cfg.checkpoint, cfg.model, run := Run(cfg))
     assert cfg.checkpoint is not None
-    run.measure("model", name, cfg.checkpoint.stem, model, "student", 0.0)
+    run.keep(cfg.out / "model", model, name, cfg.checkpoint.stem)
+    run.measure(Row("model", name, cfg.checkpoint.stem, "student", 0.0))
     run.finish(f"{cfg.checkpoint.name} on {run.splits.test.name}")
 
 
@@ -230,11 +269,11 @@ def distill(cfg: c.Distill, title: str = "") -> None:
     run = Run(cfg)
     build.model(cfg.student, run.splits.train, seed=cfg.seed)  # impossible ones: refused now
     teacher, teacher_name, seconds = _teacher(run, cfg)
-    run.measure("teacher", teacher_name, cfg.teacher.method, teacher, "teacher", seconds)
+    run.measure(Row(_TEACHER, teacher_name, cfg.teacher.method, "teacher", seconds))
     for method in cfg.methods:
-        student, seconds = _student(run, cfg, method, Teacher(teacher))
+        seconds = _student(run, cfg, method, Teacher(teacher))
         role = "undefended" if method == "natural" else "student"
-        run.measure(method, cfg.student, method, student, role, seconds, source=teacher)
+        run.measure(Row(method, cfg.student, method, role, seconds))
     run.finish(title or f"{teacher_name} to {cfg.student} on {run.splits.test.name}")
 
 
@@ -308,18 +347,19 @@ def _teacher(run: Run, cfg: c.Distill) -> tuple[Backbone, str, float]:
             num_classes=data.num_classes,
             channels=data.channels,
         )
+        run.keep(cfg.out / _TEACHER, teacher, name, cfg.teacher.checkpoint.stem)
         return teacher.to(run.fabric.device), name, 0.0
     teacher = build.model(cfg.teacher.model, data, seed=cfg.seed)
     options = asdict(cfg.trades) if cfg.teacher.method == "trades" else None
     seconds = run.train(
-        "teacher", cfg.teacher.method, teacher, cfg.teacher.model, cfg.teacher.training,
+        _TEACHER, cfg.teacher.method, teacher, cfg.teacher.model, cfg.teacher.training,
         options=options,
     )  # fmt: skip
     return teacher, cfg.teacher.model, seconds
 
 
-def _student(run: Run, cfg: c.Distill, method: str, teacher: Teacher) -> tuple[Backbone, float]:
-    """The finished student of one row, and the seconds of training that it took."""
+def _student(run: Run, cfg: c.Distill, method: str, teacher: Teacher) -> float:
+    """Make the student of one row; returns the seconds of training that it took."""
     student = build.model(cfg.student, run.splits.train, seed=cfg.seed + 1)
     check_same_classes(student, teacher.module)
     training = cfg.training
@@ -327,16 +367,16 @@ def _student(run: Run, cfg: c.Distill, method: str, teacher: Teacher) -> tuple[B
         training = replace(training, select="natural")
     if method in _PLAIN:
         options = asdict(cfg.trades) if method == "trades" else None
-        return student, run.train(method, method, student, cfg.student, training, options=options)
+        return run.train(method, method, student, cfg.student, training, options=options)
     if method in _SOFT:
         options = asdict(getattr(cfg, method))
-        return student, run.train(
+        return run.train(
             method, method, student, cfg.student, training, teacher=teacher, options=options
         )
     seconds = _gacd(run, cfg, student, teacher)
     if method.endswith(AFT):
         seconds += run.train(method, "pgd-at", student, cfg.student, cfg.finetune)
-    return student, seconds
+    return seconds
 
 
 def _gacd(run: Run, cfg: c.Distill, student: Backbone, teacher: Teacher) -> float:
@@ -348,11 +388,11 @@ def _gacd(run: Run, cfg: c.Distill, student: Backbone, teacher: Teacher) -> floa
         options={**options, "bank": bank, "seed": cfg.seed},
     )  # fmt: skip
     student.requires_grad_(True)
-    folder = run.cfg.out / "gacd" / "linear"
-    path, done = folder / "model.safetensors", folder / "done.json"
+    folder = run.cfg.out / "gacd"
+    path, done = folder / MODEL, folder / "linear.json"
     if run.fabric.is_global_zero and not path.is_file():
         started = time.monotonic()
-        print("gacd/linear: fitting the linear layer on frozen features", flush=True)
+        print("gacd: fitting the linear layer on frozen features", flush=True)
         fitted = asdict(fit_head(student, run.splits))
         write_json(done, {**fitted, "seconds": time.monotonic() - started})
         run.keep(folder, student, cfg.student, "gacd")

@@ -12,16 +12,18 @@ from gacd.shapes import Features, Images, Logits
 class Backbone(nn.Module, ABC):
     """A classifier cut before its last layer, with timm's names.
 
-    `forward(x) = forward_head(forward_features(x))`; `forward_features` gives the pooled penultimate
-    features [B, num_features]. Images arrive in [0, 1] and the network normalises them itself, so
-    that an attack's eps means the same for every model.
+    `forward(x) = forward_head(forward_features(x))`; `forward_features` gives the pooled
+    penultimate features [B, num_features]. Images arrive in [0, 1] and the network normalises them
+    itself, so that an attack's eps means the same for every model.
     """
 
     num_features: int
     num_classes: int
     channels: int
 
-    def __init__(self, mean: Sequence[float] | None = None, std: Sequence[float] | None = None) -> None:
+    def __init__(
+        self, mean: Sequence[float] | None = None, std: Sequence[float] | None = None
+    ) -> None:
         super().__init__()
         self.mean: Tensor | None
         self.std: Tensor | None

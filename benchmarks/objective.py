@@ -22,6 +22,7 @@ import ctypes
 import gc
 import importlib
 import json
+import os
 import platform
 import statistics
 import sys
@@ -202,6 +203,22 @@ def table(results: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def machine() -> dict[str, Any]:
+    """What the figures depend on; `load` above the number of cores means others were running."""
+    name = platform.machine()
+    if sys.platform == "linux":
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        name = next((line.split(": ")[1] for line in lines if line.startswith("model name")), name)
+    return {
+        "torch": torch.__version__,
+        "cpu": name,
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "load": round(os.getloadavg()[0], 1) if sys.platform != "win32" else None,
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--peer", type=Path, help="a checkout of RepDistiller")
@@ -219,10 +236,9 @@ def main() -> None:
         }
         for device in devices
     }
-    print(f"torch {torch.__version__}, {platform.machine()}, {torch.get_num_threads()} threads")
     print(table(results))
     if arguments.json:
-        print(json.dumps(results))
+        print(json.dumps(results | {"machine": machine()}))
 
 
 if __name__ == "__main__":

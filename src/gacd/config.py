@@ -229,7 +229,8 @@ class GACD:
     """k: the weight of the negative term, and with `sampled` the number of anchors drawn."""
     dim: int = 128
     """Width of the shared embedding."""
-    estimator: Literal["exact", "sampled"] = "exact"
+    estimator: Literal["exact", "sampled", "memory"] = "exact"
+    """All anchors, some of them, or CRD's momentum memory (with a constant normaliser)."""
     normaliser: Literal["none", "first-batch", "running", "exact"] = "exact"
     positive: Literal["bank", "view"] = "view"
     """The teacher's feature of the stored image, or of the augmented view (one forward more)."""

@@ -70,7 +70,7 @@ def dense(p: dict[str, Any], *, k: int, temperature: float, z_gradient: bool = F
 def chunking(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs a test with the anchors in one piece and in pieces of 4."""
     if request.param != "one chunk":
-        monkeypatch.setattr(fused, "CPU_SCORES", 20)
+        monkeypatch.setattr(fused, "CPU_ELEMENTS", 20)
     if request.param == "chunks formed again":
         monkeypatch.setattr(fused, "KEPT_BYTES", 400)
 
@@ -311,7 +311,7 @@ def test_the_matrix_of_scores_is_never_formed(monkeypatch: pytest.MonkeyPatch) -
                 self.numel = max(self.numel, out.numel())
             return out
 
-    monkeypatch.setattr(fused, "CPU_SCORES", 5000)
+    monkeypatch.setattr(fused, "CPU_ELEMENTS", 5000)
     p, weight, bias = raw_problem(batch=50, anchors=2000)
     weight.requires_grad_()
     given = {value.untyped_storage().data_ptr() for value in p.values()}

@@ -4,7 +4,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -168,59 +167,60 @@ def test_the_first_ctrl_c_waits_and_the_handler_is_put_back(stage: Any, tmp_path
 
 
 COMMAND = (
-    "train --model digits-cnn-4 --data.train_limit 300 --data.test_limit 50 --attacks natural "
-    "--threat.eps 0.2 --training.attack.step_size 0.06 --training.attack.steps 4 "
-    "--training.epochs 6 --training.ema 0.9 --training.batch_size 32 "
+    "train --model digits-cnn-4 --data.train_limit 200 --data.test_limit 50 --attacks natural "
+    "--threat.eps 0.2 --training.attack.step_size 0.06 --training.attack.steps 2 "
+    "--training.epochs 4 --training.ema 0.9 --training.batch_size 32 "
     "--fabric.precision 32-true --fabric.accelerator cpu"
 )
+# The command line, in a process that sends itself a signal in a given step of a given epoch.
+PROGRAM = """
+import os, sys
+from gacd import cli
+from gacd.training import loop
+
+number, epoch, step, *arguments = sys.argv[1:]
+generator = loop.keyed_generator
+
+def signalled(device, *key):
+    if key[2:4] == (int(epoch), int(step)):
+        os.kill(os.getpid(), int(number))
+    return generator(device, *key)
+
+loop.keyed_generator = signalled
+sys.exit(cli.main(arguments))
+"""
 
 
 def test_processes_stopped_and_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Ctrl-C (exit code 130), then kill -9, each in a real process; then the same bits as ever."""
     stopped = tmp_path / "stopped"
     arguments = COMMAND.split()
-    state = stopped / "pgd-at" / "checkpoint.safetensors"
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    stage = stopped / "pgd-at"
 
-    def start() -> subprocess.Popen[str]:
-        return subprocess.Popen(
-            [sys.executable, "-m", "gacd.cli", *arguments, "--out", str(stopped)],
-            stderr=subprocess.PIPE,
+    def run(number: int, epoch: int, step: int) -> tuple[int, list[str], tuple[int, int]]:
+        when = [str(number), str(epoch), str(step)]
+        done = subprocess.run(
+            [sys.executable, "-c", PROGRAM, *when, *arguments, "--out", str(stopped)],
+            capture_output=True,
             text=True,
-            env=environment,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
         )
+        assert not (stage / "done.json").exists()
+        meta = load_meta(stage / "checkpoint.safetensors")
+        return done.returncode, done.stderr.splitlines(), (meta["epoch"], meta["step"])
 
-    def wait_for_epoch(process: subprocess.Popen[str], epoch: int) -> None:
-        deadline = time.monotonic() + 120
-        while process.poll() is None and time.monotonic() < deadline:
-            if state.is_file() and load_meta(state)["epoch"] >= epoch:
-                return
-            time.sleep(0.02)
-        raise AssertionError(f"no epoch {epoch}: {process.communicate()[1]}")
-
-    with start() as process:
-        wait_for_epoch(process, 1)
-        process.send_signal(signal.SIGINT)
-        assert process.stderr is not None
-        *_, last = process.stderr.read().splitlines()
-    assert process.returncode == 130
-    assert last == "gacd: stopped; run the same command again to resume"
-    reached = load_meta(state)["epoch"]
-    assert not (state.parent / "done.json").exists()
-
-    with start() as process:
-        wait_for_epoch(process, reached + 1)
-        process.kill()
-    assert process.returncode == -signal.SIGKILL
-    assert load_meta(state)["epoch"] > reached
-    assert not (state.parent / "done.json").exists()
+    code, lines, where = run(signal.SIGINT, epoch=1, step=3)
+    assert (code, where) == (130, (1, 4))
+    assert lines[-1] == "gacd: stopped; run the same command again to resume"
+    code, _, where = run(signal.SIGKILL, epoch=2, step=1)
+    assert (code, where) == (-signal.SIGKILL, (2, 0))
 
     monkeypatch.setattr(runs, "write_run_report", lambda *_, **__: None)
     assert cli.main([*arguments, "--out", str(stopped)]) == 0
     assert cli.main([*arguments, "--out", str(tmp_path / "whole")]) == 0
     for name in ("model.safetensors", "best.safetensors"):
-        assert_equal_files(stopped / "pgd-at" / name, tmp_path / "whole" / "pgd-at" / name)
-    assert_same(stopped / "pgd-at", tmp_path / "whole" / "pgd-at")
+        assert_equal_files(stage / name, tmp_path / "whole" / "pgd-at" / name)
+    assert_same(stage, tmp_path / "whole" / "pgd-at")
 
 
 def assert_equal_files(a: Path, b: Path) -> None:

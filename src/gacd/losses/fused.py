@@ -23,8 +23,9 @@ from torch.autograd.function import once_differentiable
 from gacd.errors import UserError
 
 KEPT_BYTES = 32 * 2**20
-# On a CPU a chunk's scores should stay in the cache; elsewhere they should fill the device.
-CPU_SCORES, DEVICE_SCORES = 2**18, 2**22
+# Elements of a chunk's scores and of its projected anchors: on a CPU they should stay in the cache,
+# elsewhere they should fill the device.
+CPU_ELEMENTS, DEVICE_ELEMENTS = 2**18, 2**22
 
 
 class Chunk(NamedTuple):
@@ -76,8 +77,8 @@ class Scores:
         self.wide = torch.promote_types(self.dtype, torch.float32)
         self.student_BE, self.weight_ED, self.bias_E = student_BE, weight_ED, bias_E
         self.anchors_MD, self.temperature = anchors_MD, temperature
-        scores = CPU_SCORES if anchors_MD.device.type == "cpu" else DEVICE_SCORES
-        self.size = max(1, scores // len(student_BE))
+        elements = CPU_ELEMENTS if anchors_MD.device.type == "cpu" else DEVICE_ELEMENTS
+        self.size = max(1, elements // max(student_BE.shape))
         self._kept: list[Chunk] = []
         self._kept_bytes = 0
 

@@ -10,12 +10,12 @@ from torch.nn import functional as F
 
 from gacd.anchors import AnchorBank, Anchors
 from gacd.errors import UserError, unknown
-from gacd.losses.contrastive import gacd_loss, info_nce, log_partition
-from gacd.memory import Normaliser
+from gacd.losses.contrastive import crd_nce, gacd_loss, info_nce, log_partition
+from gacd.memory import MomentumMemory, Normaliser, OtherClasses
 from gacd.methods.base import Loss, Method, Reweight, Teacher, TrainingAttack, reduce
 from gacd.models.base import Backbone
 from gacd.models.projection import Projection
-from gacd.shapes import Batch, Images, Logits
+from gacd.shapes import Batch, Images, Logits, PerSample
 
 
 class GACD(Method):
@@ -50,7 +50,7 @@ class GACD(Method):
                 "not train: use transport or cosine"
             )
         for what, value, known in (
-            ("estimator", estimator, ("exact", "sampled")),
+            ("estimator", estimator, ("exact", "sampled", "memory")),
             ("positive", positive, ("bank", "view")),
         ):
             if value not in known:
@@ -62,6 +62,19 @@ class GACD(Method):
         self.student_projection = Projection(student.num_features, dim, seed=seed)
         self.teacher_projection = Projection(teacher.module.num_features, dim, seed=seed + 1)
         self.normaliser = Normaliser(normaliser)
+        if estimator == "memory":
+            if normaliser == "exact":
+                raise UserError(
+                    "estimator 'memory' needs a constant normaliser: say normaliser first-batch"
+                )
+            if bank.labels_M is None:
+                raise UserError(
+                    "estimator 'memory' draws from other classes: the bank needs labels"
+                )
+            generator = torch.Generator(bank.features_MD.device).manual_seed(seed)
+            self.memory = MomentumMemory(len(bank), dim, generator=generator)
+            self.teacher_normaliser = Normaliser(normaliser)
+            self.others = OtherClasses(bank.labels_M)
 
     def forward(self, batch: Batch, generator: Generator) -> Loss:
         """The contrastive loss of the attacked batch."""
@@ -69,39 +82,84 @@ class GACD(Method):
         features = self.student.forward_features(attacked)
         own = self.bank.rows(batch.index, device=features.device)
         seen = own.features_MD if self.positive == "bank" else self.teacher.features(batch.images)
-        anchors = self._anchors(generator, features.device)
         with torch.autocast(features.device.type, enabled=False):
-            pairs = (
-                self.student_projection(features.float()),
-                self.teacher_projection(seen.float()),
-            )
-            linear = self.teacher_projection.linear
-            shared: dict[str, Any] = {
-                "index_B": batch.index,
-                "anchor_index_M": anchors.index_M,
-                "projection_weight_ED": linear.weight,
-                "projection_bias_E": linear.bias,
-                "temperature": self.temperature,
-                "dataset_size": len(self.bank),
-            }
-            if self.normaliser.wants_write:
-                self.normaliser.write(log_partition(*pairs, anchors.features_MD, **shared).detach())
-            weighted = self.reweight == "teacher"
-            loss = gacd_loss(
-                *pairs,
-                anchors.features_MD,
-                labels_B=batch.labels,
-                anchor_labels_M=anchors.labels_M,
-                weights_B=own.weights_M if weighted else None,
-                anchor_weights_M=anchors.weights_M if weighted else None,
-                negatives=self.negatives,
-                log_z=self.normaliser.read(),
-                **shared,
-            )
+            s_BE = self.student_projection(features.float())
+            t_BE = self.teacher_projection(seen.float())
+            if self.estimator == "memory":
+                loss = self._memory_loss(s_BE, t_BE, batch, own, generator)
+            else:
+                loss = self._bank_loss(s_BE, t_BE, batch, own, generator)
             with torch.no_grad():
                 ceiling = torch.full((), math.log(len(self.bank)), device=loss.device)
-                bound = ceiling - info_nce(*pairs, anchors.features_MD, **shared).mean()
-        return Loss(reduce(loss), {"mi": bound, "mi_ceiling": ceiling})
+                everything = self.bank.all()
+                mi = ceiling - info_nce(
+                    s_BE, t_BE, everything.features_MD, **self._settings(batch, everything)
+                )
+        return Loss(reduce(loss), {"mi": mi.mean(), "mi_ceiling": ceiling})
+
+    def _settings(self, batch: Batch, anchors: Anchors) -> dict[str, Any]:
+        return {
+            "index_B": batch.index,
+            "anchor_index_M": anchors.index_M,
+            "projection_weight_ED": self.teacher_projection.linear.weight,
+            "projection_bias_E": self.teacher_projection.linear.bias,
+            "temperature": self.temperature,
+            "dataset_size": len(self.bank),
+        }
+
+    def _bank_loss(
+        self, s_BE: Tensor, t_BE: Tensor, batch: Batch, own: Anchors, generator: Generator
+    ) -> PerSample:
+        anchors = self._anchors(generator, s_BE.device)
+        settings = self._settings(batch, anchors)
+        if self.normaliser.wants_write:
+            self.normaliser.write(log_partition(s_BE, t_BE, anchors.features_MD, **settings))
+        weighted = self.reweight == "teacher"
+        return gacd_loss(
+            s_BE,
+            t_BE,
+            anchors.features_MD,
+            labels_B=batch.labels,
+            anchor_labels_M=anchors.labels_M,
+            weights_B=own.weights_M if weighted else None,
+            anchor_weights_M=anchors.weights_M if weighted else None,
+            negatives=self.negatives,
+            log_z=self.normaliser.read(),
+            **settings,
+        )
+
+    def _memory_loss(
+        self, s_BE: Tensor, t_BE: Tensor, batch: Batch, own: Anchors, generator: Generator
+    ) -> PerSample:
+        """The paper's literal route: CRD's two memories, k negatives of each image's own."""
+        drawn = self.others.draw(batch.labels, self.negatives, generator)
+        rows_BJ = torch.cat([batch.index[:, None], drawn], dim=1)
+        student_BJE, teacher_BJE = self.memory.read(rows_BJ)
+        size = len(self.bank)
+        for normaliser, query_BE, memory_BJE in (
+            (self.normaliser, s_BE, teacher_BJE),
+            (self.teacher_normaliser, t_BE, student_BJE),
+        ):
+            if normaliser.wants_write:
+                scores_BJ = torch.einsum("be,bje->bj", query_BE, memory_BJE) / self.temperature
+                normaliser.write(scores_BJ.logsumexp(1) + math.log(size / rows_BJ.shape[1]))
+        student_log_z, teacher_log_z = self.normaliser.read(), self.teacher_normaliser.read()
+        assert student_log_z is not None and teacher_log_z is not None  # never 'exact' here
+        weighted = self.reweight == "teacher"
+        loss = crd_nce(
+            s_BE,
+            t_BE,
+            student_BJE,
+            teacher_BJE,
+            dataset_size=size,
+            student_log_z=student_log_z,
+            teacher_log_z=teacher_log_z,
+            weights_B=own.weights_M if weighted else None,
+            weights_BJ=self.bank.weights_M[rows_BJ] if weighted else None,
+            temperature=self.temperature,
+        )
+        self.memory.write(batch.index, s_BE, t_BE)  # after scoring, as CRD does
+        return loss
 
     def _anchors(self, generator: Generator, device: torch.device) -> Anchors:
         if self.estimator == "exact":

@@ -1,60 +1,51 @@
 """What each command does: stages, each in a folder of its own, each resumable, none done twice."""
 
-import signal
 import time
 from dataclasses import asdict, replace
 from multiprocessing import get_context
 from multiprocessing.pool import AsyncResult, Pool
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import torch
 from lightning_fabric import Fabric
 
 from gacd import build
 from gacd import config as c
 from gacd.anchors import AnchorBank, Fingerprint
 from gacd.data.batches import iterate
-from gacd.data.dataset import ArrayDataset, Splits
+from gacd.data.dataset import Splits
 from gacd.errors import UserError, unknown
 from gacd.evaluation.batches import model_fingerprint
-from gacd.evaluation.diagnosis import diagnose
-from gacd.evaluation.examples import attacked_examples
 from gacd.evaluation.names import parse_attack
-from gacd.evaluation.record import make_record, without_paths
-from gacd.evaluation.robust import epsilon_curve, evaluate
+from gacd.evaluation.record import without_paths
 from gacd.methods import Teacher
 from gacd.methods.base import check_same_classes
 from gacd.models.base import Backbone
-from gacd.models.checkpoints import load_model, load_weights, save_model
+from gacd.models.checkpoints import load_weights, save_model
 from gacd.progress import progress
 from gacd.report.run import write_run_report
 from gacd.report.tables import comparison_table
+from gacd.rows import (
+    MODEL,
+    TEACHER,
+    Row,
+    find_records,
+    ignore_interrupts,
+    measure_row,
+    measure_row_elsewhere,
+    summary,
+)
 from gacd.storage import fingerprint, read_json, write_json
 from gacd.training.linear import fit_head
 from gacd.training.loop import fit
 
 AFT = "+aft"
-MODEL = "model.safetensors"
-_TEACHER = "teacher"
 _PLAIN = ("natural", "pgd-at", "trades")
 _SOFT = ("kd", "ard")
 _UNDEFENDED = ("natural", "kd")  # trained on clean images alone, and chosen by them
-_DIAGNOSED = 100  # test images of the masking diagnosis: seconds, where AutoAttack takes minutes
 _NOT_COMPARED = {"out", "methods"}  # a run may be moved, and may get further rows later
 METHOD_NAMES = (*_PLAIN, *_SOFT, "gacd", "gacd" + AFT)
-_ROWS = (_TEACHER, *METHOD_NAMES)  # of the table, in this order
-
-
-class Row(NamedTuple):
-    """A finished model, one row of the table: the folder of its `model.safetensors`, its names."""
-
-    name: str
-    architecture: str
-    method: str
-    role: str
-    seconds: float
-    """Of training."""
+_ROWS = (TEACHER, *METHOD_NAMES)  # of the table, in this order
 
 
 class Run:
@@ -113,14 +104,15 @@ class Run:
             measure_row(self.cfg, row, self.splits.test, self.fabric.device)
             return
         if self.pool is None:
-            self.pool = get_context("spawn").Pool(1, initializer=_ignore_interrupts)
+            self.pool = get_context("spawn").Pool(1, initializer=ignore_interrupts)
         self.pending[row.name] = self.pool.apply_async(measure_row_elsewhere, (self.cfg, row))
 
     def finish(self, title: str) -> None:
         """Write `results.json` and `report.html`, and print the table."""
         if not self.fabric.is_global_zero:
             return
-        with progress(len(self.pending), "evaluation", unit="models") as bar:
+        waiting = len(self.pending)
+        with progress(waiting, "evaluation", unit="models", enabled=waiting > 0) as bar:
             for result in self.pending.values():
                 result.get()
                 bar.advance()
@@ -128,7 +120,7 @@ class Run:
             self.pool.terminate()
         from rich.console import Console
 
-        records = find_records(self.cfg.out)
+        records = find_records(self.cfg.out, _ROWS)
         results = [summary(record) for record in records]
         write_json(self.cfg.out / "results.json", results)
         write_run_report(self.cfg.out, title, order=_ROWS)
@@ -136,100 +128,6 @@ class Run:
         console.print(comparison_table(results, caption=title))
         console.print(f"results: {self.cfg.out / 'results.json'}")
         console.print(f"report:  {self.cfg.out / 'report.html'}")
-
-
-def measure_row(
-    cfg: c.Run, row: Row, test: ArrayDataset, device: torch.device, *, show_progress: bool = True
-) -> None:
-    """Every attack of the configuration on one row's model; writes the row's files.
-
-    A full evaluation, one with AutoAttack, is diagnosed for masked gradients as well; images made
-    on the teacher are then tried on the student.
-    """
-    out, settings, threat = cfg.out / row.name, cfg.evaluation, build.threat(cfg.threat)
-    model = load_model(out / MODEL)[0].to(device)
-    teacher = cfg.out / _TEACHER / MODEL
-    taught = row.name != _TEACHER and teacher.is_file()
-    source = load_model(teacher)[0].to(device) if taught else None
-    test = test.to(device)
-    step_size = None if settings.step_size is None else c.fraction(settings.step_size)
-    shared: dict[str, Any] = {
-        "batch_size": settings.batch_size,
-        "seed": cfg.seed,
-        "cache": out / "evaluation",
-        "show_progress": show_progress,
-    }
-    print(f"{row.name}: evaluation on {len(test)} test images", flush=True)
-    found = evaluate(
-        model,
-        test,
-        attacks=settings.attacks,
-        threat=threat,
-        step_size=step_size,
-        autoattack_limit=settings.autoattack_limit,
-        source=source if "transfer" in settings.attacks else None,
-        **shared,
-    )
-    eps_values = [c.fraction(e) for e in settings.eps_curve]
-    curve = epsilon_curve(model, test, eps_values=eps_values, threat=threat, **shared)
-    examples = attacked_examples(model, test, threat=threat, step_size=step_size, seed=cfg.seed)
-    write_json(out / "examples.json", examples)
-    if "autoattack" in settings.attacks:
-        checks = diagnose(
-            model,
-            test,
-            threat=threat,
-            source=source,
-            evaluation=found,
-            limit=_DIAGNOSED,
-            **shared,
-        )
-        write_json(out / "diagnosis.json", [asdict(check) for check in checks])
-    found.save(out / "outcomes.safetensors")
-    table = found.to_record()
-    record = make_record(
-        model=row.architecture,
-        method=row.method,
-        dataset=test.name,
-        seed=cfg.seed,
-        config=asdict(cfg),
-        evaluation=found,
-        extra={
-            "role": row.role,
-            "parameters": sum(p.numel() for p in model.parameters()),
-            "train_seconds": round(row.seconds, 1),
-            "intervals": {k: [v["low"], v["high"]] for k, v in table.items()},
-            **{f"{k}_n": v["n"] for k, v in table.items() if v["n"] != found.n},
-            "eps_curve": [list(point) for point in curve],
-        },
-    )
-    write_json(out / "record.json", record)
-
-
-def measure_row_elsewhere(cfg: c.Run, row: Row) -> None:
-    """`measure_row` in a process of its own, which loads for itself what it needs."""
-    if cfg.fabric.threads is not None:
-        torch.set_num_threads(cfg.fabric.threads)
-    test = build.splits(cfg.data, cfg.seed).test
-    measure_row(cfg, row, test, torch.device("cpu"), show_progress=False)
-
-
-def _ignore_interrupts() -> None:
-    """Ctrl-C is the main process's to handle; it ends this one."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
-def find_records(out: Path) -> list[dict[str, Any]]:
-    """Every record in a run folder: the teacher first, then the methods in their usual order."""
-    order = {name: i for i, name in enumerate(_ROWS)}
-    paths = sorted(out.glob("*/record.json"), key=lambda p: order.get(p.parent.name, len(order)))
-    return [read_json(path) for path in paths]
-
-
-def summary(record: dict[str, Any]) -> dict[str, Any]:
-    """The line of `results.json` that stands for a whole record."""
-    skipped = ("evaluation", "config", "environment", "settings", "seconds", "eps_curve")
-    return {k: v for k, v in record.items() if k not in skipped}
 
 
 def train(cfg: c.Train) -> None:
@@ -269,7 +167,7 @@ def distill(cfg: c.Distill, title: str = "") -> None:
     run = Run(cfg)
     build.model(cfg.student, run.splits.train, seed=cfg.seed)  # impossible ones: refused now
     teacher, teacher_name, seconds = _teacher(run, cfg)
-    run.measure(Row(_TEACHER, teacher_name, cfg.teacher.method, "teacher", seconds))
+    run.measure(Row(TEACHER, teacher_name, cfg.teacher.method, "teacher", seconds))
     for method in cfg.methods:
         seconds = _student(run, cfg, method, Teacher(teacher))
         role = "undefended" if method == "natural" else "student"
@@ -347,12 +245,12 @@ def _teacher(run: Run, cfg: c.Distill) -> tuple[Backbone, str, float]:
             num_classes=data.num_classes,
             channels=data.channels,
         )
-        run.keep(cfg.out / _TEACHER, teacher, name, cfg.teacher.checkpoint.stem)
+        run.keep(cfg.out / TEACHER, teacher, name, cfg.teacher.checkpoint.stem)
         return teacher.to(run.fabric.device), name, 0.0
     teacher = build.model(cfg.teacher.model, data, seed=cfg.seed)
     options = asdict(cfg.trades) if cfg.teacher.method == "trades" else None
     seconds = run.train(
-        _TEACHER, cfg.teacher.method, teacher, cfg.teacher.model, cfg.teacher.training,
+        TEACHER, cfg.teacher.method, teacher, cfg.teacher.model, cfg.teacher.training,
         options=options,
     )  # fmt: skip
     return teacher, cfg.teacher.model, seconds

@@ -1,0 +1,128 @@
+"""A row of the table: a finished model, measured once, with every figure that stands for it."""
+
+import signal
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from gacd import build
+from gacd import config as c
+from gacd.data.dataset import ArrayDataset
+from gacd.evaluation.diagnosis import diagnose
+from gacd.evaluation.examples import attacked_examples
+from gacd.evaluation.record import make_record
+from gacd.evaluation.robust import epsilon_curve, evaluate
+from gacd.models.checkpoints import load_model
+from gacd.storage import read_json, write_json
+
+MODEL = "model.safetensors"
+TEACHER = "teacher"
+_DIAGNOSED = 100  # test images of the masking diagnosis: seconds, where AutoAttack takes minutes
+
+
+class Row(NamedTuple):
+    """A finished model, one row of the table: the folder of its `model.safetensors`, its names."""
+
+    name: str
+    architecture: str
+    method: str
+    role: str
+    seconds: float
+    """Of training."""
+
+
+def measure_row(
+    cfg: c.Run, row: Row, test: ArrayDataset, device: torch.device, *, show_progress: bool = True
+) -> None:
+    """Every attack of the configuration on one row's model; writes the row's files.
+
+    A full evaluation, one with AutoAttack, is diagnosed for masked gradients as well; images made
+    on the teacher are then tried on the student.
+    """
+    out, settings, threat = cfg.out / row.name, cfg.evaluation, build.threat(cfg.threat)
+    model = load_model(out / MODEL)[0].to(device)
+    teacher = cfg.out / TEACHER / MODEL
+    taught = row.name != TEACHER and teacher.is_file()
+    source = load_model(teacher)[0].to(device) if taught else None
+    test = test.to(device)
+    step_size = None if settings.step_size is None else c.fraction(settings.step_size)
+    shared: dict[str, Any] = {
+        "batch_size": settings.batch_size,
+        "seed": cfg.seed,
+        "cache": out / "evaluation",
+        "show_progress": show_progress,
+    }
+    print(f"{row.name}: evaluation on {len(test)} test images", flush=True)
+    found = evaluate(
+        model,
+        test,
+        attacks=settings.attacks,
+        threat=threat,
+        step_size=step_size,
+        autoattack_limit=settings.autoattack_limit,
+        source=source if "transfer" in settings.attacks else None,
+        **shared,
+    )
+    eps_values = [c.fraction(e) for e in settings.eps_curve]
+    curve = epsilon_curve(model, test, eps_values=eps_values, threat=threat, **shared)
+    examples = attacked_examples(model, test, threat=threat, step_size=step_size, seed=cfg.seed)
+    write_json(out / "examples.json", examples)
+    if "autoattack" in settings.attacks:
+        checks = diagnose(
+            model,
+            test,
+            threat=threat,
+            source=source,
+            evaluation=found,
+            limit=_DIAGNOSED,
+            **shared,
+        )
+        write_json(out / "diagnosis.json", [asdict(check) for check in checks])
+    found.save(out / "outcomes.safetensors")
+    table = found.to_record()
+    record = make_record(
+        model=row.architecture,
+        method=row.method,
+        dataset=test.name,
+        seed=cfg.seed,
+        config=asdict(cfg),
+        evaluation=found,
+        extra={
+            "role": row.role,
+            "parameters": sum(p.numel() for p in model.parameters()),
+            "train_seconds": round(row.seconds, 1),
+            "intervals": {k: [v["low"], v["high"]] for k, v in table.items()},
+            **{f"{k}_n": v["n"] for k, v in table.items() if v["n"] != found.n},
+            "eps_curve": [list(point) for point in curve],
+        },
+    )
+    write_json(out / "record.json", record)
+
+
+def measure_row_elsewhere(cfg: c.Run, row: Row) -> None:
+    """`measure_row` in a process of its own, which loads for itself what it needs."""
+    if cfg.fabric.threads is not None:
+        torch.set_num_threads(cfg.fabric.threads)
+    test = build.splits(cfg.data, cfg.seed).test
+    measure_row(cfg, row, test, torch.device("cpu"), show_progress=False)
+
+
+def ignore_interrupts() -> None:
+    """Ctrl-C is the main process's to handle; it ends this one."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def find_records(out: Path, names: Sequence[str]) -> list[dict[str, Any]]:
+    """Every record in a run folder: rows of these names first, in this order."""
+    order = {name: i for i, name in enumerate(names)}
+    paths = sorted(out.glob("*/record.json"), key=lambda p: order.get(p.parent.name, len(order)))
+    return [read_json(path) for path in paths]
+
+
+def summary(record: dict[str, Any]) -> dict[str, Any]:
+    """The line of `results.json` that stands for a whole record."""
+    skipped = ("evaluation", "config", "environment", "settings", "seconds", "eps_curve")
+    return {k: v for k, v in record.items() if k not in skipped}

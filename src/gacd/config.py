@@ -164,11 +164,13 @@ class Evaluation:
     batch_size: int = 256
     eps_curve: list[Budget] = field(default_factory=list)
     """Also measure PGD-20 accuracy at these budgets."""
-    background: bool = False
-    """Evaluate in a second process, on the CPU, while the next model trains."""
+    workers: int = 0
+    """Evaluate in so many processes of their own, on the CPU, while the next model trains."""
 
     def __post_init__(self) -> None:
         _positive(batch_size=self.batch_size)
+        if self.workers < 0:
+            raise ValueError(f"workers is {self.workers}, but must be 0 or more")
         if self.step_size is not None:
             _positive(step_size=fraction(self.step_size))
         if self.autoattack_limit is not None:

@@ -96,15 +96,16 @@ class Run:
     def measure(self, row: Row) -> None:
         """Attack a finished model and write its record; done once per row.
 
-        With `evaluation.background` this happens in a second process, while the next model trains.
+        With `evaluation.workers` this happens in another process, while the next model trains.
         """
         if (self.cfg.out / row.name / "record.json").is_file() or not self.fabric.is_global_zero:
             return
-        if not self.cfg.evaluation.background:
+        workers = self.cfg.evaluation.workers
+        if workers == 0:
             measure_row(self.cfg, row, self.splits.test, self.fabric.device)
             return
         if self.pool is None:
-            self.pool = get_context("spawn").Pool(1, initializer=ignore_interrupts)
+            self.pool = get_context("spawn").Pool(workers, initializer=ignore_interrupts)
         self.pending[row.name] = self.pool.apply_async(measure_row_elsewhere, (self.cfg, row))
 
     def finish(self, title: str) -> None:

@@ -1,6 +1,6 @@
 """Time and memory of the objective, forward and backward, beside CRD's way, in one run.
 
-    python benchmarks/objective.py [--peer DIR] [--json] [--repeats 9] [--batches 64 256]
+    python benchmarks/objective.py [--peer DIR] [--json] [--repeats 9] [--batches 64 256] [--threads N]
 
 M = 50,000 anchors, k = 16,384, d = 128, D_t = D_s = 512. Rows:
 
@@ -13,7 +13,8 @@ M = 50,000 anchors, k = 16,384, d = 128, D_t = D_s = 512. Rows:
     products       the matrix products of `exact` alone
 
 Contestants take turns within each repeat and the median is reported, so that whatever else the
-machine does falls on all alike. Memory is the process's (or the device's) peak above its level
+machine does falls on all alike; with `--threads 1` it is processor time, to which other work adds
+little, otherwise time on the wall, for which the machine should be idle. Memory is the process's (or the device's) peak above its level
 before the step.
 """
 
@@ -144,16 +145,18 @@ def _peer_step(
 
 def measure(contestants: dict[str, Step], device: torch.device, repeats: int) -> dict[str, Any]:
     seconds: dict[str, list[float]] = {name: [] for name in contestants}
+    alone = device.type == "cpu" and torch.get_num_threads() == 1
+    clock = time.process_time if alone else time.perf_counter
     for step in contestants.values():
         step()  # warm up, and set the peer's constants
     peaks = {name: _peak_bytes(step, device) for name, step in contestants.items()}
     for _ in range(repeats):
         for name, step in contestants.items():
-            start = time.perf_counter()
+            start = clock()
             step()
             if device.type == "cuda":
                 torch.cuda.synchronize()
-            seconds[name].append(time.perf_counter() - start)
+            seconds[name].append(clock() - start)
     return {
         name: {
             "ms": round(1e3 * statistics.median(times), 3),
@@ -225,7 +228,10 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="one JSON object on the last line")
     parser.add_argument("--repeats", type=int, default=9)
     parser.add_argument("--batches", type=int, nargs="+", default=[64, 256])
+    parser.add_argument("--threads", type=int, help="of the CPU; all cores if not given")
     arguments = parser.parse_args()
+    if arguments.threads is not None:
+        torch.set_num_threads(arguments.threads)
     devices = [torch.device("cpu")]
     if torch.cuda.is_available():
         devices.append(torch.device("cuda"))

@@ -76,7 +76,7 @@ def watched(monkeypatch: pytest.MonkeyPatch) -> Callable[[], list[str]]:
 
         monkeypatch.setattr(runs, what, noted)
 
-    note("evaluate", "")
+    note("measure_row", "")
     note("fit_head", "")
     original = runs.fit
 
@@ -145,7 +145,7 @@ def test_the_second_call_does_nothing_and_new_methods_add_rows(
 ) -> None:
     out = tmp_path / "run"
     assert distill(out, "kd") == 0
-    assert watched() == ["fit teacher", "evaluate", "fit kd", "evaluate"]
+    assert watched() == ["fit teacher", "measure_row", "fit kd", "measure_row"]
     results = (out / "results.json").read_text()
     records = {path: path.stat().st_mtime_ns for path in out.glob("*/record.json")}
 
@@ -155,14 +155,14 @@ def test_the_second_call_does_nothing_and_new_methods_add_rows(
     assert (out / "results.json").read_text() == results
 
     assert distill(out, "kd", "gacd+aft") == 0
-    assert watched() == ["fit gacd/features", "fit_head", "fit gacd+aft", "evaluate"]
+    assert watched() == ["fit gacd/features", "fit_head", "fit gacd+aft", "measure_row"]
     rows = [row["method"] for row in json.loads((out / "results.json").read_text())]
     assert rows == ["pgd-at", "kd", "gacd+aft"]
     assert all(path.stat().st_mtime_ns == time for path, time in records.items())
 
     watched().clear()
     assert distill(out, "gacd") == 0  # its features and its head are there already
-    assert watched() == ["evaluate"]
+    assert watched() == ["measure_row"]
 
 
 @pytest.mark.usefixtures("no_page")
@@ -254,9 +254,21 @@ def test_a_teacher_from_a_file_is_not_trained(
     path = finished / "teacher" / "model.safetensors"
     flags = ["--teacher.checkpoint", str(path), "--out", str(tmp_path), "--methods", "kd"]
     assert cli.main([*DISTILL, *flags]) == 0
-    assert watched() == ["evaluate", "fit kd", "evaluate"]
+    assert watched() == ["measure_row", "fit kd", "measure_row"]
     rows = {row["method"]: row for row in read_json(tmp_path / "results.json")}
     results = read_json(finished / "results.json")
     before = {row["method"]: row for row in results if row["role"] != "teacher"}
     assert rows["kd"]["natural"] == before["kd"]["natural"]
     assert rows["kd"]["pgd2"] == before["kd"]["pgd2"]
+
+
+@pytest.mark.usefixtures("no_page")
+def test_evaluation_in_another_process_gives_the_same_figures(
+    finished: Path, tmp_path: Path
+) -> None:
+    arguments = [*DISTILL, "--out", str(tmp_path), "--methods", "kd", "--evaluation.workers", "1"]
+    assert cli.main(arguments) == 0
+    for name in ("teacher", "kd"):
+        ours, theirs = (read_json(out / name / "record.json") for out in (tmp_path, finished))
+        assert ours["evaluation"] == theirs["evaluation"]
+        assert ours["eps_curve"] == theirs["eps_curve"]

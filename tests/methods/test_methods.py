@@ -197,6 +197,48 @@ def test_gacd_is_the_loop_over_eq_9(
     assert parts["mi_ceiling"].item() == pytest.approx(math.log(12))
 
 
+def test_the_memory_estimator_is_crd_with_the_teachers_weights(world: World) -> None:
+    """The first step, by loops: memories as they stand, negatives as drawn, Z from this batch."""
+    options = {"estimator": "memory", "normaliser": "first-batch", "reweight": "teacher"}
+    method = world.method("gacd", **options)
+    known_attack(method)
+    batch = world.batch()
+    students, teachers = method.memory.student_ME.tolist(), method.memory.teacher_ME.tolist()
+    drawn = method.others.draw(batch.labels, NEGATIVES, torch.Generator().manual_seed(0)).tolist()
+    x_adv = (batch.images + 0.1 * (-1) ** batch.index[:, None, None, None]).clamp(0, 1)
+    with torch.no_grad():
+        twin = copy.deepcopy(method)
+        s = twin.student_projection(twin.student.forward_features(x_adv)).tolist()
+        t = twin.teacher_projection(world.teacher.features(batch.images)).tolist()
+    weights, size = world.bank.weights_M.tolist(), len(world.bank)
+
+    def scores(query: list[float], memory: list[list[float]], rows: list[int]) -> list[float]:
+        pairs = (zip(query, memory[row], strict=True) for row in rows)
+        return [sum(a * b for a, b in pair) / TEMPERATURE for pair in pairs]
+
+    rows = [[i, *others] for i, others in zip(batch.index.tolist(), drawn, strict=True)]
+    expected = 0.0
+    for queries, memory, is_student in ((s, teachers, True), (t, students, False)):
+        every = [scores(q, memory, r) for q, r in zip(queries, rows, strict=True)]
+        z = size * sum(math.exp(v) for row in every for v in row) / (len(rows) * len(rows[0]))
+        for row, values in zip(rows, every, strict=True):
+            for place, value in enumerate(values):
+                ratio = math.exp(value) / z
+                h = ratio / (ratio + NEGATIVES / size)
+                anchor = row[place] if is_student else row[0]
+                expected -= weights[anchor] * math.log(h if place == 0 else 1 - h)
+    assert step(method, batch).item() == pytest.approx(expected / len(rows), rel=1e-4)
+
+    moved = 0.5 * torch.tensor(students[3]) + 0.5 * torch.tensor(s[0])
+    torch.testing.assert_close(method.memory.student_ME[3], moved / moved.norm())
+    assert torch.equal(method.memory.student_ME[1], torch.tensor(students[1]))  # not in the batch
+
+
+def test_the_memory_estimator_asks_for_a_constant_normaliser(world: World) -> None:
+    with pytest.raises(UserError, match="normaliser first-batch"):
+        world.method("gacd", estimator="memory")
+
+
 def test_teacher_weights_are_probabilities_of_the_true_class() -> None:
     logits = torch.tensor([[2.0, 0.0, -1.0], [0.0, 0.0, 0.0]])
     weights = teacher_weights(logits, torch.tensor([1, 2]), "teacher")

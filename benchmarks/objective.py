@@ -1,6 +1,6 @@
 """Time and memory of the objective, forward and backward, beside CRD's way, in one run.
 
-    python benchmarks/objective.py [--peer DIR] [--json] [--repeats 9] [--batches 64 256] [--threads N]
+    python benchmarks/objective.py [--peer DIR] [--json] [--threads N] [--batches 64 256]
 
 M = 50,000 anchors, k = 16,384, d = 128, D_t = D_s = 512. Rows:
 
@@ -14,8 +14,8 @@ M = 50,000 anchors, k = 16,384, d = 128, D_t = D_s = 512. Rows:
 
 Contestants take turns within each repeat and the median is reported, so that whatever else the
 machine does falls on all alike; with `--threads 1` it is processor time, to which other work adds
-little, otherwise time on the wall, for which the machine should be idle. Memory is the process's (or the device's) peak above its level
-before the step.
+little, otherwise time on the wall, for which the machine should be idle. Memory is the process's
+(or the device's) peak above its level before the step.
 """
 
 import argparse

@@ -18,6 +18,7 @@ from gacd.errors import UserError, unknown
 from gacd.evaluation.batches import model_fingerprint
 from gacd.evaluation.names import parse_attack
 from gacd.evaluation.record import without_paths
+from gacd.linear import fit_head
 from gacd.methods import Teacher
 from gacd.methods.base import check_same_classes
 from gacd.models.base import Backbone
@@ -36,7 +37,6 @@ from gacd.rows import (
     summary,
 )
 from gacd.storage import fingerprint, read_json, write_json
-from gacd.training.linear import fit_head
 from gacd.training.loop import fit
 
 AFT = "+aft"

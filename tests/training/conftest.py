@@ -1,6 +1,5 @@
 """A stage of training that takes a second: tiny data, a tiny network, a tiny plan."""
 
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -77,8 +76,3 @@ class Stage:
 @pytest.fixture(scope="session")
 def stage() -> Stage:
     return Stage()
-
-
-@pytest.fixture(scope="session")
-def make_noise() -> Callable[[int, int], ArrayDataset]:
-    return noise

@@ -1,7 +1,5 @@
 """The linear layer: optimal for its objective, the same as scikit-learn's on the same features."""
 
-from collections.abc import Callable
-
 import numpy as np
 import pytest
 import torch
@@ -9,32 +7,36 @@ import torch.nn.functional as F
 from sklearn.linear_model import LogisticRegression
 
 from gacd.data.dataset import ArrayDataset, Splits
+from gacd.linear import STRENGTHS, extract, fit_head
 from gacd.models import create_model
 from gacd.models.base import Backbone
-from gacd.training.linear import STRENGTHS, extract, fit_head
-
-Noise = Callable[[int, int], ArrayDataset]
 
 
 def network(classes: int) -> Backbone:
     return create_model("digits-cnn-2", num_classes=classes, channels=1, seed=3)
 
 
-def splits(make_noise: Noise, keep: tuple[int, ...], classes: int = 3) -> Splits:
+def noise(n: int, seed: int) -> ArrayDataset:
+    """Random images, brighter the higher their class, so that there is something to learn."""
+    labels = torch.arange(n) % 3
+    pixels = torch.randint(150, (n, 1, 8, 8), generator=torch.Generator().manual_seed(seed))
+    pixels += 50 * labels.view(-1, 1, 1, 1)
+    return ArrayDataset(pixels.to(torch.uint8), labels, ("a", "b", "c"), "noise")
+
+
+def splits(keep: tuple[int, ...], classes: int = 3) -> Splits:
     """Noise of these classes alone, of a data set that has `classes` of them."""
     parts = []
     for n, seed in ((90, 0), (60, 1), (30, 2)):
-        part = make_noise(n, seed)
+        part = noise(n, seed)
         part = part.subset(torch.isin(part.labels, torch.tensor(keep)))
         parts.append(ArrayDataset(part.images, part.labels, tuple("abcd")[:classes], "noise"))
     return Splits(*parts)
 
 
 @pytest.mark.parametrize(("keep", "classes"), [((0, 1, 2), 3), ((0, 1), 2)])
-def test_the_layer_is_the_optimum_and_sklearns(
-    make_noise: Noise, keep: tuple[int, ...], classes: int
-) -> None:
-    data, model = splits(make_noise, keep, classes), network(classes).train()
+def test_the_layer_is_the_optimum_and_sklearns(keep: tuple[int, ...], classes: int) -> None:
+    data, model = splits(keep, classes), network(classes).train()
     before = {k: v.clone() for k, v in model.state_dict().items() if not k.startswith("head")}
     found = fit_head(model, data)
     assert model.training
@@ -62,8 +64,8 @@ def test_the_layer_is_the_optimum_and_sklearns(
     assert max(g.abs().max() for g in gradients) < 0.02 * len(labels) ** 0.5
 
 
-def test_validation_chooses_the_strength(make_noise: Noise) -> None:
-    data, model = splits(make_noise, (0, 1, 2)), network(3)
+def test_validation_chooses_the_strength() -> None:
+    data, model = splits((0, 1, 2)), network(3)
     found = fit_head(model, data)
     assert set(found.val_natural) == {str(c) for c in STRENGTHS}
     best = max(found.val_natural.values())
@@ -74,8 +76,8 @@ def test_validation_chooses_the_strength(make_noise: Noise) -> None:
     assert best > 50
 
 
-def test_a_class_that_train_lacks_is_never_answered(make_noise: Noise) -> None:
-    data, model = splits(make_noise, (0, 2), classes=4), network(4)
+def test_a_class_that_train_lacks_is_never_answered() -> None:
+    data, model = splits((0, 2), classes=4), network(4)
     fit_head(model, data)
     with torch.no_grad():
         answers = model.eval()(torch.rand(200, 1, 8, 8)).argmax(1)

@@ -45,6 +45,7 @@ def splits(cfg: c.Data, seed: int) -> Splits:
         cfg.name,
         root=cfg.root,
         size=cfg.size,
+        classes=None if cfg.classes is None else [str(name) for name in cfg.classes],
         val_fraction=cfg.val_fraction,
         train_limit=cfg.train_limit,
         test_limit=cfg.test_limit,

@@ -55,6 +55,8 @@ class Data:
     """What records and reports call the data, where its name would mislead."""
     size: int | None = None
     """Resize to size x size; by default as the data set is."""
+    classes: list[str | int] | None = None
+    """Keep only the images of these classes, by name, relabelled in this order."""
     val_fraction: float = 0.1
     """Share of train held out, stratified, to choose checkpoints and hyper-parameters."""
     train_limit: int | None = None

@@ -100,3 +100,38 @@ def test_a_class_left_without_training_images_is_named(tmp_path: Path) -> None:
     root = write_folder(tmp_path, {"train/many": 90, "train/rare": 1, "test/many": 1})
     with pytest.raises(UserError, match="class 'rare' has no image left"):
         load_splits("folder", root=root, seed=0, train_limit=2)
+
+
+def test_some_classes_only_in_the_order_asked_for() -> None:
+    whole = load_splits("digits", seed=0)
+    some = load_splits("digits", seed=0, classes=["7", "0", "4"])
+    assert some.test.classes == some.train.classes == ("7", "0", "4")
+    assert some.test.name == "digits (3 of 10 classes)"
+    for new, old in enumerate((7, 0, 4)):
+        expected = rows(whole.test.subset(whole.test.labels == old))
+        assert rows(some.test.subset(some.test.labels == new)) == expected
+    assert len(some.test) == sum(int((whole.test.labels == k).sum()) for k in (0, 4, 7))
+    parts = [set(rows(part)) for part in (some.train, some.val, some.test)]
+    assert not parts[0] & parts[1] and not (parts[0] | parts[1]) & parts[2]
+
+
+def test_classes_of_a_folder(tmp_path: Path) -> None:
+    for part in ("train", "test"):
+        write_folder(tmp_path / part, {"bird": 4, "cat": 5, "truck": 6})
+    splits = load_splits(
+        "folder", root=tmp_path, classes=["truck", "bird"], val_fraction=0.3, seed=0
+    )
+    assert splits.test.labels.bincount().tolist() == [6, 4]
+
+
+@pytest.mark.parametrize(
+    ("classes", "said"),
+    [
+        (["0", "ten"], "unknown class of digits 'ten'"),
+        (["1"], "two different"),
+        (["1", "1"], "two"),
+    ],
+)
+def test_impossible_choices_of_classes(classes: list[str], said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        load_splits("digits", seed=0, classes=classes)

@@ -1,5 +1,6 @@
 """One door to every data set: train, validation and test part by name."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -21,6 +22,7 @@ def load_splits(
     *,
     root: Path | None = None,
     size: int | None = None,
+    classes: Sequence[str] | None = None,
     val_fraction: float = 0.1,
     train_limit: int | None = None,
     test_limit: int | None = None,
@@ -32,7 +34,8 @@ def load_splits(
     `train_limit` and `test_limit` then keep at most so many images of what they name. All choices
     are stratified and keep the images' order. Validation and training part depend on `seed`, the
     test part never does: use one seed for a teacher and its students, or the teacher has seen
-    their validation images. `size` is the side in pixels that images are resized to.
+    their validation images. `size` is the side in pixels that images are resized to. Only images of
+    `classes` are kept where that is given, relabelled in its order.
     Raises UserError on bad names, paths, files and numbers.
     """
     if not 0 < val_fraction < 1:
@@ -40,6 +43,8 @@ def load_splits(
     if size is not None and size < 1:
         raise UserError(f"size must be at least one pixel, got {size}")
     everything, test = _read(name, root, size)
+    if classes is not None:
+        everything, test = (only_classes(part, classes) for part in (everything, test))
     in_val = stratified(everything.labels, round(len(everything) * val_fraction), seed=seed)
     train = _limit(everything.subset(~in_val), "train_limit", train_limit, seed)
     test = _limit(test, "test_limit", test_limit, _TEST_SEED)
@@ -57,6 +62,24 @@ def load_splits(
         )
     side = size or _SIZES.get(name)
     return Splits(*(_resized(part, side) for part in (train, val, test)))
+
+
+def only_classes(part: ArrayDataset, classes: Sequence[str]) -> ArrayDataset:
+    """The images of these classes, labelled 0, 1, ... in this order.
+
+    Raises UserError for a name that is no class of the data, one given twice, or fewer than two.
+    """
+    if len(classes) < 2 or len(set(classes)) < len(classes):
+        raise UserError(f"classes must be at least two different ones, not {', '.join(classes)}")
+    new = torch.full((part.num_classes,), -1)
+    for label, name in enumerate(classes):
+        if name not in part.classes:
+            raise unknown(f"class of {part.name}", name, part.classes)
+        new[part.classes.index(name)] = label
+    labels = new.to(part.labels.device)[part.labels]
+    kept = labels >= 0
+    name = f"{part.name} ({len(classes)} of {part.num_classes} classes)"
+    return ArrayDataset(part.images[kept], labels[kept], tuple(classes), name)
 
 
 def _read(name: str, root: Path | None, size: int | None) -> tuple[ArrayDataset, ArrayDataset]:

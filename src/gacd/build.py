@@ -92,14 +92,15 @@ def model(name: str, data: ArrayDataset, *, seed: int) -> Backbone:
 
 
 def from_checkpoint(
-    path: Path, name: str | None, *, num_classes: int, channels: int
+    path: Path, name: str | None, *, num_classes: int, channels: int, flag: str = "--model"
 ) -> tuple[Backbone, str]:
-    """A saved network and its architecture's name; `name` is needed for files from elsewhere."""
+    """A saved network and its architecture's name; `name` is needed for files from elsewhere.
+
+    `flag` is how the command line is told that name.
+    """
     if name is None:
         if path.suffix != ".safetensors":
-            raise UserError(
-                f"{path}: say which network it is with --model, such as --model resnet18"
-            )
+            raise UserError(f"{path}: say which network it is with {flag}, such as {flag} resnet18")
         loaded, meta = load_model(path)
         name = str(meta["architecture"])
     else:

@@ -7,6 +7,7 @@ import re
 import sys
 from collections.abc import Iterable, Sequence
 from importlib.resources import files
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ COMMANDS = {
     "distill": "from a robust teacher to small evaluated students: kd, ard, gacd, gacd+aft, ...",
     "finetune": "fine-tune a saved network adversarially",
     "evaluate": "attack a saved network, or a public checkpoint: PGD, AutoAttack, ...",
+    "compare": "A B: is one evaluated model more robust than another? paired test, per image",
     "report": "draw report.html of a run folder anew",
 }
 
@@ -40,6 +42,7 @@ examples:
   gacd distill --methods '[gacd, gacd+aft]' --threat.eps 4/255 --gacd.temperature 0.07
   gacd evaluate --checkpoint runs/quickstart/gacd+aft/model.safetensors --attacks pgd100x5
   gacd evaluate --checkpoint resnet18.pt --model resnet18 --data.name cifar10 --data.root ~/data
+  gacd compare runs/quickstart/gacd+aft runs/quickstart/pgd-at --attack autoattack
 
 recipes that ship with the package (--config NAME, or a YAML file of your own): {{recipes}}
 Flags override the recipe. Running a command again resumes it. Exit codes: 0 done, 2 bad input,
@@ -80,6 +83,11 @@ def _main(arguments: list[str]) -> int:
     cfg = parse(command, rest)
     if cfg is None:
         return 0
+    if command == "compare":
+        from gacd.compare import compare
+
+        compare(cfg)
+        return 0
     from gacd import runs
 
     run = {
@@ -108,9 +116,15 @@ def parse(command: str, arguments: list[str]) -> Any:
     Raises:
         UserError: an unknown key, a value of the wrong type, or an impossible one.
     """
-    from jsonargparse import ActionConfigFile, ArgumentParser  # type: ignore[attr-defined]
+    from jsonargparse import (  # type: ignore[attr-defined]
+        ActionConfigFile,
+        ArgumentParser,
+        set_parsing_settings,
+    )
 
     from gacd import config as c
+
+    set_parsing_settings(docstring_parse_attribute_docstrings=True)  # --help shows them
 
     configs: dict[str, type] = {
         "quickstart": c.Distill,
@@ -118,6 +132,7 @@ def parse(command: str, arguments: list[str]) -> Any:
         "distill": c.Distill,
         "finetune": c.Finetune,
         "evaluate": c.Evaluate,
+        "compare": c.Compare,
         "report": c.Report,
     }
     parser = ArgumentParser(
@@ -129,6 +144,8 @@ def parse(command: str, arguments: list[str]) -> Any:
     parser.add_class_arguments(configs[command], as_group=False)
     if command == "quickstart":
         arguments = ["--config", "quickstart", *arguments]
+    if command == "compare":
+        arguments = _named(arguments)
     arguments = _shortened(_recipe_paths(arguments), command)
     try:
         namespace = parser.parse_args(arguments)
@@ -187,6 +204,21 @@ def _shortened(arguments: list[str], command: str) -> list[str]:
             values.append(rest.pop(0))
         text = " ".join(values)
         result += [lists[name], text if text.startswith("[") else f"[{', '.join(values)}]"]
+    return result
+
+
+def _named(arguments: list[str]) -> list[str]:
+    """`A B --json` as `--a=A --b=B --json=true`."""
+    names = iter(("--a=", "--b="))
+    result: list[str] = []
+    for before, argument in pairwise(["", *arguments]):
+        flagged = before.startswith("--") and "=" not in before and before != "--json"
+        if argument == "--json":
+            result.append("--json=true")
+        elif flagged or argument.startswith("-"):
+            result.append(argument)
+        else:
+            result.append(next(names, "") + argument)
     return result
 
 

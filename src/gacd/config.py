@@ -158,12 +158,16 @@ class Evaluation:
     """How a finished model is attacked."""
 
     attacks: list[str] = field(default_factory=lambda: ["natural", "fgsm", "pgd20", "autoattack"])
-    """natural, fgsm, pgd<steps>, pgd<steps>x<restarts>, cw<steps>, autoattack."""
+    """natural, noise, fgsm, pgd<steps>, pgd<steps>x<restarts>, cw (Carlini and Wagner's margin; 40
+    steps), cw<steps>, cw<steps>x<restarts>, transfer (pgd20 images made on another model),
+    autoattack."""
     step_size: Budget | None = None
     """Of PGD; by default eps/4 (2/255 at 8/255)."""
     autoattack_limit: int | None = None
     """AutoAttack on so many test images only (a fixed stratified subset, stated in the record)."""
     batch_size: int = 256
+    cascade: bool = False
+    """Spare an image that an earlier attack broke: figures are then the worst case so far."""
     eps_curve: list[Budget] = field(default_factory=list)
     """Also measure PGD-20 accuracy at these budgets."""
     workers: int = 0
@@ -260,6 +264,14 @@ class Run:
     fabric: Fabric = field(default_factory=Fabric)
 
 
+def _without_source(evaluation: Evaluation) -> None:
+    if "transfer" in evaluation.attacks:
+        raise ValueError(
+            "the attack 'transfer' needs a model to make its images on: use it in 'gacd evaluate "
+            "--source FILE', or in 'gacd distill', where that is the teacher"
+        )
+
+
 @dataclass(kw_only=True)
 class Train(Run):
     """Train one network from scratch: naturally, or adversarially."""
@@ -269,6 +281,9 @@ class Train(Run):
     method: Literal["natural", "pgd-at", "trades"] = "pgd-at"
     training: Training = field(default_factory=Training)
     trades: TRADES = field(default_factory=TRADES)
+
+    def __post_init__(self) -> None:
+        _without_source(self.evaluation)
 
 
 @dataclass(kw_only=True)
@@ -282,6 +297,9 @@ class Finetune(Run):
     method: Literal["pgd-at", "trades"] = "pgd-at"
     training: Training = field(default_factory=lambda: Training(epochs=5, lr=0.01))
     trades: TRADES = field(default_factory=TRADES)
+
+    def __post_init__(self) -> None:
+        _without_source(self.evaluation)
 
 
 @dataclass(kw_only=True)
@@ -332,6 +350,27 @@ class Evaluate(Run):
     out: Path = Path("runs/evaluate")
     checkpoint: Path | None = None
     model: str | None = None
+    source: Path | None = None
+    """Another model of the same data, on which 'transfer' makes its images."""
+    source_model: str | None = None
+    """Its network, where the file is a public .pt."""
+
+    def __post_init__(self) -> None:
+        if self.source is None:
+            _without_source(self.evaluation)
+
+
+@dataclass(kw_only=True)
+class Compare:
+    """Two evaluated models on the same test images: is the difference more than chance?"""
+
+    a: Path | None = None
+    """A row's folder, a run folder of one row, or an outcomes.safetensors."""
+    b: Path | None = None
+    attack: str | None = None
+    """One attack only; by default all that both models met."""
+    json: bool = False
+    """Print JSON."""
 
 
 @dataclass(kw_only=True)

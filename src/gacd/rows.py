@@ -20,6 +20,7 @@ from gacd.storage import read_json, write_json
 
 MODEL = "model.safetensors"
 TEACHER = "teacher"
+SOURCE = "source"
 _DIAGNOSED = 100  # test images of the masking diagnosis: seconds, where AutoAttack takes minutes
 
 
@@ -39,14 +40,16 @@ def measure_row(
 ) -> None:
     """Every attack of the configuration on one row's model; writes the row's files.
 
-    A full evaluation, one with AutoAttack, is diagnosed for masked gradients as well; images made
-    on the teacher are then tried on the student.
+    A full evaluation, one with AutoAttack, is diagnosed for masked gradients as well. Images for
+    `transfer`, and for the diagnosis, are made on the run's source model, or else on its teacher,
+    which meets none of them itself.
     """
     out, settings, threat = cfg.out / row.name, cfg.evaluation, build.threat(cfg.threat)
     model = load_model(out / MODEL)[0].to(device)
-    teacher = cfg.out / TEACHER / MODEL
-    taught = row.name != TEACHER and teacher.is_file()
-    source = load_model(teacher)[0].to(device) if taught else None
+    names = () if row.name == TEACHER else (SOURCE, TEACHER)
+    others = [path for name in names if (path := cfg.out / name / MODEL).is_file()]
+    source = load_model(others[0])[0].to(device) if others else None
+    attacks = [name for name in settings.attacks if name != "transfer" or row.name != TEACHER]
     test = test.to(device)
     step_size = None if settings.step_size is None else c.fraction(settings.step_size)
     shared: dict[str, Any] = {
@@ -59,11 +62,12 @@ def measure_row(
     found = evaluate(
         model,
         test,
-        attacks=settings.attacks,
+        attacks=attacks,
         threat=threat,
         step_size=step_size,
         autoattack_limit=settings.autoattack_limit,
-        source=source if "transfer" in settings.attacks else None,
+        cascade=settings.cascade,
+        source=source if "transfer" in attacks else None,
         **shared,
     )
     eps_values = [c.fraction(e) for e in settings.eps_curve]
@@ -94,6 +98,7 @@ def measure_row(
             "role": row.role,
             "parameters": sum(p.numel() for p in model.parameters()),
             "train_seconds": round(row.seconds, 1),
+            **({"cascade": True} if settings.cascade else {}),
             "intervals": {k: [v["low"], v["high"]] for k, v in table.items()},
             **{f"{k}_n": v["n"] for k, v in table.items() if v["n"] != found.n},
             "eps_curve": [list(point) for point in curve],

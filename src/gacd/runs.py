@@ -28,6 +28,7 @@ from gacd.report.run import write_run_report
 from gacd.report.tables import comparison_table
 from gacd.rows import (
     MODEL,
+    SOURCE,
     TEACHER,
     Row,
     find_records,
@@ -155,6 +156,9 @@ def evaluate_checkpoint(cfg: c.Evaluate) -> None:
     """Attack a saved network."""
     model, name = _checkpoint(cfg.checkpoint, cfg.model, run := Run(cfg))
     assert cfg.checkpoint is not None
+    if cfg.source is not None:
+        source, source_name = _checkpoint(cfg.source, cfg.source_model, run, "--source_model")
+        run.keep(cfg.out / SOURCE, source, source_name, cfg.source.stem)
     run.keep(cfg.out / "model", model, name, cfg.checkpoint.stem)
     run.measure(Row("model", name, cfg.checkpoint.stem, "student", 0.0))
     run.finish(f"{cfg.checkpoint.name} on {run.splits.test.name}")
@@ -199,11 +203,12 @@ def claim(out: Path, cfg: c.Run) -> None:
         return
     if not path.is_file():
         raise UserError(f"{out} holds files that are of no run: choose another --out")
-    here, there = _flat(ours), _flat(read_json(path))
-    key = next((key for key in here if here[key] != there.get(key)), None)
+    # A setting that is newer than the run had its default there.
+    here, there = _flat(ours), _flat(_identity(type(cfg)())) | _flat(read_json(path))
+    key = next((key for key in here | there if here.get(key) != there.get(key)), None)
     if key is not None:
         raise UserError(
-            f"{out} holds another run ({key} is {there.get(key)} there and {here[key]} here): "
+            f"{out} holds another run ({key} is {there.get(key)} there and {here.get(key)} here): "
             "choose another --out, or delete that folder"
         )
 
@@ -211,10 +216,11 @@ def claim(out: Path, cfg: c.Run) -> None:
 def _identity(cfg: c.Run) -> dict[str, Any]:
     """What makes a run this one: its settings, and of a checkpoint the content."""
     values: dict[str, Any] = asdict(cfg)
-    for part in (values, values.get("teacher", {})):
-        path = part.get("checkpoint")
+    parts = (values, "checkpoint"), (values, "source"), (values.get("teacher", {}), "checkpoint")
+    for part, key in parts:
+        path = part.get(key)
         if path is not None and path.is_file():
-            part["checkpoint"] = f"{path.name} {fingerprint([path.read_bytes()])}"
+            part[key] = f"{path.name} {fingerprint([path.read_bytes()])}"
     return {k: without_paths(v) for k, v in values.items() if k not in _NOT_COMPARED}
 
 
@@ -228,13 +234,17 @@ def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _checkpoint(path: Path | None, name: str | None, run: Run) -> tuple[Backbone, str]:
+def _checkpoint(
+    path: Path | None, name: str | None, run: Run, flag: str = "--model"
+) -> tuple[Backbone, str]:
     if path is None:
         raise UserError(
             "which model? give --checkpoint FILE, a .safetensors of gacd or a public .pt"
         )
     data = run.splits.train
-    return build.from_checkpoint(path, name, num_classes=data.num_classes, channels=data.channels)
+    return build.from_checkpoint(
+        path, name, num_classes=data.num_classes, channels=data.channels, flag=flag
+    )
 
 
 def _teacher(run: Run, cfg: c.Distill) -> tuple[Backbone, str, float]:

@@ -1,5 +1,6 @@
 """Outcomes per image: worst case, subsets, files, paired comparison."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,8 @@ import torch
 from gacd.errors import UserError
 from gacd.evaluation.outcomes import Evaluation, compare
 from gacd.storage import save_tensors
+
+SETTINGS = {"dataset": "digits", "test_images": "1f", "norm": "linf", "eps": 0.1, "cascade": False}
 
 
 def bits(text: str) -> torch.Tensor:
@@ -21,7 +24,7 @@ def evaluation() -> Evaluation:
         n=6,
         robust={"natural": bits("111110"), "pgd20": bits("110110"), "autoattack": bits("011")},
         index={"natural": everything, "pgd20": everything, "autoattack": torch.tensor([0, 3, 4])},
-        settings={"eps": 0.1},
+        settings=SETTINGS,
         seconds={"natural": 0.5},
     )
 
@@ -68,15 +71,48 @@ def test_compare_pairs_by_image_not_by_position(evaluation: Evaluation) -> None:
         n=6,
         robust={"autoattack": bits("1101")},
         index={"autoattack": torch.tensor([0, 2, 3, 4])},
+        settings=SETTINGS,
     )
     found = compare(evaluation, other, "autoattack")
     # On images 0, 3, 4 the first is right on 3 and 4, the second on 0 and 4.
     assert (found["n"], found["only_a"], found["only_b"], found["p"]) == (3, 1, 1, 1.0)
+    assert found["a"]["accuracy"] == found["b"]["accuracy"] == pytest.approx(200 / 3)
+    assert found["a"]["low"] < 200 / 3 < found["a"]["high"]
 
 
 def test_compare_needs_shared_images(evaluation: Evaluation) -> None:
-    other = Evaluation(
-        n=6, robust={"autoattack": bits("1")}, index={"autoattack": torch.tensor([5])}
-    )
-    with pytest.raises(UserError, match="share"):
-        compare(evaluation, other, "autoattack")
+    robust, index = {"autoattack": bits("1")}, {"autoattack": torch.tensor([5])}
+    with pytest.raises(UserError, match="no test image met autoattack"):
+        compare(evaluation, Evaluation(6, robust, index, SETTINGS), "autoattack")
+
+
+@pytest.mark.parametrize(
+    ("attack", "changes", "message"),
+    [
+        ("natural", {"test_images": "2e"}, r"fingerprint 1f\) and 6 of digits \(fingerprint 2e"),
+        ("natural", {"test_images": None}, "not evaluated on the same test images"),
+        ("pgd20", {"eps": 0.2}, "the same pgd20 .eps was 0.1 for one and 0.2 for the other"),
+        ("pgd20", {"norm": "l2"}, "norm"),
+        ("pgd20", {"step_size": 0.01}, "step_size"),
+        ("pgd20", {"cascade": True}, "cascade"),
+        ("worst", {"source": "ab"}, "source"),
+    ],
+)
+def test_compare_needs_the_same_images_and_the_same_attack(
+    evaluation: Evaluation, attack: str, changes: dict, message: str
+) -> None:
+    other = replace(evaluation, settings=SETTINGS | changes)
+    for pair in ((evaluation, other), (other, evaluation))[: 1 if "and" in message else 2]:
+        with pytest.raises(UserError, match=message):
+            compare(*pair, attack)
+    if "eps" in changes:  # no attack, no budget
+        assert compare(evaluation, other, "natural")["p"] == 1.0
+
+
+def test_a_cascade_is_compared_with_the_same_cascade(evaluation: Evaluation) -> None:
+    a = replace(evaluation, settings=SETTINGS | {"cascade": True})
+    names = ["natural", "autoattack", "pgd20"]
+    b = replace(a, robust={name: a.robust[name] for name in names})
+    with pytest.raises(UserError, match="what came before it"):
+        compare(a, b, "pgd20")
+    assert compare(a, a, "pgd20")["p"] == 1.0

@@ -38,7 +38,9 @@ def run(model, data, *attacks: str, **kwargs):
         ("fgsm", Attack("fgsm", "fgsm")),
         ("pgd20", Attack("pgd20", "pgd", 20)),
         ("pgd100x5", Attack("pgd100x5", "pgd", 100, 5)),
-        ("cw20-margin", Attack("cw20-margin", "cw", 20)),
+        ("cw", Attack("cw", "cw", 40)),
+        ("cw20", Attack("cw20", "cw", 20)),
+        ("cw40x5", Attack("cw40x5", "cw", 40, 5)),
         ("transfer", Attack("transfer", "transfer", 20)),
     ],
 )
@@ -47,7 +49,8 @@ def test_names_are_parsed(name: str, attack: Attack) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "near"), [("autoatack", "autoattack"), ("pgd", "pgd20"), ("pgd0", "pgd20")]
+    ("name", "near"),
+    [("autoatack", "autoattack"), ("pgd", "pgd20"), ("pgd0", "pgd20"), ("cw0", "cw")],
 )
 def test_unknown_names_get_a_suggestion(name: str, near: str) -> None:
     with pytest.raises(UserError, match=f"did you mean '{near}'"):
@@ -55,7 +58,7 @@ def test_unknown_names_get_a_suggestion(name: str, near: str) -> None:
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
-@pytest.mark.parametrize("name", ["fgsm", "pgd20", "cw20-margin", "pgd20x2"])
+@pytest.mark.parametrize("name", ["fgsm", "pgd20", "cw20", "pgd20x2"])
 def test_linear_model_is_as_robust_as_its_closed_form(linear, norm: str, name: str) -> None:
     model, data, margin = linear
     weight = model.weight.detach()
@@ -94,7 +97,7 @@ def test_restarts_never_help_the_defender(honest, digits) -> None:
 
 
 def test_cascade_counts_the_worst_case_so_far(honest, digits, threat) -> None:
-    names = ("fgsm", "pgd5", "cw5-margin")
+    names = ("fgsm", "pgd5", "cw5")
     alone, together = (run(honest, digits, *names, threat=threat, cascade=c) for c in (False, True))
     assert together.settings["cascade"] is True
     figures = [together.accuracy(name) for name in ("natural", *names)]

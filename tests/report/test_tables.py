@@ -139,6 +139,41 @@ def test_a_narrow_terminal_never_breaks_a_number(results):
     assert text.count("[46.6, 60.4]") == len(results)
 
 
+def test_a_column_for_every_attack_in_the_order_asked_for():
+    names = ("natural", "pgd100x5", "fgsm", "cw", "cw20", "transfer", "worst")
+    figures = {name: 90.0 - i for i, name in enumerate(names)}
+    intervals = {name: [value - 5, value + 5] for name, value in figures.items()}
+    plain = {"model": "net", "method": "gacd", "dataset": "digits", "seed": 0, "n": 360}
+    later = {**plain, "seed": 1, "natural": 92.0, "pgd20": 50.0}
+    table = comparison_table([{**plain, **figures, "intervals": intervals}])
+    headings = ["natural", "PGD-100×5", "FGSM", "CW", "CW-20", "transfer"]
+    assert [c.heading for c in table.columns] == ["method", *headings, "model"]
+    assert column(table, "PGD-100×5") == ["89.0 [84.0, 94.0]"]
+    both = comparison_table([{**plain, **figures, "intervals": intervals}, later], worst=True)
+    assert [c.heading for c in both.columns[1:9]] == [*headings, "worst", "PGD-20"]
+    assert column(both, "PGD-20") == ["50.0 (1 of 2 seeds)"]
+    assert any("every attack" in note for note in both.notes)
+    assert not any("every attack" in note or "ascade" in note for note in table.notes)
+
+
+def test_a_cascade_is_stated():
+    (note, *_) = comparison_table([record(cascade=True)]).notes[1:]
+    assert "worst case of its attack and of those before it" in note
+
+
+def test_many_attacks_on_a_narrow_terminal_keep_their_numbers_and_lose_intervals():
+    names = ("natural", "fgsm", "pgd20", "pgd100x5", "cw", "autoattack", "transfer")
+    figures = {name: 90.25 - i for i, name in enumerate(names)}
+    intervals = {name: [value - 5, value + 5] for name, value in figures.items()}
+    table = comparison_table([record(**figures, intervals=intervals)])
+    wide, narrow = printed(table, 200), printed(table, 80)
+    assert "[85.2, 95.2]" in wide and "wider terminal" not in wide
+    assert "[" not in narrow.split("natural")[1].split("n = ")[0] and "wider terminal" in narrow
+    for value in figures.values():
+        assert re.search(rf"(?<!\S){value:.1f}(?!\S)", narrow)
+    assert "PGD-100×5" in narrow and "AutoAttack" in narrow
+
+
 def test_text_is_escaped():
     table = Table("a < b", (Column("x|y"),), ((Cell("<b>|[red]", "& more"),),))
     assert "<b>" not in table.html()

@@ -63,6 +63,8 @@ def diagnose(
     chosen = stratified(dataset.labels, limit, seed=_SUBSET_SEED)
     subset = dataset.subset(chosen)
     has_both = evaluation is not None and {"pgd", "autoattack"} <= _kinds(evaluation)
+    if evaluation is not None and evaluation.settings.get("cascade"):
+        has_both = False  # there AutoAttack's figure is the worst case of several attacks
     attacks = ["noise", "fgsm", "pgd20", "pgd100"]
     attacks += ["transfer"] * (source is not None) + ["autoattack"] * (not has_both)
 

@@ -7,11 +7,9 @@ from typing import Literal
 from gacd.errors import unknown
 
 Kind = Literal["natural", "noise", "fgsm", "pgd", "cw", "transfer", "autoattack"]
-_EXAMPLES = (
-    *("natural", "noise", "fgsm", "pgd20", "pgd100x5"),
-    *("cw20-margin", "transfer", "autoattack"),
-)
+_EXAMPLES = ("natural", "noise", "fgsm", "pgd20", "pgd100x5", "cw", "transfer", "autoattack")
 _TRANSFER_STEPS = 20
+_CW_STEPS = 40
 
 
 @dataclass(frozen=True)
@@ -28,8 +26,8 @@ def parse_attack(name: str) -> Attack:
     """The attack of that name; UserError, with the nearest one known, where there is none.
 
     `natural`, `noise` (one random point of the ball), `fgsm`, `pgd<steps>[x<restarts>]` on the
-    cross-entropy, `cw<steps>[x<restarts>]-margin` on the logit margin, `transfer` (pgd20 images
-    made on another model), `autoattack`.
+    cross-entropy, `cw[<steps>[x<restarts>]]` on Carlini and Wagner's logit margin (40 steps unless
+    said), `transfer` (pgd20 images made on another model), `autoattack`.
     """
     match name:
         case "natural" | "noise" | "fgsm" | "autoattack":
@@ -38,6 +36,6 @@ def parse_attack(name: str) -> Attack:
             return Attack(name, "transfer", steps=_TRANSFER_STEPS)
     if found := re.fullmatch(r"pgd([1-9]\d*)(?:x([1-9]\d*))?", name):
         return Attack(name, "pgd", int(found[1]), int(found[2] or 1))
-    if found := re.fullmatch(r"cw([1-9]\d*)(?:x([1-9]\d*))?-margin", name):
-        return Attack(name, "cw", int(found[1]), int(found[2] or 1))
+    if found := re.fullmatch(r"cw(?:([1-9]\d*)(?:x([1-9]\d*))?)?", name):
+        return Attack(name, "cw", int(found[1] or _CW_STEPS), int(found[2] or 1))
     raise unknown("attack", name, _EXAMPLES)

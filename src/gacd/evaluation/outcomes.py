@@ -47,27 +47,19 @@ class Evaluation:
 
     def accuracy(self, name: str) -> float:
         """Share of images still right, in percent."""
-        robust, _ = self.outcomes(name)
-        return 100.0 * int(robust.sum()) / len(robust)
+        return _accuracy(self.outcomes(name)[0])
 
     def interval(self, name: str, confidence: float = 0.95) -> tuple[float, float]:
         """Wilson's interval of the accuracy, in percent."""
-        robust, _ = self.outcomes(name)
-        low, high = binomial_interval(int(robust.sum()), len(robust), confidence)
-        return 100.0 * low, 100.0 * high
+        return _interval(self.outcomes(name)[0], confidence)
 
     def to_record(self) -> dict[str, dict[str, float | int]]:
         """`{attack: {accuracy, low, high, n}}` in percent, with the worst case over all."""
         return {name: self._row(name) for name in [*self.robust, WORST]}
 
     def _row(self, name: str) -> dict[str, float | int]:
-        low, high = self.interval(name)
-        return {
-            "accuracy": self.accuracy(name),
-            "low": low,
-            "high": high,
-            "n": len(self.outcomes(name)[0]),
-        }
+        robust, _ = self.outcomes(name)
+        return {**_summary(robust), "n": len(robust)}
 
     def save(self, path: Path) -> None:
         """Write every image's outcome as a safetensors file."""
@@ -98,25 +90,72 @@ class Evaluation:
         )
 
 
-def compare(a: Evaluation, b: Evaluation, name: str) -> dict[str, float | int]:
-    """Two models under one attack on the images both met: accuracies in percent and McNemar's p."""
+def compare(a: Evaluation, b: Evaluation, name: str) -> dict[str, Any]:
+    """Two models under one attack on the images both met, and McNemar's exact p of the difference.
+
+    `a`, `b`: accuracy, low, high (Wilson, 95 %), in percent; `only_a`, `only_b`: images on which
+    one alone was right. Raises UserError for other test images, or another attack of that name.
+    """
     (robust_a, index_a), (robust_b, index_b) = a.outcomes(name), b.outcomes(name)
+    images_a, images_b = (e.settings.get("test_images") for e in (a, b))
     common = _intersection(index_a, index_b)
-    if a.n != b.n or len(common) == 0:
+    if images_a is None or images_a != images_b or a.n != b.n:
         raise UserError(
-            f"the two evaluations do not share test images ({a.n} and {b.n} in all, "
-            f"{len(common)} in common); evaluate both on the same test set"
+            f"the two were not evaluated on the same test images, but on {_images(a)} and "
+            f"{_images(b)}: evaluate both on one test set"
         )
+    if not len(common):
+        raise UserError(f"no test image met {name} in both evaluations: evaluate both alike")
+    for key, (ours, theirs) in _attacked_how(a, b, name).items():
+        if ours != theirs:
+            raise UserError(
+                f"the two did not meet the same {name} ({key} was {ours} for one and {theirs} for "
+                "the other): evaluate both alike"
+            )
     right_a, right_b = _at(robust_a, index_a, common), _at(robust_b, index_b, common)
-    n = len(common)
     return {
-        "n": n,
-        "a": 100.0 * int(right_a.sum()) / n,
-        "b": 100.0 * int(right_b.sum()) / n,
+        "n": len(common),
+        "a": _summary(right_a),
+        "b": _summary(right_b),
         "only_a": int((right_a & ~right_b).sum()),
         "only_b": int((right_b & ~right_a).sum()),
         "p": mcnemar(right_a, right_b),
     }
+
+
+def _images(evaluation: Evaluation) -> str:
+    name, images = (evaluation.settings.get(k, "unknown") for k in ("dataset", "test_images"))
+    return f"{evaluation.n} of {name} (fingerprint {images})"
+
+
+def _attacked_how(a: Evaluation, b: Evaluation, name: str) -> dict[str, tuple[Any, Any]]:
+    """What decides how hard an attack is, for both."""
+    if name == "natural":
+        return {}
+    keys = ["norm", "eps", "cascade"]
+    keys += ["step_size"] * (name != "autoattack") + ["source"] * (name in ("transfer", WORST))
+    how = {key: (a.settings.get(key), b.settings.get(key)) for key in keys}
+    orders = [list(e.robust) for e in (a, b)]
+    if name == WORST:
+        how["the set of attacks"] = (sorted(orders[0]), sorted(orders[1]))
+    elif a.settings.get("cascade"):
+        ours, theirs = (order[: order.index(name)] for order in orders)
+        how["what came before it"] = (ours, theirs)
+    return how
+
+
+def _accuracy(robust: Tensor) -> float:
+    return 100.0 * int(robust.sum()) / len(robust)
+
+
+def _interval(robust: Tensor, confidence: float = 0.95) -> tuple[float, float]:
+    low, high = binomial_interval(int(robust.sum()), len(robust), confidence)
+    return 100.0 * low, 100.0 * high
+
+
+def _summary(robust: Tensor) -> dict[str, float]:
+    low, high = _interval(robust)
+    return {"accuracy": _accuracy(robust), "low": low, "high": high}
 
 
 def _intersection(a: Tensor, b: Tensor) -> Tensor:

@@ -74,6 +74,7 @@ def evaluate(
     step_size = threat.eps / 4 if step_size is None else step_size
     settings: dict[str, Any] = {
         "dataset": dataset.name,
+        "test_images": dataset.fingerprint(),
         "norm": threat.norm,
         "eps": threat.eps,
         "step_size": step_size,
@@ -81,6 +82,8 @@ def evaluate(
         "seed": seed,
         "cascade": cascade,
     }
+    if source is not None:
+        settings["source"] = model_fingerprint(source)
     run = _Run(model, dataset, source, threat, step_size, batch_size, seed, show_progress)
     key = cache and run.fingerprint()
 

@@ -147,16 +147,6 @@ def _size(record: Record) -> str:
 
 def _accuracies(records: Sequence[Record]) -> Section:
     without_times = [{k: v for k, v in record.items() if k != "seconds"} for record in records]
-    attacks = list(dict.fromkeys(name for record in records for name in record["evaluation"]))
-    every_attack = Table(
-        "Every attack: accuracy in %",
-        (Column("method"), *(Column(name, numeric=True) for name in attacks)),
-        tuple(
-            (_head(record), *(_accuracy(record["evaluation"].get(a)) for a in attacks))
-            for record in records
-        ),
-        ("worst: right under every attack, on the images that met them all.",),
-    )
     return Section(
         "Accuracy under attack",
         [
@@ -164,14 +154,8 @@ def _accuracies(records: Sequence[Record]) -> Section:
             "is still right when each image is attacked against it; AutoAttack is the stronger, "
             "and the figure to compare."
         ],
-        [comparison_table(without_times), every_attack],
+        [comparison_table(without_times, worst=True)],
     )
-
-
-def _accuracy(found: Record | None) -> Cell:
-    if found is None:
-        return Cell("–")
-    return Cell(f"{found['accuracy']:.1f}", f"[{found['low']:.1f}, {found['high']:.1f}]")
 
 
 def _masking(records: Records, diagnoses: Mapping[str, Sequence[Record]]) -> Iterator[Section]:

@@ -1,7 +1,8 @@
 """Tables of text: built once from records, shown on a terminal, in Markdown and in HTML."""
 
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from html import escape
 from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -14,8 +15,18 @@ if TYPE_CHECKING:
 
 Record = Mapping[str, Any]
 
-ACCURACIES = {"natural": "natural", "pgd20": "PGD-20", "autoattack": "AutoAttack"}
+_HEADLINES = ("natural", "pgd20", "autoattack")
+_WORST = "worst"
 _MISSING = "–"
+_NAME_WIDTH = 5  # the least that a terminal's column of names keeps
+
+
+def heading(attack: str) -> str:
+    """An attack's name in a table: PGD-20 for pgd20, PGD-100×5 for pgd100x5, AutoAttack."""
+    if found := re.fullmatch(r"(pgd|cw)(\d+)(?:x(\d+))?", attack):
+        kind, steps, restarts = found.groups()
+        return f"{kind.upper()}-{steps}" + (f"×{restarts}" if restarts else "")
+    return {"fgsm": "FGSM", "cw": "CW", "autoattack": "AutoAttack"}.get(attack, attack)
 
 
 class Cell(NamedTuple):
@@ -55,11 +66,39 @@ class Table:
     def __rich_console__(
         self, console: "Console", options: "ConsoleOptions"
     ) -> "Iterator[RenderableType]":
-        """`rich.print(table)` fits the terminal: where a row is too long, asides go below."""
+        """`rich.print(table)` fits the terminal: where a row is too long, asides go below.
+
+        Where even that would cut numbers short, the asides of numbers are left out.
+        """
         one_line = self._terminal(" ", gap=1)
         unbounded = options.update(max_width=10_000)
-        fits = console.measure(one_line, options=unbounded).maximum <= options.max_width
-        yield one_line if fits else self._terminal("\n", gap=0)
+        if console.measure(one_line, options=unbounded).maximum <= options.max_width:
+            yield one_line
+        elif self._stacked_width() <= options.max_width:
+            yield self._terminal("\n", gap=0)
+        else:
+            yield self._without_asides()._terminal("\n", gap=0)
+
+    def _stacked_width(self) -> int:
+        """Of the terminal's table with asides below the numbers, which stay whole."""
+        widths = [
+            max(len(text) for cell in (Cell(column.heading), *cells) for text in cell)
+            if column.numeric
+            else _NAME_WIDTH
+            for column, *cells in zip(self.columns, *self.rows, strict=True)
+        ]
+        return sum(widths) + len(widths) + 1
+
+    def _without_asides(self) -> "Table":
+        rows = tuple(
+            tuple(
+                Cell(cell.text) if column.numeric else cell
+                for column, cell in zip(self.columns, row, strict=True)
+            )
+            for row in self.rows
+        )
+        notes = (*self.notes, "Intervals: on a wider terminal, and in the records.")
+        return replace(self, rows=rows, notes=notes)
 
     def _terminal(self, before_aside: str, gap: int) -> "RichTable":
         from rich import box
@@ -119,16 +158,18 @@ class Table:
         )
 
 
-def comparison_table(results: Sequence[Record], *, caption: str = "") -> Table:
+def comparison_table(results: Sequence[Record], *, caption: str = "", worst: bool = False) -> Table:
     """Accuracies in percent of every model, several seeds of one model gathered in one row.
 
         one seed:      57.6 [54.0, 61.1]    the interval is the record's own
         several seeds: 57.6 ± 1.2           mean and sample standard deviation over the seeds
 
-    Each record: `model, method, dataset, seed, n, natural, pgd20, autoattack`; optional `role`
-    (undefended, teacher, student), `parameters`, `autoattack_n`, `seconds`, `intervals` (of
-    [low, high] by accuracy). Rows keep the records' order. No figure is set in bold: which
-    difference decides anything is not for a typeface to say.
+    Each record: `model, method, dataset, seed, n`, and an accuracy by attack; optional `role`
+    (undefended, teacher, student), `parameters`, `autoattack_n`, `seconds`, `cascade`, `intervals`
+    (of [low, high] by attack). There is a column for every attack that has an interval in some
+    record, in their order, and for natural, PGD-20 and AutoAttack; for `worst` only if asked for.
+    Rows keep the records' order. No figure is set in bold: which difference decides anything is not
+    for a typeface to say.
 
     Raises:
         UserError: no records, a record without a name, or two records of one seed in one row.
@@ -138,9 +179,9 @@ def comparison_table(results: Sequence[Record], *, caption: str = "") -> Table:
     sizes = sorted({_sizes(record) for record in results})
     columns: list[tuple[Column, list[Cell]]] = []
 
-    def add(heading: str, cells: Iterable[Cell | str], *, numeric: bool = False) -> None:
+    def add(title: str, cells: Iterable[Cell | str], *, numeric: bool = False) -> None:
         column = [cell if isinstance(cell, Cell) else Cell(cell) for cell in cells]
-        columns.append((Column(heading, numeric), column))
+        columns.append((Column(title, numeric), column))
 
     def given(key: str) -> bool:
         return any(record.get(key) is not None for record in results)
@@ -151,8 +192,9 @@ def comparison_table(results: Sequence[Record], *, caption: str = "") -> Table:
     add("method", (_method(group[0]) for group in groups))
     if len(sizes) > 1:
         add("n", (_size_text(group) for group in groups), numeric=True)
-    for key, heading in ACCURACIES.items():
-        add(heading, (_accuracy(group, key) for group in groups), numeric=True)
+    attacks = [name for name in _attacks(results) if worst or name != _WORST]
+    for attack in attacks:
+        add(heading(attack), (_accuracy(group, attack) for group in groups), numeric=True)
     add("model", (str(group[0]["model"]) for group in groups))
     if given("parameters"):
         add("params", (_count(group[0].get("parameters")) for group in groups), numeric=True)
@@ -165,8 +207,13 @@ def comparison_table(results: Sequence[Record], *, caption: str = "") -> Table:
         caption=caption or f"Accuracy in % on {', '.join(datasets)}",
         columns=tuple(column for column, _ in columns),
         rows=tuple(zip(*(cells for _, cells in columns), strict=True)),
-        notes=tuple(_notes(groups, sizes)),
+        notes=tuple(_notes(groups, sizes, _WORST in attacks)),
     )
+
+
+def _attacks(results: Sequence[Record]) -> list[str]:
+    named = ((r, name) for r in results for name in (*(r.get("intervals") or ()), *_HEADLINES))
+    return list(dict.fromkeys(name for record, name in named if name in record))
 
 
 def _groups(results: Sequence[Record]) -> list[list[Record]]:
@@ -219,11 +266,20 @@ def _size_text(group: Sequence[Record]) -> str:
     )
 
 
-def _notes(groups: Sequence[Sequence[Record]], sizes: Sequence[tuple[int, int]]) -> Iterable[str]:
+def _notes(
+    groups: Sequence[Sequence[Record]], sizes: Sequence[tuple[int, int]], worst: bool
+) -> Iterable[str]:
     if len(sizes) == 1:
         n, part = sizes[0]
         subset = f", AutoAttack on {part:,} of them" if part != n else ""
         yield f"n = {n:,} test images{subset}."
+    if any(record.get("cascade") for group in groups for record in group):
+        yield (
+            "Cascade: an image once broken is not attacked again, so each figure is the worst case "
+            "of its attack and of those before it."
+        )
+    if worst:
+        yield "worst: right under every attack, on the images that met them all."
     if any(record.get("intervals") for group in groups if len(group) == 1 for record in group):
         yield "[low, high]: 95 % binomial interval over the test images, one seed."
     seeds = sorted({len(group) for group in groups if len(group) > 1})

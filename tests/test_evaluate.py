@@ -1,0 +1,172 @@
+"""`gacd evaluate`: any mix of attacks, another model's images, cascades, and kill -9."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from gacd import cli, runs
+from gacd import config as c
+from gacd.errors import UserError
+from gacd.evaluation.outcomes import Evaluation
+from gacd.models import create_model
+from gacd.models.checkpoints import save_model
+from gacd.storage import read_json, write_json
+
+COMMON = [
+    *("--data.train_limit", "200", "--data.test_limit", "60", "--threat.eps", "0.1"),
+    *("--fabric.accelerator", "cpu", "--fabric.precision", "32-true", "--fabric.threads", "1"),
+    *("--evaluation.batch_size", "16"),
+]
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A model to attack, with the features of chance and a head fitted to them; and a stranger."""
+    from gacd.data.load import load_splits
+    from gacd.linear import fit_head
+
+    folder = tmp_path_factory.mktemp("models")
+    splits = load_splits("digits", train_limit=400, seed=0)
+    paths = []
+    for seed, name in enumerate(("ours", "stranger")):
+        model = create_model("digits-cnn-4", num_classes=10, channels=1, seed=seed)
+        fit_head(model, splits)
+        paths.append(folder / f"{name}.safetensors")
+        save_model(paths[-1], model, {"architecture": "digits-cnn-4"})
+    return paths[0], paths[1]
+
+
+@pytest.fixture
+def no_page(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No report.html: drawing it takes longer than the attacks."""
+    monkeypatch.setattr(runs, "write_run_report", lambda *_, **__: None)
+
+
+def command(model: Path, out: Path, attacks: str, *more: str) -> list[str]:
+    paths = ["--checkpoint", str(model), "--out", str(out)]
+    return ["evaluate", *paths, "--attacks", *attacks.split(), *COMMON, *more]
+
+
+def test_the_help_explains_the_settings(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["evaluate", "--help"]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    for words in ("cw (Carlini and Wagner's margin; 40 steps)", "Spare an image", "Another model"):
+        assert words in said
+
+
+def test_a_run_older_than_a_setting_is_still_this_run(tmp_path: Path) -> None:
+    cfg = c.Evaluate(checkpoint=Path("a.pt"))
+    runs.claim(tmp_path, cfg)
+    (tmp_path / "model").mkdir()
+    older = read_json(tmp_path / "run.json")
+    del older["evaluation"]["cascade"], older["source"]
+    write_json(tmp_path / "run.json", older)
+    runs.claim(tmp_path, cfg)
+    for other in (
+        c.Evaluate(checkpoint=Path("a.pt"), evaluation=c.Evaluation(cascade=True)),
+        c.Train(),
+        c.Distill(),
+    ):
+        with pytest.raises(UserError, match="holds another run"):
+            runs.claim(tmp_path, other)
+
+
+@pytest.mark.usefixtures("no_page")
+def test_every_attack_asked_for_is_shown_and_recorded(
+    models: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model, stranger = models
+    asked = "pgd3x2 fgsm cw2 transfer"
+    assert cli.main(command(model, tmp_path, asked, "--source", str(stranger))) == 0
+    out = capsys.readouterr().out
+    words = re.search(r"method.*", out)[0].split()
+    assert words[1:6] == ["natural", "PGD-3×2", "FGSM", "CW-2", "transfer"]
+    (row,) = read_json(tmp_path / "results.json")
+    for name in ("natural", *asked.split()):
+        assert f"{row[name]:.1f}" in out
+    assert row["natural"] > row["transfer"] > row["pgd3x2"]
+    assert "cascade" not in row
+    found = Evaluation.load(tmp_path / "model" / "outcomes.safetensors")
+    assert len(found.settings["source"]) == 16
+    assert "Cascade" not in out
+
+
+@pytest.mark.usefixtures("no_page")
+def test_a_cascade_is_the_worst_case_so_far_and_says_so(
+    models: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = "--evaluation.cascade", "true"
+    assert cli.main(command(models[0], tmp_path, "cw2 pgd3 fgsm", *flags)) == 0
+    assert "Cascade: an image once broken is not attacked again" in capsys.readouterr().out
+    (row,) = read_json(tmp_path / "results.json")
+    assert row["cascade"] is True
+    assert row["natural"] >= row["cw2"] >= row["pgd3"] >= row["fgsm"] == row["worst"]
+    assert read_json(tmp_path / "model" / "record.json")["settings"]["cascade"] is True
+
+
+def test_a_transfer_needs_a_source(
+    models: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refusal(arguments: list[str]) -> str:
+        assert cli.main(arguments) == 2
+        return capsys.readouterr().err.splitlines()[-1]
+
+    asked = command(models[0], tmp_path / "out", "transfer")
+    assert "'transfer' needs a model to make its images on" in refusal(asked)
+    assert "--source FILE" in refusal(["train", "--attacks", "transfer"])
+    assert "--source FILE" in refusal(["finetune", "--attacks", "transfer"])
+    assert "no.safetensors: no such file" in refusal([*asked, "--source", "no.safetensors"])
+    assert "such as --source_model resnet18" in refusal([*asked, "--source", "no.pt"])
+
+
+@pytest.mark.usefixtures("no_page")
+def test_a_public_source(models: tuple[Path, Path], tmp_path: Path) -> None:
+    state = create_model("digits-cnn-2", num_classes=10, channels=1, seed=3).state_dict()
+    torch.save(state, tmp_path / "public.pt")
+    flags = ["--source", str(tmp_path / "public.pt"), "--source_model", "digits-cnn-2"]
+    assert cli.main(command(models[0], tmp_path / "out", "transfer", *flags)) == 0
+    (row,) = read_json(tmp_path / "out" / "results.json")
+    assert 0 < row["transfer"] <= row["natural"]
+
+
+@pytest.mark.usefixtures("no_page")
+def test_killed_and_resumed_to_the_same_outcomes(models: tuple[Path, Path], tmp_path: Path) -> None:
+    """kill -9 in a real process, in the middle of an attack; what it had found is not redone."""
+    attacks = "natural pgd2 pgd200"
+    weak = "--threat.eps", "0.02"
+    killed, whole = tmp_path / "killed", tmp_path / "whole"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "gacd.cli", *command(models[0], killed, attacks, *weak)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+    try:
+        deadline = time.monotonic() + 120
+        while not list(killed.glob("model/evaluation/pgd200-*/*.json")):
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.005)
+    finally:
+        process.kill()
+    assert process.wait() == -signal.SIGKILL
+    found = {p: p.stat().st_mtime_ns for p in killed.glob("model/evaluation/pgd*/*.json")}
+    assert 4 < len(found) < 8  # four batches of either attack
+    assert not (killed / "model" / "record.json").exists()
+
+    assert cli.main(command(models[0], killed, attacks, *weak)) == 0
+    assert cli.main(command(models[0], whole, attacks, *weak)) == 0
+    assert {p: p.stat().st_mtime_ns for p in found} == found
+    ours, theirs = (
+        Evaluation.load(out / "model" / "outcomes.safetensors") for out in (killed, whole)
+    )
+    assert ours.settings == theirs.settings
+    for name in attacks.split():
+        assert torch.equal(ours.robust[name], theirs.robust[name])
+    assert 0 < ours.accuracy("pgd200") < ours.accuracy("natural")

@@ -1,0 +1,44 @@
+"""Do the features serve other classes? A frozen network with a new linear layer (Table 4)."""
+
+import copy
+
+import torch
+from torch import nn
+
+from gacd.data.dataset import Splits
+from gacd.errors import UserError
+from gacd.linear import LinearFit, fit_head
+from gacd.models.base import Backbone
+
+
+def transfer(model: Backbone, splits: Splits) -> tuple[Backbone, LinearFit]:
+    """A copy of `model`, all but its last layer as it was, that answers the classes of `splits`.
+
+    The new layer is a logistic regression on clean features, its strength chosen on validation
+    (`fit_head`). The result is an ordinary network: attacks go through the frozen features too.
+    Raises UserError where images and model differ in their channels.
+    """
+    data = splits.train
+    if model.channels != data.channels:
+        raise UserError(
+            f"{data.name} has {data.channels} channels, but the model takes {model.channels}: "
+            "choose a data set with as many"
+        )
+    transferred = with_new_head(model, data.num_classes)
+    return transferred, fit_head(transferred, splits)
+
+
+def with_new_head(model: Backbone, num_classes: int) -> Backbone:
+    """A copy of `model` with another last layer, of zeros, for `num_classes` classes."""
+    copied = copy.deepcopy(model)
+    old = copied.get_classifier()
+    name = next(name for name, part in copied.named_modules() if part is old)
+    # Made without numbers first: an ordinary one would draw them from the global generator.
+    new = nn.Linear(old.in_features, num_classes, device="meta", dtype=old.weight.dtype)
+    new.to_empty(device=old.weight.device)
+    with torch.no_grad():
+        new.weight.zero_()
+        new.bias.zero_()
+    copied.set_submodule(name, new)
+    copied.num_classes = num_classes
+    return copied

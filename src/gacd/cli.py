@@ -21,6 +21,8 @@ COMMANDS = {
     "finetune": "fine-tune a saved network adversarially",
     "evaluate": "attack a saved network, or a public checkpoint: PGD, AutoAttack, ...",
     "compare": "A B: is one evaluated model more robust than another? paired test, per image",
+    "transfer": "a linear classifier for other data on a saved network's frozen features, attacked",
+    "analyze": "students and their teacher: class correlations, CKA, t-SNE of two classes",
     "report": "draw report.html of a run folder anew",
 }
 
@@ -43,6 +45,8 @@ examples:
   gacd evaluate --checkpoint runs/quickstart/gacd+aft/model.safetensors --attacks pgd100x5
   gacd evaluate --checkpoint resnet18.pt --model resnet18 --data.name cifar10 --data.root ~/data
   gacd compare runs/quickstart/gacd+aft runs/quickstart/pgd-at --attack autoattack
+  gacd transfer --checkpoint student.safetensors --data.name stl10 --data.root ~/data
+  gacd analyze --teacher t.safetensors --students ard=a.safetensors gacd=g.safetensors
 
 recipes that ship with the package (--config NAME, or a YAML file of your own): {{recipes}}
 Flags override the recipe. Running a command again resumes it. Exit codes: 0 done, 2 bad input,
@@ -88,7 +92,7 @@ def _main(arguments: list[str]) -> int:
 
         compare(cfg)
         return 0
-    from gacd import runs
+    from gacd import analyses, runs
 
     run = {
         "quickstart": lambda cfg: runs.distill(cfg, "Quickstart: robust handwritten digits"),
@@ -96,6 +100,8 @@ def _main(arguments: list[str]) -> int:
         "distill": runs.distill,
         "finetune": runs.finetune,
         "evaluate": runs.evaluate_checkpoint,
+        "transfer": analyses.transfer,
+        "analyze": analyses.analyze,
         "report": runs.report,
     }[command]
     run(cfg)
@@ -133,6 +139,8 @@ def parse(command: str, arguments: list[str]) -> Any:
         "finetune": c.Finetune,
         "evaluate": c.Evaluate,
         "compare": c.Compare,
+        "transfer": c.Transfer,
+        "analyze": c.Analyze,
         "report": c.Report,
     }
     parser = ArgumentParser(
@@ -188,10 +196,13 @@ def _recipe(name: str) -> str:
 
 
 def _shortened(arguments: list[str], command: str) -> list[str]:
-    """`--attacks a b c` and `--methods a b` as the YAML lists that the parser reads."""
+    """`--attacks a b c`, `--methods a b` and the like as the YAML lists that the parser reads."""
     lists = {"--attacks": "--evaluation.attacks", "--evaluation.attacks": "--evaluation.attacks"}
     if command in ("distill", "quickstart"):
         lists["--methods"] = "--methods"
+    if command == "analyze":
+        lists = {"--students": "--students", "--classes": "--classes"}
+    lists["--data.classes"] = "--data.classes"
     result: list[str] = []
     rest = list(arguments)
     while rest:

@@ -374,6 +374,62 @@ class Compare:
 
 
 @dataclass(kw_only=True)
+class Transfer(Run):
+    """A frozen model with a new linear layer for other data, attacked as a whole."""
+
+    out: Path = Path("runs/transfer")
+    checkpoint: Path | None = None
+    """A .safetensors of this package, or a public .pt (then say --model and --num_classes)."""
+    model: str | None = None
+    num_classes: int | None = None
+    """How many classes a public .pt was trained on."""
+    evaluation: Evaluation = field(default_factory=lambda: Evaluation(attacks=["natural", "pgd7"]))
+
+    def __post_init__(self) -> None:
+        _without_source(self.evaluation)
+
+
+@dataclass(kw_only=True)
+class Analyze:
+    """Compare networks with their teacher: class correlations, CKA, features of two classes."""
+
+    out: Path = Path("runs/analyze")
+    teacher: Path | None = None
+    """A .safetensors of this package."""
+    students: list[str] = field(default_factory=list)
+    """Networks to compare with it, as NAME=FILE."""
+    classes: list[str | int] = field(default_factory=list)
+    """Two classes to embed; images of the second are perturbed into the first. By default the
+    first two of the data."""
+    seed: int = 0
+    data: Data = field(default_factory=Data)
+    threat: Threat = field(default_factory=Threat)
+    steps: int = 20
+    """Of PGD."""
+    step_size: Budget | None = None
+    """Of PGD; by default eps/4 (2/255 at 8/255)."""
+    attacked: Literal["own", "teacher"] = "own"
+    """Correlations and CKA under attack: on images made against each model itself, or on those
+    made against the teacher."""
+    images: int = 100
+    """To embed, of each of the two classes."""
+    embedding: Literal["each", "joint"] = "each"
+    """One t-SNE for each model, or one for all (of the same feature width)."""
+    perplexity: float = 30.0
+    batch_size: int = 256
+    fabric: Fabric = field(default_factory=Fabric)
+
+    def __post_init__(self) -> None:
+        _positive(steps=self.steps, perplexity=self.perplexity, batch_size=self.batch_size)
+        if self.images < 2:
+            raise ValueError(f"images is {self.images}, but must be at least 2")
+        if self.step_size is not None:
+            _positive(step_size=fraction(self.step_size))
+        if self.classes and len(set(map(str, self.classes))) != 2:
+            raise ValueError(f"classes are {self.classes}, but must be two different ones")
+
+
+@dataclass(kw_only=True)
 class Report:
     """Draw report.html of a run folder anew."""
 

@@ -1,0 +1,261 @@
+"""What `gacd transfer` and `gacd analyze` do with finished models."""
+
+import time
+from collections.abc import Mapping
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from gacd import build
+from gacd import config as c
+from gacd.attacks.threat import ThreatModel
+from gacd.data.dataset import ArrayDataset
+from gacd.errors import UserError, unknown
+from gacd.evaluation.record import environment, without_paths
+from gacd.evaluation.structure import (
+    Outputs,
+    Rows,
+    correlation_difference,
+    embed,
+    geometry,
+    linear_cka,
+    outputs,
+    perturbed,
+)
+from gacd.evaluation.transfer import transfer as transferred
+from gacd.models import create_model
+from gacd.models.base import Backbone
+from gacd.models.checkpoints import load_model, load_weights
+from gacd.report.analysis import RECORD, geometry_table, likeness_table, write_analysis_report
+from gacd.rows import MODEL, TEACHER, Row
+from gacd.runs import Run
+from gacd.shapes import Images
+from gacd.storage import read_json, write_json
+
+TRANSFER = "transfer"
+
+
+def transfer(cfg: c.Transfer) -> None:
+    """A linear classifier on a frozen model's features, attacked through the whole network."""
+    if cfg.checkpoint is None:
+        raise UserError("whose features? give --checkpoint FILE")
+    run = Run(cfg)
+    channels = run.splits.train.channels
+    model, name, method = _frozen(cfg.checkpoint, cfg.model, cfg.num_classes, channels)
+    out = cfg.out / TRANSFER
+    if run.fabric.is_global_zero and not (out / MODEL).is_file():
+        started = time.monotonic()
+        print("transfer: fitting a linear layer on frozen features", flush=True)
+        fitted, fit = transferred(model.to(run.fabric.device), run.splits)
+        seconds = time.monotonic() - started
+        write_json(out / "linear.json", {**asdict(fit), "seconds": seconds})
+        run.keep(out, fitted, name, method)
+    run.fabric.barrier()
+    seconds = read_json(out / "linear.json")["seconds"]
+    run.measure(Row(TRANSFER, name, method, "frozen, new linear layer", seconds))
+    run.finish(f"Features of {cfg.checkpoint.name} on {run.splits.test.name}")
+
+
+def _frozen(
+    path: Path, name: str | None, num_classes: int | None, channels: int
+) -> tuple[Backbone, str, str]:
+    """A saved network of any classes, its architecture and its method."""
+    if path.suffix == ".safetensors":
+        model, meta = load_model(path)
+        return model, str(meta["architecture"]), str(meta.get("method", path.stem))
+    if name is None or num_classes is None:
+        raise UserError(
+            f"{path}: say which network it is and how many classes it was trained on, such as "
+            "--model resnet18 --num_classes 10"
+        )
+    model = create_model(name, num_classes=num_classes, channels=channels, seed=0)
+    load_weights(model, path)
+    return model, name, path.stem
+
+
+def analyze(cfg: c.Analyze) -> None:
+    """Compare students' features and logits with their teacher's: record, figures, report."""
+    if cfg.teacher is None:
+        raise UserError("which teacher? give --teacher FILE, and --students NAME=FILE ...")
+    if (cfg.out / "run.json").is_file():
+        raise UserError(f"{cfg.out} holds a run: choose another --out")
+    files = {TEACHER: cfg.teacher} | dict(_named(text) for text in cfg.students)
+    if len(files) != 1 + len(cfg.students):
+        raise UserError(f"students need different names, and none may be '{TEACHER}'")
+    device = build.fabric(cfg.fabric).device
+    test = build.splits(cfg.data, cfg.seed).test.to(device)
+    models, metas = {}, {}
+    for name, path in files.items():
+        models[name], metas[name] = _finished(path, test)
+        models[name].to(device)
+    record = _structure(cfg, models, test)
+    record["teacher"] = metas[TEACHER]
+    record["models"] = metas
+    write_json(cfg.out / RECORD, {key: without_paths(value) for key, value in record.items()})
+    write_analysis_report(cfg.out)
+    from rich.console import Console
+
+    console = Console()
+    if record["correlations"]:
+        console.print(likeness_table(record))
+    console.print(geometry_table(record))
+    console.print(f"record: {cfg.out / RECORD}")
+    console.print(f"report: {cfg.out / 'report.html'}")
+
+
+def _named(text: str) -> tuple[str, Path]:
+    name, equals, path = text.partition("=")
+    if not (name and equals and path):
+        raise UserError(f"students are given as NAME=FILE, not '{text}'")
+    return name, Path(path)
+
+
+def _finished(path: Path, data: ArrayDataset) -> tuple[Backbone, dict[str, str]]:
+    if path.suffix != ".safetensors":
+        raise UserError(
+            f"{path}: only a .safetensors of this package says which network it holds; "
+            "'gacd evaluate' makes one of a public .pt"
+        )
+    model, name = build.from_checkpoint(
+        path, None, num_classes=data.num_classes, channels=data.channels
+    )
+    method = str(load_model(path)[1].get("method", path.stem))
+    return model, {"architecture": name, "method": method}
+
+
+def _structure(
+    cfg: c.Analyze, models: Mapping[str, Backbone], test: ArrayDataset
+) -> dict[str, Any]:
+    """The record, but for the models' names."""
+    threat = build.threat(cfg.threat)
+    attack: dict[str, Any] = {
+        "threat": threat,
+        "steps": cfg.steps,
+        "step_size": None if cfg.step_size is None else c.fraction(cfg.step_size),
+        "batch_size": cfg.batch_size,
+        "seed": cfg.seed,
+    }
+    target, source = _pair(cfg, test)
+    features = {}
+    shapes = {}
+    for name, model in models.items():
+        print(f"{name}: features of {target} and {source}", flush=True)
+        groups = _groups(model, test, (target, source), cfg.images, attack)
+        shapes[name] = geometry(*groups.values())
+        features[name] = groups
+    points = embed(
+        {name: np.concatenate(list(groups.values())) for name, groups in features.items()},
+        joint=cfg.embedding == "joint",
+        perplexity=cfg.perplexity,
+        seed=cfg.seed,
+    )
+    sizes = {key: len(rows) for key, rows in features[TEACHER].items()}
+    natural, attacked = _views(models, test, attack, cfg)
+    students = [name for name in models if name != TEACHER]
+    views = {"natural": natural, "attacked": attacked}
+    return {
+        "dataset": test.name,
+        "n": len(test),
+        "classes": list(test.classes),
+        "seed": cfg.seed,
+        "attack": _attack_record(cfg, threat),
+        "correlations": {
+            name: {view: _difference(found[TEACHER], found[name]) for view, found in views.items()}
+            for name in students
+        },
+        "cka": {
+            name: {
+                view: linear_cka(found[TEACHER].features, found[name].features)
+                for view, found in views.items()
+            }
+            for name in students
+        },
+        "pair": {
+            "target": target,
+            "source": source,
+            "n_target": sizes[target],
+            "n_source": sizes[source],
+        },
+        "geometry": {name: asdict(shape) for name, shape in shapes.items()},
+        "embedding": {
+            "kind": cfg.embedding,
+            "perplexity": cfg.perplexity,
+            "points": {name: _by_group(rows, sizes) for name, rows in points.items()},
+        },
+        "config": asdict(cfg),
+        "environment": environment(),
+        "timestamp": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def _views(
+    models: Mapping[str, Backbone], test: ArrayDataset, attack: Mapping[str, Any], cfg: c.Analyze
+) -> tuple[dict[str, Outputs], dict[str, Outputs]]:
+    """Every model's outputs on the test images, and on attacked ones."""
+    images = test.float_images()
+    natural, attacked = {}, {}
+    x_adv = images
+    for name, model in models.items():  # the teacher is the first
+        natural[name] = outputs(model, images, batch_size=cfg.batch_size)
+        if name == TEACHER or cfg.attacked == "own":
+            print(f"{name}: attacked images", flush=True)
+            x_adv = perturbed(model, images, test.labels, **attack)
+        attacked[name] = outputs(model, x_adv, batch_size=cfg.batch_size)
+    return natural, attacked
+
+
+def _groups(
+    model: Backbone,
+    test: ArrayDataset,
+    pair: tuple[str, str],
+    count: int,
+    attack: Mapping[str, Any],
+) -> dict[str, Rows]:
+    """Features of images of two classes, and of the second ones perturbed into the first."""
+    target, source = (_images_of(test, name, count, attack["seed"]) for name in pair)
+    aim = torch.full((len(source),), test.classes.index(pair[0]), device=source.device)
+    pushed = perturbed(model, source, aim, targeted=True, **attack)
+    named = zip((*pair, f"{pair[1]}, attacked"), (target, source, pushed), strict=True)
+    size = attack["batch_size"]
+    return {name: outputs(model, images, batch_size=size).features for name, images in named}
+
+
+def _images_of(test: ArrayDataset, name: str, count: int, seed: int) -> Images:
+    """At most `count` images of a class, drawn by the seed: the same for every model."""
+    rows = (test.labels == test.classes.index(name)).nonzero().flatten().cpu()
+    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))
+    return test.float_images(rows[order[:count]].to(test.images.device))
+
+
+def _pair(cfg: c.Analyze, test: ArrayDataset) -> tuple[str, str]:
+    names = [str(name) for name in cfg.classes] or list(test.classes[:2])
+    for name in names:
+        if name not in test.classes:
+            raise unknown(f"class of {test.name}", name, test.classes)
+    return names[0], names[1]
+
+
+def _difference(teacher: Outputs, student: Outputs) -> dict[str, Any]:
+    matrix = correlation_difference(teacher.logits, student.logits)
+    return {"mean": float(matrix.mean()), "matrix": matrix.round(6).tolist()}
+
+
+def _by_group(rows: Rows, sizes: Mapping[str, int]) -> dict[str, list[list[float]]]:
+    parts = np.split(rows.round(3), np.cumsum(list(sizes.values()))[:-1])
+    return {group: part.tolist() for group, part in zip(sizes, parts, strict=True)}
+
+
+def _attack_record(cfg: c.Analyze, threat: ThreatModel) -> dict[str, Any]:
+    step_size = threat.eps / 4 if cfg.step_size is None else c.fraction(cfg.step_size)
+    return {
+        "name": f"PGD-{cfg.steps}",
+        "norm": threat.norm,
+        "eps": threat.eps,
+        "steps": cfg.steps,
+        "step_size": step_size,
+        "made_on": cfg.attacked,
+    }

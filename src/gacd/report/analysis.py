@@ -1,0 +1,172 @@
+"""The page of `gacd analyze`, made of its `analysis.json` and of nothing else."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gacd.errors import UserError
+from gacd.report.canvas import Figure
+from gacd.report.embedding import embedding_scatter
+from gacd.report.page import Checks, Section, write_report
+from gacd.report.pictures import heatmaps
+from gacd.report.tables import Cell, Column, Record, Table
+from gacd.storage import read_json, write_bytes
+
+RECORD = "analysis.json"
+_MADE_ON = {"own": "made against the model itself", "teacher": "made against the teacher"}
+
+
+def write_analysis_report(out: Path) -> None:
+    """Write `report.html` and `figures/*.svg` beside the `analysis.json` in `out`.
+
+    Raises:
+        UserError: there is no such file, it is damaged, or nothing can be written there.
+    """
+    record: dict[str, Any] = read_json(out / RECORD)
+    try:
+        figures = {"embedding": _embedding(record)}
+        if record["correlations"]:
+            figures["correlation-differences"] = _correlations(record)
+        sections = _sections(record, figures)
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{out / RECORD}: not a record of this version ({error})") from None
+    for name, figure in figures.items():
+        write_bytes(out / "figures" / f"{name}.svg", figure.image)
+    machine = record["environment"]
+    write_report(
+        out / "report.html",
+        title=f"Structure of features on {record['dataset']}",
+        intro=_intro(record),
+        sections=sections,
+        provenance={
+            "gacd": machine["gacd"],
+            "commit": machine["commit"] or "none (installed package)",
+            "measured (UTC)": record["timestamp"][:16].replace("T", " "),
+            "seed": record["seed"],
+            "versions": {k: v for k, v in machine["versions"].items() if v},
+            "processor": machine["cpu"],
+            "figures to read by machine": RECORD,
+        },
+    )
+
+
+def likeness_table(record: Record) -> Table:
+    """How alike every student and the teacher are."""
+    views = ("natural", "attacked")
+    return Table(
+        f"Likeness to the teacher, on {record['n']:,} images",
+        (
+            Column("model"),
+            *(Column(f"Δ corr, {view}", numeric=True) for view in views),
+            *(Column(f"CKA, {view}", numeric=True) for view in views),
+        ),
+        tuple(
+            (
+                Cell(name),
+                *(Cell(f"{found[view]['mean']:.3f}") for view in views),
+                *(Cell(f"{record['cka'][name][view]:.3f}") for view in views),
+            )
+            for name, found in record["correlations"].items()
+        ),
+        (
+            "Δ corr: mean of |corr(teacher) - corr(student)| over all pairs of classes, the "
+            "diagonal (0) included; smaller is closer to the teacher.",
+            "CKA: linear centred kernel alignment with the teacher's features, 1 where they are "
+            "the same but for rotation and scale.",
+        ),
+    )
+
+
+def geometry_table(record: Record) -> Table:
+    """Two classes in every model's features."""
+    return Table(
+        f"Features of {record['pair']['target']} and {record['pair']['source']}",
+        (
+            Column("model"),
+            Column("silhouette", numeric=True),
+            Column("inter / intra", numeric=True),
+            Column("nearer own class", numeric=True),
+        ),
+        tuple(
+            (
+                Cell(name),
+                Cell(f"{shape['silhouette']:.2f}".replace("-", "−")),
+                Cell(f"{shape['inter_intra']:.2f}"),
+                Cell(
+                    f"{shape['nearer_true']:.0f} %",
+                    f"[{shape['nearer_true_low']:.0f}, {shape['nearer_true_high']:.0f}]",
+                ),
+            )
+            for name, shape in record["geometry"].items()
+        ),
+        (
+            f"{_pair(record)}.",
+            "Inter / intra: distance of the classes' centroids, by the mean distance of clean "
+            "images to their own. Nearer own class: share of the attacked images nearer to the "
+            "centroid of their true class, with Wilson's 95 % interval.",
+        ),
+    )
+
+
+def _sections(record: Record, figures: Mapping[str, Figure]) -> list[Section]:
+    sections = []
+    if "correlation-differences" in figures:
+        text = (
+            "How far the correlations between the classes' logits are from the teacher's. Dark "
+            "cells are close to 0, light ones far from it."
+        )
+        matrices = figures["correlation-differences"]
+        content: list[Table | Figure | Checks] = [likeness_table(record), matrices]
+        sections.append(Section("Correlations between classes", [text], content))
+    text = (
+        "t-SNE keeps neighbours, not distances: the table is computed on the features themselves."
+    )
+    content = [geometry_table(record), figures["embedding"]]
+    return [*sections, Section("Features of two classes", [text], content)]
+
+
+def _intro(record: Record) -> list[str]:
+    attack = record["attack"]
+    students = ", ".join(record["correlations"]) or "none"
+    return [
+        f"Teacher: {record['teacher']['architecture']} ({record['teacher']['method']}); compared "
+        f"with it: {students}. {record['dataset']}, {record['n']:,} test images, "
+        f"{len(record['classes'])} classes.",
+        f"Attacked images: {attack['name']} at {attack['norm']} ε = {attack['eps']:.4g}, "
+        f"{_MADE_ON[attack['made_on']]}.",
+    ]
+
+
+def _pair(record: Record) -> str:
+    pair = record["pair"]
+    return (
+        f"{pair['n_target']} images of {pair['target']}, {pair['n_source']} of {pair['source']}, "
+        f"and the latter perturbed into {pair['target']} against each model"
+    )
+
+
+def _correlations(record: Record) -> Figure:
+    words = {"natural": "clean images", "attacked": record["attack"]["name"] + " images"}
+    matrices = {
+        f"{student}: {word}": np.array(found[view]["matrix"], dtype=np.float64)
+        for student, found in record["correlations"].items()
+        for view, word in words.items()
+    }
+    title = "Absolute differences of class correlations from the teacher's"
+    return heatmaps(matrices, record["classes"], title)
+
+
+def _embedding(record: Record) -> Figure:
+    joint = record["embedding"]["kind"] == "joint"
+    how = "one embedding for all models" if joint else "an embedding for each model by itself"
+    return embedding_scatter(
+        record["embedding"]["points"],
+        f"t-SNE of features, {how}",
+        one_scale=joint,
+        notes={
+            name: f"silhouette {g['silhouette']:.2f}; {g['nearer_true']:.0f} % nearer own class"
+            for name, g in record["geometry"].items()
+        },
+    )

@@ -1,5 +1,6 @@
 """`gacd evaluate`: any mix of attacks, another model's images, cascades, and kill -9."""
 
+import json
 import os
 import re
 import signal
@@ -137,7 +138,9 @@ def test_a_public_source(models: tuple[Path, Path], tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("no_page")
-def test_killed_and_resumed_to_the_same_outcomes(models: tuple[Path, Path], tmp_path: Path) -> None:
+def test_killed_and_resumed_to_the_same_outcomes(
+    models: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """kill -9 in a real process, in the middle of an attack; what it had found is not redone."""
     attacks = "natural pgd2 pgd200"
     weak = "--threat.eps", "0.02"
@@ -170,3 +173,8 @@ def test_killed_and_resumed_to_the_same_outcomes(models: tuple[Path, Path], tmp_
     for name in attacks.split():
         assert torch.equal(ours.robust[name], theirs.robust[name])
     assert 0 < ours.accuracy("pgd200") < ours.accuracy("natural")
+
+    capsys.readouterr()
+    assert cli.main(["compare", str(killed), str(whole), "--json"]) == 0
+    pairs = json.loads(capsys.readouterr().out)["attacks"]
+    assert [pair["p"] for pair in pairs.values()] == [1.0] * 4

@@ -71,3 +71,13 @@ def test_a_given_evaluation_spares_autoattack(
 def test_zero_gradients_are_counted(honest, masked, digits) -> None:
     assert zero_gradients(honest, digits) < 1
     assert zero_gradients(masked(Quantise()), digits, batch_size=7) == 100.0
+
+
+def test_a_cascade_does_not_stand_for_autoattack(honest, digits, threat, quick_autoattack) -> None:
+    cascade = evaluate(
+        honest, digits, attacks=["autoattack", "pgd5"], threat=threat,
+        autoattack_limit=30, cascade=True, show_progress=False,
+    )  # fmt: skip
+    checks = diagnosis(honest, digits, threat, evaluation=cascade, autoattack_limit=20)
+    gap = next(check for check in checks if check.name == "AutoAttack is near PGD")
+    assert "pgd100" in gap.text  # of attacks made anew

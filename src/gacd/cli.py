@@ -87,12 +87,7 @@ def _main(arguments: list[str]) -> int:
     cfg = parse(command, rest)
     if cfg is None:
         return 0
-    if command == "compare":
-        from gacd.compare import compare
-
-        compare(cfg)
-        return 0
-    from gacd import analyses, runs
+    from gacd import analyses, compare, runs
 
     run = {
         "quickstart": lambda cfg: runs.distill(cfg, "Quickstart: robust handwritten digits"),
@@ -100,6 +95,7 @@ def _main(arguments: list[str]) -> int:
         "distill": runs.distill,
         "finetune": runs.finetune,
         "evaluate": runs.evaluate_checkpoint,
+        "compare": compare.compare,
         "transfer": analyses.transfer,
         "analyze": analyses.analyze,
         "report": runs.report,

@@ -18,8 +18,6 @@ from gacd.models.base import Backbone
 from gacd.models.projection import Projection
 from gacd.shapes import Batch, Images, Logits, PerSample
 
-_MONITORED = 4  # one step in so many also bounds the mutual information
-
 
 class GACD(Method):
     """The student's attacked features, told apart from the teacher's anchors of other classes.
@@ -27,7 +25,8 @@ class GACD(Method):
     E_i[ -w_i log h(t_i, s_i) ] - k E_j[ w_j log(1 - h(t_j, s_i)) ], see `gacd_loss`: s_i the
     projected features of the attacked image, t_i the teacher's of the clean one. The student and
     both projections train, the student's own head does not: fit it afterwards. Logged beside the
-    loss are InfoNCE's lower bound on the mutual information, `mi` in nats, and its ceiling log M.
+    loss are InfoNCE's lower bound on the mutual information over the anchors at hand, `mi` in nats,
+    and its ceiling, the logarithm of their number.
     """
 
     def __init__(
@@ -88,33 +87,31 @@ class GACD(Method):
         with torch.autocast(features.device.type, enabled=False):
             s_BE = self.student_projection(features.float())
             t_BE = self.teacher_projection(seen.float())
+            anchors = self._anchors(generator, s_BE.device)
+            settings: dict[str, Any] = {
+                "index_B": batch.index,
+                "anchor_index_M": anchors.index_M,
+                "projection_weight_ED": self.teacher_projection.linear.weight,
+                "projection_bias_E": self.teacher_projection.linear.bias,
+                "temperature": self.temperature,
+            }
             if self.estimator == "memory":
                 loss = self._memory_loss(s_BE, t_BE, batch, own, generator)
             else:
-                loss = self._bank_loss(s_BE, t_BE, batch, own, generator)
-            parts = {}
-            if generator.initial_seed() % _MONITORED == 0:  # keyed by the step: nothing to resume
-                settings = self._settings(batch, self.bank.all())
-                del settings["dataset_size"]
-                bound = info_nce_bound(s_BE, t_BE, self.bank.features_MD, **settings)
-                parts = {"mi": bound.nats, "mi_ceiling": bound.ceiling}
-        return Loss(reduce(loss), parts)
-
-    def _settings(self, batch: Batch, anchors: Anchors) -> dict[str, Any]:
-        return {
-            "index_B": batch.index,
-            "anchor_index_M": anchors.index_M,
-            "projection_weight_ED": self.teacher_projection.linear.weight,
-            "projection_bias_E": self.teacher_projection.linear.bias,
-            "temperature": self.temperature,
-            "dataset_size": len(self.bank),
-        }
+                loss = self._bank_loss(s_BE, t_BE, batch, own, anchors, settings)
+            bound = info_nce_bound(s_BE, t_BE, anchors.features_MD, **settings)
+        return Loss(reduce(loss), {"mi": bound.nats, "mi_ceiling": bound.ceiling})
 
     def _bank_loss(
-        self, s_BE: Tensor, t_BE: Tensor, batch: Batch, own: Anchors, generator: Generator
+        self,
+        s_BE: Tensor,
+        t_BE: Tensor,
+        batch: Batch,
+        own: Anchors,
+        anchors: Anchors,
+        settings: dict[str, Any],
     ) -> PerSample:
-        anchors = self._anchors(generator, s_BE.device)
-        settings = self._settings(batch, anchors)
+        settings = {**settings, "dataset_size": len(self.bank)}
         if self.normaliser.wants_write:
             self.normaliser.write(log_partition(s_BE, t_BE, anchors.features_MD, **settings))
         weighted = self.reweight == "teacher"
@@ -165,7 +162,7 @@ class GACD(Method):
         return loss
 
     def _anchors(self, generator: Generator, device: torch.device) -> Anchors:
-        if self.estimator == "exact":
+        if self.estimator != "sampled":
             return self.bank.all()
         return self.bank.rows(self.bank.draw(self.negatives, generator), device=device)
 

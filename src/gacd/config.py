@@ -1,254 +1,42 @@
-"""What every command can be told, as typed dataclasses: recipes and flags fill them in.
+"""What every command can be told: one dataclass a command, made of `sections`.
 
-Nothing here imports torch, so `gacd --help` is quick. Impossible values are refused when an object
-is made. Budgets may be written as fractions: `8/255`.
+Recipes and flags fill them in. Nothing here imports torch, so `gacd --help` is quick.
 """
 
-import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-Budget = float | str
-"""A number, or a fraction such as `8/255`."""
-Reweight = Literal["none", "teacher"]
+from gacd.sections import (
+    ARD,
+    GACD,
+    KD,
+    TRADES,
+    Attack,
+    Budget,
+    Data,
+    Evaluation,
+    Fabric,
+    Threat,
+    Training,
+    fraction,
+    positive,
+)
 
-
-def fraction(value: Budget) -> float:
-    """The number that `0.03`, `"0.03"` or `"8/255"` means."""
-    try:
-        if isinstance(value, str) and "/" in value:
-            numerator, denominator = value.split("/")
-            return float(numerator) / float(denominator)
-        return float(value)
-    except (ValueError, ZeroDivisionError):
-        raise ValueError(f"'{value}' is no number: write it like 0.03 or 8/255") from None
-
-
-def _positive(**values: int | float) -> None:
-    for name, value in values.items():
-        if not 0 < value < math.inf:
-            raise ValueError(f"{name} is {value}, but must be above 0")
-
-
-def _from_0_to_1(**values: int | float) -> None:
-    for name, value in values.items():
-        if not 0 <= value <= 1:
-            raise ValueError(f"{name} is {value}, but must be from 0 to 1")
-
-
-def _share(**values: int | float) -> None:
-    for name, value in values.items():
-        if not 0 <= value < 1:
-            raise ValueError(f"{name} is {value}, but must be at least 0 and below 1")
-
-
-@dataclass(kw_only=True)
-class Data:
-    """The images, and how training sees them."""
-
-    name: str = "digits"
-    """digits, cifar10, cifar100, stl10, svhn, or folder (train/CLASS/*.jpg, test/CLASS/*.jpg)."""
-    root: Path | None = None
-    """Where the files are; the digits need none."""
-    title: str | None = None
-    """What records and reports call the data, where its name would mislead."""
-    size: int | None = None
-    """Resize to size x size; by default as the data set is."""
-    classes: list[str | int] | None = None
-    """Keep only the images of these classes, by name, relabelled in this order."""
-    val_fraction: float = 0.1
-    """Share of train held out, stratified, to choose checkpoints and hyper-parameters."""
-    train_limit: int | None = None
-    """Use only so many training images (stratified, seeded), validation included."""
-    test_limit: int | None = None
-    """Use only so many test images (stratified, the same ones for every seed and model)."""
-    pad: int = 4
-    """Random crops after padding by so many pixels."""
-    flip: bool = True
-    """Random horizontal flips."""
-
-    def __post_init__(self) -> None:
-        if not 0 < self.val_fraction < 1:
-            raise ValueError(f"val_fraction is {self.val_fraction}, but must be between 0 and 1")
-        if self.pad < 0:
-            raise ValueError(f"pad is {self.pad}, but must be 0 or more")
-
-
-@dataclass(kw_only=True)
-class Threat:
-    """What the attacker may do to an image in [0, 1]."""
-
-    norm: Literal["linf", "l2"] = "linf"
-    eps: Budget = "8/255"
-    """Radius of the ball, in units of images in [0, 1]: 8/255, not 8."""
-
-    def __post_init__(self) -> None:
-        eps = fraction(self.eps)
-        if not 0 <= eps <= (1 if self.norm == "linf" else 100):
-            raise ValueError(
-                f"eps is {self.eps}, but images are in [0, 1]: write 8/255 for eight grey levels"
-            )
-
-
-@dataclass(kw_only=True)
-class Attack:
-    """The attack inside the training loop."""
-
-    steps: int = 10
-    step_size: Budget = "2/255"
-    objective: Literal["default", "ce", "margin", "kl", "cosine", "transport"] = "default"
-    """What it maximises; default: what the method asks for."""
-
-    def __post_init__(self) -> None:
-        _positive(steps=self.steps, step_size=fraction(self.step_size))
-
-
-@dataclass(kw_only=True)
-class Training:
-    """One training stage: SGD with Nesterov momentum."""
-
-    epochs: int = 30
-    batch_size: int = 128
-    lr: float = 0.1
-    momentum: float = 0.9
-    weight_decay: float = 5e-4
-    schedule: Literal["cosine", "one-cycle", "constant"] = "cosine"
-    warmup: float = 0.0
-    """Share of the steps over which the learning rate rises from 0 (one-cycle: at least 0.3)."""
-    ema: float = 0.0
-    """Decay of the weight average that is validated and kept; 0: none."""
-    clip_norm: float = 5.0
-    """Largest gradient norm."""
-    attack: Attack = field(default_factory=Attack)
-    select: Literal["robust", "natural", "last"] = "robust"
-    """Which checkpoint is kept: the best on validation under PGD, on clean validation images, or
-    the last."""
-
-    def __post_init__(self) -> None:
-        _positive(
-            epochs=self.epochs, batch_size=self.batch_size, lr=self.lr, clip_norm=self.clip_norm
-        )
-        _share(momentum=self.momentum, warmup=self.warmup, ema=self.ema)
-        if self.weight_decay < 0:
-            raise ValueError(f"weight_decay is {self.weight_decay}, but must be 0 or more")
-
-
-@dataclass(kw_only=True)
-class Fabric:
-    """Where it runs (Lightning Fabric's terms)."""
-
-    accelerator: str = "auto"
-    devices: int = 1
-    num_nodes: int = 1
-    strategy: str = "auto"
-    precision: Literal["bf16-mixed", "32-true"] = "bf16-mixed"
-    """Of training; evaluation is always in 32 bit."""
-    compile: bool = False
-    """torch.compile the networks."""
-    threads: int | None = None
-    """Of the CPU; small networks are fastest with 1."""
-
-    def __post_init__(self) -> None:
-        _positive(devices=self.devices, num_nodes=self.num_nodes, threads=self.threads or 1)
-
-
-@dataclass(kw_only=True)
-class Evaluation:
-    """How a finished model is attacked."""
-
-    attacks: list[str] = field(default_factory=lambda: ["natural", "fgsm", "pgd20", "autoattack"])
-    """natural, noise, fgsm, pgd<steps>, pgd<steps>x<restarts>, cw (Carlini and Wagner's margin; 40
-    steps), cw<steps>, cw<steps>x<restarts>, transfer (pgd20 images made on another model),
-    autoattack."""
-    step_size: Budget | None = None
-    """Of PGD; by default eps/4 (2/255 at 8/255)."""
-    autoattack_limit: int | None = None
-    """AutoAttack on so many test images only (a fixed stratified subset, stated in the record)."""
-    batch_size: int = 256
-    cascade: bool = False
-    """Spare an image that an earlier attack broke: figures are then the worst case so far."""
-    eps_curve: list[Budget] = field(default_factory=list)
-    """Also measure PGD-20 accuracy at these budgets."""
-    workers: int = 0
-    """Evaluate in so many processes of their own, on the CPU, while the next model trains."""
-
-    def __post_init__(self) -> None:
-        _positive(batch_size=self.batch_size)
-        if self.workers < 0:
-            raise ValueError(f"workers is {self.workers}, but must be 0 or more")
-        if self.step_size is not None:
-            _positive(step_size=fraction(self.step_size))
-        if self.autoattack_limit is not None:
-            _positive(autoattack_limit=self.autoattack_limit)
-        for eps in self.eps_curve:
-            if not 0 <= fraction(eps) < math.inf:
-                raise ValueError(f"eps_curve holds {eps}, but each must be 0 or more")
-        if not self.attacks:
-            raise ValueError("attacks is empty, but at least one is needed, such as natural")
-
-
-@dataclass(kw_only=True)
-class KD:
-    """Hinton's distillation on clean images."""
-
-    temperature: float = 4.0
-    alpha: float = 0.9
-    """Weight of the teacher's soft labels; the rest goes to the true labels."""
-    reweight: Reweight = "none"
-    """Weigh each image by the teacher's probability of its true class."""
-
-    def __post_init__(self) -> None:
-        _positive(temperature=self.temperature)
-        _from_0_to_1(alpha=self.alpha)
-
-
-@dataclass(kw_only=True)
-class ARD:
-    """Adversarially robust distillation (Goldblum et al. 2020)."""
-
-    temperature: float = 30.0
-    alpha: float = 1.0
-    reweight: Reweight = "none"
-    """Weigh each image by the teacher's probability of its true class."""
-
-    def __post_init__(self) -> None:
-        _positive(temperature=self.temperature)
-        _from_0_to_1(alpha=self.alpha)
-
-
-@dataclass(kw_only=True)
-class TRADES:
-    """TRADES (Zhang et al. 2019)."""
-
-    beta: float = 6.0
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.beta < math.inf:
-            raise ValueError(f"beta is {self.beta}, but must be 0 or more")
-
-
-@dataclass(kw_only=True)
-class GACD:
-    """Guided adversarial contrastive distillation (Bai et al. 2020, Eq. 7 to 10)."""
-
-    temperature: float = 0.1
-    negatives: int = 16384
-    """k: the weight of the negative term, and with `sampled` the number of anchors drawn."""
-    dim: int = 128
-    """Width of the shared embedding."""
-    estimator: Literal["exact", "sampled", "memory"] = "exact"
-    """All anchors, some of them, or CRD's momentum memory (with a constant normaliser)."""
-    normaliser: Literal["none", "first-batch", "running", "exact"] = "exact"
-    positive: Literal["bank", "view"] = "view"
-    """The teacher's feature of the stored image, or of the augmented view (one forward more)."""
-    anchors: Literal["float32", "bfloat16", "float16"] = "bfloat16"
-    """Precision of the stored features."""
-    reweight: Reweight = "teacher"
-    """Weigh each image by the teacher's probability of its true class."""
-
-    def __post_init__(self) -> None:
-        _positive(temperature=self.temperature, negatives=self.negatives, dim=self.dim)
+__all__ = [
+    "ARD",
+    "GACD",
+    "KD",
+    "TRADES",
+    "Attack",
+    "Budget",
+    "Data",
+    "Evaluation",
+    "Fabric",
+    "Threat",
+    "Training",
+    "fraction",
+]
 
 
 @dataclass(kw_only=True)
@@ -420,11 +208,11 @@ class Analyze:
     fabric: Fabric = field(default_factory=Fabric)
 
     def __post_init__(self) -> None:
-        _positive(steps=self.steps, perplexity=self.perplexity, batch_size=self.batch_size)
+        positive(steps=self.steps, perplexity=self.perplexity, batch_size=self.batch_size)
         if self.images < 2:
             raise ValueError(f"images is {self.images}, but must be at least 2")
         if self.step_size is not None:
-            _positive(step_size=fraction(self.step_size))
+            positive(step_size=fraction(self.step_size))
         if self.classes and len(set(map(str, self.classes))) != 2:
             raise ValueError(f"classes are {self.classes}, but must be two different ones")
 

@@ -32,18 +32,18 @@ from gacd.models.base import Backbone
 from gacd.models.checkpoints import load_model, load_weights
 from gacd.report.analysis import RECORD, geometry_table, likeness_table, write_analysis_report
 from gacd.rows import MODEL, TEACHER, Row
-from gacd.runs import Run
+from gacd.runs import Goal, Run
 from gacd.shapes import Images
 from gacd.storage import read_json, write_json
 
 TRANSFER = "transfer"
 
 
-def transfer(cfg: c.Transfer) -> None:
+def transfer(cfg: c.Transfer, *, goal: Goal = "report") -> None:
     """A linear classifier on a frozen model's features, attacked through the whole network."""
     if cfg.checkpoint is None:
         raise UserError("whose features? give --checkpoint FILE")
-    run = Run(cfg)
+    run = Run(cfg, goal)
     channels = run.splits.train.channels
     model, name, method = _frozen(cfg.checkpoint, cfg.model, cfg.num_classes, channels)
     out = cfg.out / TRANSFER
@@ -77,7 +77,7 @@ def _frozen(
     return model, name, path.stem
 
 
-def analyze(cfg: c.Analyze) -> None:
+def analyze(cfg: c.Analyze, *, goal: Goal = "report") -> None:
     """Compare students' features and logits with their teacher's: record, figures, report."""
     if cfg.teacher is None:
         raise UserError("which teacher? give --teacher FILE, and --students NAME=FILE ...")
@@ -96,6 +96,8 @@ def analyze(cfg: c.Analyze) -> None:
     record["teacher"] = metas[TEACHER]
     record["models"] = metas
     write_json(cfg.out / RECORD, {key: without_paths(value) for key, value in record.items()})
+    if goal != "report":
+        return
     write_analysis_report(cfg.out)
     from rich.console import Console
 

@@ -23,6 +23,7 @@ COMMANDS = {
     "compare": "A B: is one evaluated model more robust than another? paired test, per image",
     "transfer": "a linear classifier for other data on a saved network's frozen features, attacked",
     "analyze": "students and their teacher: class correlations, CKA, t-SNE of two classes",
+    "study": "list | run | status | report: the paper's tables and figures, claim by claim",
     "report": "draw report.html of a run folder anew",
 }
 
@@ -47,6 +48,7 @@ examples:
   gacd compare runs/quickstart/gacd+aft runs/quickstart/pgd-at --attack autoattack
   gacd transfer --checkpoint student.safetensors --data.name stl10 --data.root ~/data
   gacd analyze --teacher t.safetensors --students ard=a.safetensors gacd=g.safetensors
+  gacd study run table1 ablation --scale small --data.root ~/cifar10 --workers 2
 
 recipes that ship with the package (--config NAME, or a YAML file of your own): {{recipes}}
 Flags override the recipe. Running a command again resumes it. Exit codes: 0 done, 2 bad input,
@@ -88,6 +90,7 @@ def _main(arguments: list[str]) -> int:
     if cfg is None:
         return 0
     from gacd import analyses, compare, runs
+    from gacd.study import commands
 
     run = {
         "quickstart": lambda cfg: runs.distill(cfg, "Quickstart: robust handwritten digits"),
@@ -98,6 +101,7 @@ def _main(arguments: list[str]) -> int:
         "compare": compare.compare,
         "transfer": analyses.transfer,
         "analyze": analyses.analyze,
+        "study": commands.study,
         "report": runs.report,
     }[command]
     run(cfg)
@@ -137,6 +141,7 @@ def parse(command: str, arguments: list[str]) -> Any:
         "compare": c.Compare,
         "transfer": c.Transfer,
         "analyze": c.Analyze,
+        "study": c.Study,
         "report": c.Report,
     }
     parser = ArgumentParser(
@@ -150,6 +155,8 @@ def parse(command: str, arguments: list[str]) -> Any:
         arguments = ["--config", "quickstart", *arguments]
     if command == "compare":
         arguments = _named(arguments)
+    if command == "study":
+        arguments = _scaled(arguments)
     arguments = _shortened(_recipe_paths(arguments), command)
     try:
         namespace = parser.parse_args(arguments)
@@ -196,6 +203,8 @@ def _shortened(arguments: list[str], command: str) -> list[str]:
     lists = {"--attacks": "--evaluation.attacks", "--evaluation.attacks": "--evaluation.attacks"}
     if command in ("distill", "quickstart"):
         lists["--methods"] = "--methods"
+    if command == "study":
+        lists |= {"--seeds": "--seeds", "--studies": "--studies", "--rivals": "--rivals"}
     if command == "analyze":
         lists = {"--students": "--students", "--classes": "--classes"}
     lists["--data.classes"] = "--data.classes"
@@ -227,6 +236,22 @@ def _named(arguments: list[str]) -> list[str]:
         else:
             result.append(next(names, "") + argument)
     return result
+
+
+def _scaled(arguments: list[str]) -> list[str]:
+    """`run table1 figure2 --scale small` as the scale's recipe, then `--action`, `--studies`."""
+    words = []
+    rest = list(arguments)
+    while rest and not rest[0].startswith("-"):
+        words.append(rest.pop(0))
+    named = [f"--action={words[0]}"] if words else []
+    named += [f"--studies=[{', '.join(words[1:])}]"] if words[1:] else []
+    scales = [a.partition("=")[2] for a in rest if a.startswith("--scale=")]
+    scales += [after for before, after in pairwise(rest) if before == "--scale"]
+    scale = scales[-1] if scales else "tiny"
+    recipe = files("gacd") / "study" / "scales" / f"{scale}.yaml"
+    known = recipe.is_file()  # the parser refuses another
+    return [*(["--config", str(recipe)] if known else []), *named, *rest]
 
 
 _UNKNOWN_SETTING = re.compile(

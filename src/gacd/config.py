@@ -3,9 +3,9 @@
 Recipes and flags fill them in. Nothing here imports torch, so `gacd --help` is quick.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from gacd.sections import (
     ARD,
@@ -82,12 +82,16 @@ class Finetune(Run):
     checkpoint: Path | None = None
     """A .safetensors of this package, or a public .pt (then say --model)."""
     model: str | None = None
+    source: Path | None = None
+    """Another .safetensors of the same data, on which 'transfer', and the diagnosis of masked
+    gradients, make their images."""
     method: Literal["pgd-at", "trades"] = "pgd-at"
     training: Training = field(default_factory=lambda: Training(epochs=5, lr=0.01))
     trades: TRADES = field(default_factory=TRADES)
 
     def __post_init__(self) -> None:
-        _without_source(self.evaluation)
+        if self.source is None:
+            _without_source(self.evaluation)
 
 
 @dataclass(kw_only=True)
@@ -98,6 +102,8 @@ class Teacher:
     checkpoint: Path | None = None
     method: Literal["pgd-at", "trades"] = "pgd-at"
     training: Training = field(default_factory=Training)
+    evaluate: bool = True
+    """Attack it too, as a row of the table."""
 
 
 @dataclass(kw_only=True)
@@ -109,6 +115,8 @@ class Distill(Run):
     student: str = "digits-cnn-8"
     methods: list[str] = field(default_factory=lambda: ["gacd", "gacd+aft"])
     """natural, pgd-at, trades (no teacher), kd, ard, gacd, gacd+aft."""
+    bank: Path | None = None
+    """The folder of the anchor bank, to share it between runs; by default the run's own."""
     training: Training = field(default_factory=Training)
     """Of the one-stage methods: natural, pgd-at, trades, kd, ard."""
     distillation: Training = field(default_factory=Training)
@@ -215,6 +223,70 @@ class Analyze:
             positive(step_size=fraction(self.step_size))
         if self.classes and len(set(map(str, self.classes))) != 2:
             raise ValueError(f"classes are {self.classes}, but must be two different ones")
+
+
+@dataclass(kw_only=True)
+class Study:
+    """The paper's tables and figures, and its modern rivals, as a grid of resumable cells."""
+
+    action: Literal["list", "run", "status", "report"] = "list"
+    studies: list[str] = field(default_factory=list)
+    """table1, table2, table3, table4, ablation, figure2, figure3, figure4, figure5, rivals; by
+    default all of them."""
+    scale: Literal["tiny", "small", "full"] = "tiny"
+    """Sizes and epochs, a recipe that flags override: digits in minutes, CIFAR-10 on a laptop in
+    hours, the paper's networks on a GPU."""
+    out: Path = Path("runs/study")
+    seeds: list[int] = field(default_factory=lambda: [0])
+    data: Data = field(default_factory=Data)
+    """Of everything but Table 2."""
+    threat: Threat = field(default_factory=Threat)
+    evaluation: Evaluation = field(default_factory=Evaluation)
+    fabric: Fabric = field(default_factory=Fabric)
+    workers: int = 1
+    """Processes on this machine. Others, here or on machines that share the folder, may join."""
+    stand_ins: dict[str, str] = field(default_factory=dict)
+    """What our networks stand for, where they are not the paper's own."""
+    main_pair: list[str] = field(default_factory=lambda: ["digits-cnn-32", "digits-cnn-8"])
+    """Teacher and student of the ablation, of Table 4, of Figures 2 and 5, and of the rivals."""
+    table1_pairs: list[list[str]] = field(default_factory=list)
+    table2_pairs: list[list[str]] = field(default_factory=list)
+    correlations_pair: list[str] = field(default_factory=list)
+    """Teacher and student of Figures 3 and 4; on the second data if Table 2 has the pair too."""
+    second_data: dict[str, Any] | None = None
+    """Of Table 2: what is different from `data`."""
+    transfer_classes: list[str | int] | None = None
+    """The classes that Table 4's networks are trained on; by default all."""
+    transfer_to: list[dict[str, Any]] = field(default_factory=list)
+    """The data of Table 4: what is different from `data`."""
+    analyzed_classes: list[str | int] = field(default_factory=list)
+    """Figure 5's two classes; images of the second are perturbed into the first."""
+    analyzed_images: int = 100
+    negatives: list[int] = field(default_factory=list)
+    """k in Figure 2."""
+    temperatures: list[float] = field(default_factory=list)
+    """T in Figure 2."""
+    rivals: list[str] = field(default_factory=list)
+    """Methods to compare on the main pair."""
+    teacher: Training = field(default_factory=Training)
+    training: Training = field(default_factory=Training)
+    """Of the one-stage methods."""
+    distillation: Training = field(default_factory=Training)
+    """Of gacd, before its linear layer is fitted."""
+    finetune: Training = field(default_factory=Training)
+    """Of +aft."""
+    epochs: dict[str, int] = field(default_factory=dict)
+    """By method, where they are not their stage's: so many that all cost the same compute."""
+    gacd: GACD = field(default_factory=GACD)
+
+    def __post_init__(self) -> None:
+        positive(workers=self.workers)
+        if not self.seeds:
+            raise ValueError("seeds is empty, but at least one is needed, such as 0")
+        known = {setting.name for setting in fields(Data)}
+        for other in (self.second_data or {}, *self.transfer_to):
+            if odd := other.keys() - known:
+                raise ValueError(f"'{min(odd)}' is no setting of data: {', '.join(sorted(known))}")
 
 
 @dataclass(kw_only=True)

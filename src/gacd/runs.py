@@ -5,7 +5,7 @@ from dataclasses import asdict, replace
 from multiprocessing import get_context
 from multiprocessing.pool import AsyncResult, Pool
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from lightning_fabric import Fabric
 
@@ -40,11 +40,16 @@ from gacd.rows import (
 from gacd.storage import fingerprint, read_json, write_json
 from gacd.training.loop import fit
 
+Goal = Literal["model", "record", "report"]
+"""How far a command goes: trained, also measured, also shown."""
 AFT = "+aft"
 _PLAIN = ("natural", "pgd-at", "trades")
 _SOFT = ("kd", "ard")
 _UNDEFENDED = ("natural", "kd")  # trained on clean images alone, and chosen by them
-_NOT_COMPARED = {"out", "methods"}  # a run may be moved, and may get further rows later
+_NOT_COMPARED = (  # a run may be moved, go on elsewhere, and get further rows later
+    "out", "bank", "methods", "data.root", "evaluation.workers", "fabric.accelerator",
+    "fabric.devices", "fabric.num_nodes", "fabric.strategy", "fabric.threads", "fabric.compile",
+)  # fmt: skip
 METHOD_NAMES = (*_PLAIN, *_SOFT, "gacd", "gacd" + AFT)
 _ROWS = (TEACHER, *METHOD_NAMES)  # of the table, in this order
 
@@ -52,8 +57,8 @@ _ROWS = (TEACHER, *METHOD_NAMES)  # of the table, in this order
 class Run:
     """One run folder: its data, its threat model, and the stages that every command is made of."""
 
-    def __init__(self, cfg: c.Run) -> None:
-        self.cfg = cfg
+    def __init__(self, cfg: c.Run, goal: Goal = "report") -> None:
+        self.cfg, self.goal = cfg, goal
         for name in cfg.evaluation.attacks:
             parse_attack(name)
         self.threat = build.threat(cfg.threat)
@@ -99,7 +104,8 @@ class Run:
 
         With `evaluation.workers` this happens in another process, while the next model trains.
         """
-        if (self.cfg.out / row.name / "record.json").is_file() or not self.fabric.is_global_zero:
+        done = (self.cfg.out / row.name / "record.json").is_file()
+        if done or self.goal == "model" or not self.fabric.is_global_zero:
             return
         workers = self.cfg.evaluation.workers
         if workers == 0:
@@ -111,7 +117,7 @@ class Run:
 
     def finish(self, title: str) -> None:
         """Write `results.json` and `report.html`, and print the table."""
-        if not self.fabric.is_global_zero:
+        if self.goal != "report" or not self.fabric.is_global_zero:
             return
         waiting = len(self.pending)
         with progress(waiting, "evaluation", unit="models", enabled=waiting > 0) as bar:
@@ -132,9 +138,9 @@ class Run:
         console.print(f"report:  {self.cfg.out / 'report.html'}")
 
 
-def train(cfg: c.Train) -> None:
+def train(cfg: c.Train, *, goal: Goal = "report") -> None:
     """Train one network and evaluate it."""
-    run = Run(cfg)
+    run = Run(cfg, goal)
     model = build.model(cfg.model, run.splits.train, seed=cfg.seed)
     options = asdict(cfg.trades) if cfg.method == "trades" else None
     seconds = run.train(cfg.method, cfg.method, model, cfg.model, cfg.training, options=options)
@@ -142,9 +148,12 @@ def train(cfg: c.Train) -> None:
     run.finish(f"{cfg.method} on {run.splits.test.name}")
 
 
-def finetune(cfg: c.Finetune) -> None:
+def finetune(cfg: c.Finetune, *, goal: Goal = "report") -> None:
     """Fine-tune a saved network adversarially and evaluate it."""
-    model, name = _checkpoint(cfg.checkpoint, cfg.model, run := Run(cfg))
+    model, name = _checkpoint(cfg.checkpoint, cfg.model, run := Run(cfg, goal))
+    if cfg.source is not None:
+        source, source_name = _checkpoint(cfg.source, None, run)
+        run.keep(cfg.out / SOURCE, source, source_name, cfg.source.stem)
     method = "finetuned"
     options = asdict(cfg.trades) if cfg.method == "trades" else None
     seconds = run.train(method, cfg.method, model, name, cfg.training, options=options)
@@ -164,15 +173,16 @@ def evaluate_checkpoint(cfg: c.Evaluate) -> None:
     run.finish(f"{cfg.checkpoint.name} on {run.splits.test.name}")
 
 
-def distill(cfg: c.Distill, title: str = "") -> None:
+def distill(cfg: c.Distill, title: str = "", *, goal: Goal = "report") -> None:
     """From a teacher to evaluated students: every row of the table, each from its own stages."""
     for method in cfg.methods:
         if method not in METHOD_NAMES:
             raise unknown("method", method, METHOD_NAMES)
-    run = Run(cfg)
+    run = Run(cfg, goal)
     build.model(cfg.student, run.splits.train, seed=cfg.seed)  # impossible ones: refused now
     teacher, teacher_name, seconds = _teacher(run, cfg)
-    run.measure(Row(TEACHER, teacher_name, cfg.teacher.method, "teacher", seconds))
+    if cfg.teacher.evaluate:
+        run.measure(Row(TEACHER, teacher_name, cfg.teacher.method, "teacher", seconds))
     for method in cfg.methods:
         seconds = _student(run, cfg, method, Teacher(teacher))
         role = "undefended" if method == "natural" else "student"
@@ -204,8 +214,9 @@ def claim(out: Path, cfg: c.Run) -> None:
     if not path.is_file():
         raise UserError(f"{out} holds files that are of no run: choose another --out")
     # A setting that is newer than the run had its default there.
-    here, there = _flat(ours), _flat(_identity(type(cfg)())) | _flat(read_json(path))
-    key = next((key for key in here | there if here.get(key) != there.get(key)), None)
+    here, there = flat(ours), flat(_identity(type(cfg)())) | flat(read_json(path))
+    settings = (key for key in here | there if key not in _NOT_COMPARED)
+    key = next((key for key in settings if here.get(key) != there.get(key)), None)
     if key is not None:
         raise UserError(
             f"{out} holds another run ({key} is {there.get(key)} there and {here.get(key)} here): "
@@ -221,14 +232,15 @@ def _identity(cfg: c.Run) -> dict[str, Any]:
         path = part.get(key)
         if path is not None and path.is_file():
             part[key] = f"{path.name} {fingerprint([path.read_bytes()])}"
-    return {k: without_paths(v) for k, v in values.items() if k not in _NOT_COMPARED}
+    return {k: without_paths(v) for k, v in values.items()}
 
 
-def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings as one dictionary, with dots in its keys."""
     flat: dict[str, Any] = {}
     for key, value in tree.items():
         if isinstance(value, dict):
-            flat |= _flat(value, f"{prefix}{key}.")
+            flat |= flat(value, f"{prefix}{key}.")
         else:
             flat[prefix + key] = value
     return flat
@@ -291,7 +303,7 @@ def _student(run: Run, cfg: c.Distill, method: str, teacher: Teacher) -> float:
 def _gacd(run: Run, cfg: c.Distill, student: Backbone, teacher: Teacher) -> float:
     """Anchor bank, contrastive distillation, linear layer: stages that gacd and gacd+aft share."""
     options = asdict(cfg.gacd)
-    bank = _bank(run, teacher, options.pop("anchors"))
+    bank = _bank(run, teacher, options.pop("anchors"), cfg.bank)
     seconds = run.train(
         "gacd/features", "gacd", student, cfg.student, cfg.distillation, teacher=teacher,
         options={**options, "bank": bank, "seed": cfg.seed},
@@ -311,14 +323,14 @@ def _gacd(run: Run, cfg: c.Distill, student: Backbone, teacher: Teacher) -> floa
     return seconds + linear
 
 
-def _bank(run: Run, teacher: Teacher, dtype: str) -> AnchorBank:
+def _bank(run: Run, teacher: Teacher, dtype: str, folder: Path | None) -> AnchorBank:
     train = run.splits.train.to(run.fabric.device)
     made_of = Fingerprint(
         teacher=model_fingerprint(teacher.module),
         data=train.fingerprint(),
         preprocessing=f"none, {dtype}",
     )
-    path = run.cfg.out / "anchors.safetensors"
+    path = (folder or run.cfg.out) / "anchors.safetensors"
     if not path.is_file() and run.fabric.is_global_zero:
         batches = iterate(train, 512, shuffle=False, seed=0, epoch=0, drop_last=False)
         AnchorBank.build(

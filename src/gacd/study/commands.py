@@ -1,0 +1,59 @@
+"""`gacd study list | run | status | report`."""
+
+from gacd import config as c
+from gacd.study import work
+from gacd.study.grids import STUDIES, entries
+from gacd.study.status import status, table
+
+_WHAT = {
+    "table1": "students by method, first data set",
+    "table2": "students by method, second data set",
+    "table3": "the adversarially trained teachers",
+    "table4": "frozen features on other data",
+    "ablation": "reweighting by the teacher, on and off",
+    "figure2": "the number of negatives k, and the temperature T",
+    "figure3": "class correlations of teacher and student, natural images",
+    "figure4": "class correlations of teacher and student, attacked images",
+    "figure5": "features of two classes under attack, embedded",
+    "rivals": "every method at equal compute",
+}
+
+
+def study(cfg: c.Study) -> None:
+    """Do what `action` says."""
+    {"list": _list, "run": _run, "status": _status, "report": _report}[cfg.action](cfg)
+
+
+def _list(cfg: c.Study) -> None:
+    seed = cfg.seeds[0]
+    for name in STUDIES:
+        cells = [entry.cell for entry in entries(cfg, name, seed)]
+        print(f"{name:<9} {len(cells):>3} cells a seed  {_WHAT[name]}")
+    different = {e.cell.key for n in STUDIES for e in entries(cfg, n, seed)}
+    print(f"{len(different)} different cells a seed at scale {cfg.scale}, seeds {cfg.seeds}")
+
+
+def _run(cfg: c.Study) -> None:
+    work.run(cfg)
+    _status(cfg)
+
+
+def _status(cfg: c.Study) -> None:
+    from rich.console import Console
+
+    console, found = Console(), status(cfg)
+    console.print(table(found, f"{cfg.out}, scale {cfg.scale}, seeds {cfg.seeds}"))
+    for key, reason in found.reasons.items():
+        console.print(f"failed {key}: {reason}", highlight=False)
+    if found.hours:
+        console.print(f"about {found.hours:.1f} h of one worker left", highlight=False)
+
+
+def _report(cfg: c.Study) -> None:
+    from gacd.study.report import write_study_report
+
+    title = f"The paper's tables and figures at scale {cfg.scale}"
+    write_study_report(
+        work.results(cfg), cfg.out, title=title, stand_ins=cfg.stand_ins, scale=cfg.scale
+    )
+    print(f"report: {cfg.out / 'report.html'}")

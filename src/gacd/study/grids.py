@@ -1,0 +1,247 @@
+"""The studies as grids: for every table and figure, its cells and what tells them apart."""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from gacd import config as c
+from gacd.study.cells import Cell
+
+Labels = Mapping[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """A cell's place in a study."""
+
+    study: str
+    labels: Labels
+    seed: int
+    cell: Cell
+
+
+_AFT = "+aft"
+_ALONE = ("natural", "pgd-at", "trades", "mart")  # trained without a teacher
+_ROLES = {"natural": "undefended", **dict.fromkeys(_ALONE[1:], "baseline")}
+_TABLE_METHODS = ("natural", "pgd-at", "kd", "ard", "gacd", "gacd" + _AFT)
+
+
+class Nets:
+    """The cells of one data set and seed: a teacher, and its students by every method."""
+
+    def __init__(self, cfg: c.Study, data: c.Data, seed: int) -> None:
+        self.cfg, self.data, self.seed = cfg, data, seed
+
+    def teacher(self, architecture: str) -> Cell:
+        """The adversarially trained teacher."""
+        return self._alone(architecture, "pgd-at", self.cfg.teacher)
+
+    def student(self, teacher: str, student: str, method: str, **options: Any) -> Cell:
+        """The student of a method; `options` change settings of that method's section."""
+        if method in _ALONE:
+            return self._alone(student, method, self._training(method), **options)
+        if method.endswith(_AFT):
+            start = self.student(teacher, student, method.removesuffix(_AFT), **options)
+            config = c.Finetune(**self._shared(), method="pgd-at", training=self.cfg.finetune)
+            return Cell(config=config, parents={"student": start, "source": self.teacher(teacher)})
+        stage = "distillation" if "gacd" in method.split("+") else "training"
+        sections = {name: getattr(self.cfg, name) for name in ("gacd",) if name in method}
+        if options:
+            section = method.partition("+")[0]
+            sections[section] = replace(sections.get(section) or _SECTIONS[section](), **options)
+        config = c.Distill(
+            **self._shared(),
+            teacher=c.Teacher(evaluate=False),
+            student=student,
+            methods=[method],
+            **{stage: self._training(method)},
+            **sections,
+        )
+        return Cell(config=config, parents={"teacher": self.teacher(teacher)})
+
+    def transferred(self, source: Cell, data: c.Data) -> Cell:
+        """A finished network's features on other data."""
+        evaluation = replace(self.cfg.evaluation, attacks=["natural", "pgd7"])
+        shared = {**self._shared(), "data": data, "evaluation": evaluation}
+        return Cell(config=c.Transfer(**shared), parents={"student": source})
+
+    def analyzed(self, teacher: Cell, students: Mapping[str, Cell]) -> Cell:
+        """Networks compared with their teacher: correlations, features of two classes."""
+        config = c.Analyze(
+            seed=self.seed, data=self.data, threat=self.cfg.threat, fabric=self._fabric(),
+            classes=list(self.cfg.analyzed_classes), images=self.cfg.analyzed_images,
+        )  # fmt: skip
+        return Cell(config=config, parents={"teacher": teacher, **students})
+
+    def _alone(self, net: str, method: str, training: c.Training, **options: Any) -> Cell:
+        sections = {method: replace(_SECTIONS[method](), **options)} if options else {}
+        select = "natural" if method == "natural" else training.select
+        return Cell(
+            config=c.Train(
+                **self._shared(), model=net, method=method,
+                training=replace(training, select=select), **sections,
+            )
+        )  # fmt: skip
+
+    def _training(self, method: str) -> c.Training:
+        """The method's stage, for the number of epochs that its budget of compute allows."""
+        base = self.cfg.distillation if "gacd" in method.split("+") else self.cfg.training
+        return replace(base, epochs=self.cfg.epochs.get(method, base.epochs))
+
+    def _fabric(self) -> c.Fabric:
+        return c.Fabric(precision=self.cfg.fabric.precision)
+
+    def _shared(self) -> dict[str, Any]:
+        return {
+            "seed": self.seed, "data": self.data, "threat": self.cfg.threat,
+            "evaluation": self.cfg.evaluation, "fabric": self._fabric(),
+        }  # fmt: skip
+
+
+_SECTIONS: dict[str, Callable[[], Any]] = {
+    "kd": c.KD,
+    "ard": c.ARD,
+    "gacd": c.GACD,
+    "trades": c.TRADES,
+}
+
+
+def entries(cfg: c.Study, study: str, seed: int) -> Iterator[Entry]:
+    """The cells of a study for one seed, those that others start from first."""
+    for labels, cell in STUDIES[study](cfg, seed):
+        yield Entry(study=study, labels=labels, seed=seed, cell=cell)
+
+
+Cells = Iterator[tuple[dict[str, Any], Cell]]
+
+
+def _table(cfg: c.Study, data: c.Data, pairs: list[list[str]], seed: int, dataset: str) -> Cells:
+    nets = Nets(cfg, data, seed)
+    for teacher, student in pairs:
+        yield (
+            {"role": "teacher", "method": "pgd-at", "teacher": teacher, "dataset": dataset},
+            nets.teacher(teacher),
+        )
+        for method in _TABLE_METHODS:
+            yield (
+                _labels(teacher, student, method, dataset),
+                nets.student(teacher, student, method),
+            )
+
+
+def _labels(teacher: str, student: str, method: str, dataset: str, **more: Any) -> dict[str, Any]:
+    return {
+        "role": _ROLES.get(method, "student"), "method": method, "teacher": teacher,
+        "student": student, "dataset": dataset, **more,
+    }  # fmt: skip
+
+
+def _second(cfg: c.Study) -> c.Data | None:
+    return None if cfg.second_data is None else replace(cfg.data, **cfg.second_data)
+
+
+def _table1(cfg: c.Study, seed: int) -> Cells:
+    yield from _table(cfg, cfg.data, cfg.table1_pairs, seed, "cifar10")
+
+
+def _table2(cfg: c.Study, seed: int) -> Cells:
+    if (data := _second(cfg)) is not None:
+        yield from _table(cfg, data, cfg.table2_pairs, seed, "cifar100")
+
+
+def _table3(cfg: c.Study, seed: int) -> Cells:
+    sets = [(cfg.data, cfg.table1_pairs, "cifar10")]
+    if (second := _second(cfg)) is not None:
+        sets.append((second, cfg.table2_pairs, "cifar100"))
+    for data, pairs, dataset in sets:
+        for teacher in dict.fromkeys(teacher for teacher, _ in pairs):
+            labels = {"role": "teacher", "method": "pgd-at", "teacher": teacher, "dataset": dataset}
+            yield labels, Nets(cfg, data, seed).teacher(teacher)
+
+
+def _table4(cfg: c.Study, seed: int) -> Cells:
+    teacher, student = cfg.main_pair
+    nets = Nets(cfg, replace(cfg.data, classes=cfg.transfer_classes), seed)
+    sources = {"pgd-at (teacher)": nets.teacher(teacher)} | {
+        method: nets.student(teacher, student, method)
+        for method in ("pgd-at", "kd", "ard", "gacd", "gacd" + _AFT)
+    }
+    for target in (replace(cfg.data, **other) for other in cfg.transfer_to):
+        for name, cell in sources.items():
+            labels = {
+                "role": "transfer", "source": name, "teacher": teacher, "student": student,
+                "dataset": target.title or target.name,
+            }  # fmt: skip
+            yield labels, nets.transferred(cell, target)
+
+
+def _ablation(cfg: c.Study, seed: int) -> Cells:
+    nets, (teacher, student) = Nets(cfg, cfg.data, seed), cfg.main_pair
+    for method in ("gacd" + _AFT, "ard"):
+        for reweight in ("teacher", "none"):
+            labels = _labels(teacher, student, method, "cifar10", reweight=reweight)
+            yield labels, nets.student(teacher, student, method, reweight=reweight)
+    yield (
+        _labels(teacher, student, "pgd-at", "cifar10"),
+        nets.student(teacher, student, "pgd-at"),
+    )
+
+
+def _figure2(cfg: c.Study, seed: int) -> Cells:
+    nets, (teacher, student) = Nets(cfg, cfg.data, seed), cfg.main_pair
+    method = "gacd" + _AFT
+    grids = (("negatives", cfg.negatives), ("temperature", cfg.temperatures))
+    for what, values in grids:
+        for value in values:
+            both = {"negatives": cfg.gacd.negatives, "temperature": cfg.gacd.temperature}
+            labels = _labels(teacher, student, method, "cifar10", **{**both, what: value})
+            yield labels, nets.student(teacher, student, method, **{what: value})
+
+
+def _correlations(cfg: c.Study, seed: int) -> Cells:
+    teacher, student = cfg.correlations_pair
+    second = _second(cfg) if cfg.correlations_pair in cfg.table2_pairs else None
+    data, dataset = (cfg.data, "cifar10") if second is None else (second, "cifar100")
+    yield from _analysis(cfg, data, teacher, student, seed, dataset)
+
+
+def _figure5(cfg: c.Study, seed: int) -> Cells:
+    yield from _analysis(cfg, cfg.data, *cfg.main_pair, seed, "cifar10")
+
+
+def _analysis(
+    cfg: c.Study, data: c.Data, teacher: str, student: str, seed: int, dataset: str
+) -> Cells:
+    nets = Nets(cfg, data, seed)
+    methods = ("natural", "pgd-at", "ard", "gacd", "gacd" + _AFT)
+    students = {method: nets.student(teacher, student, method) for method in methods}
+    labels = {"role": "analysis", "teacher": teacher, "student": student, "dataset": dataset}
+    yield labels, nets.analyzed(nets.teacher(teacher), students)
+
+
+def _rivals(cfg: c.Study, seed: int) -> Cells:
+    nets, (teacher, student) = Nets(cfg, cfg.data, seed), cfg.main_pair
+    yield (
+        {"role": "teacher", "method": "pgd-at", "teacher": teacher, "dataset": "cifar10"},
+        nets.teacher(teacher),
+    )
+    for method in cfg.rivals:
+        yield (
+            _labels(teacher, student, method, "cifar10"),
+            nets.student(teacher, student, method),
+        )
+
+
+STUDIES: dict[str, Callable[[c.Study, int], Cells]] = {
+    "table1": _table1,
+    "table2": _table2,
+    "table3": _table3,
+    "table4": _table4,
+    "ablation": _ablation,
+    "figure2": _figure2,
+    "figure3": _correlations,
+    "figure4": _correlations,
+    "figure5": _figure5,
+    "rivals": _rivals,
+}
+"""Every study by its name."""

@@ -1,0 +1,81 @@
+"""How far a study is: done, running, failed and why, and about how long the rest will take."""
+
+from collections.abc import Sequence
+from statistics import fmean
+from typing import Literal, NamedTuple
+
+from filelock import Timeout
+
+from gacd import config as c
+from gacd.report.tables import Cell as TableCell
+from gacd.report.tables import Column, Table
+from gacd.storage import read_json
+from gacd.study.cells import Cell
+from gacd.study.grids import Entry
+from gacd.study.work import Folder, Task, chosen
+
+State = Literal["done", "running", "failed", "waiting"]
+
+
+class Status(NamedTuple):
+    """A study's cells by state, why some failed, and the hours that one worker needs for the rest.
+
+    `hours` is the mean of the finished cells of the same kind; None while none is finished.
+    """
+
+    counts: dict[str, dict[State, int]]
+    reasons: dict[str, str]
+    hours: float | None
+
+
+def status(cfg: c.Study) -> Status:
+    """What the study's folder says."""
+    folder, listed = Folder(cfg.out), chosen(cfg)
+    states = {entry.cell.key: _state(folder, entry.cell) for entry in listed}
+    counts: dict[str, dict[State, int]] = {}
+    for entry in listed:
+        row = counts.setdefault(entry.study, dict.fromkeys(("done", "running", "failed", "waiting"), 0))
+        row[states[entry.cell.key]] += 1
+    failed = {e.cell.key: e.cell for e in listed if states[e.cell.key] == "failed"}
+    reasons = {key: read_json(folder.failure(cell))["reason"] for key, cell in failed.items()}
+    return Status(counts, reasons, _hours(folder, listed, states))
+
+
+def _state(folder: Folder, cell: Cell) -> State:
+    if folder.has(Task(cell, "record")):
+        return "done"
+    try:
+        with folder.lock(cell).acquire(timeout=0):
+            return "failed" if folder.failure(cell).is_file() else "waiting"
+    except Timeout:
+        return "running"
+
+
+def _hours(folder: Folder, listed: Sequence[Entry], states: dict[str, State]) -> float | None:
+    cells = {entry.cell.key: entry.cell for entry in listed}
+    spent: dict[str, list[float]] = {}
+    for cell in cells.values():
+        if folder.about(cell).is_file():
+            spent.setdefault(_kind(cell), []).append(read_json(folder.about(cell))["seconds"])
+    if not spent:
+        return None
+    overall = fmean(seconds for row in spent.values() for seconds in row)
+    left = (cell for key, cell in cells.items() if states[key] != "done")
+    return sum(fmean(spent.get(_kind(cell), [overall])) for cell in left) / 3600
+
+
+def _kind(cell: Cell) -> str:
+    return f"{cell.command} {cell.method} {getattr(cell.config, 'model', '')}"
+
+
+def table(found: Status, title: str) -> Table:
+    """One line a study; a cell that stands in several is counted in each."""
+    columns = (Column("study"), *(Column(state, numeric=True) for state in _STATES))
+    rows = tuple(
+        (TableCell(study), *(TableCell(f"{row[state]}") for state in _STATES))
+        for study, row in found.counts.items()
+    )
+    return Table(title, columns, rows, ())
+
+
+_STATES: tuple[State, ...] = ("done", "running", "failed", "waiting")

@@ -1,0 +1,223 @@
+"""Doing the cells of a study: each once, whoever and however many are at it."""
+
+import time
+import traceback
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Literal
+
+from filelock import FileLock, Timeout
+
+from gacd import analyses, runs
+from gacd import config as c
+from gacd.errors import UserError, unknown
+from gacd.storage import read_json, write_bytes, write_json
+from gacd.study.cells import Cell
+from gacd.study.grids import STUDIES, Entry, entries
+from gacd.study.results import Result
+
+_COMMANDS = {
+    "train": runs.train,
+    "distill": runs.distill,
+    "finetune": runs.finetune,
+    "transfer": analyses.transfer,
+    "analyze": analyses.analyze,
+}
+_POLL = 2.0  # seconds between looks at cells that others are working on
+_KEPT_OUT_OF_GIT = """\
+# What another machine needs is the records, and the networks trained without a teacher.
+*.lock
+*.safetensors
+!outcomes.safetensors
+!cells/*/pgd-at/model.safetensors
+events.out.tfevents.*
+evaluation/
+"""
+
+
+@dataclass(frozen=True)
+class Task:
+    """A cell, and what is wanted of it: its record, or just the model that others start from."""
+
+    cell: Cell
+    goal: Literal["record", "model"]
+
+
+class Folder:
+    """A study's folder: `cells/KEY/` is a cell's run, with `KEY.json`, `.failed.json`, `.lock`."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root / "cells"
+
+    def of(self, cell: Cell) -> Path:
+        """The cell's run folder."""
+        return self.root / cell.key
+
+    def lock(self, cell: Cell) -> FileLock:
+        """Held by the process that is at the cell; the system frees it when that process dies."""
+        self.root.mkdir(parents=True, exist_ok=True)
+        return FileLock(self.root / f"{cell.key}.lock")
+
+    def about(self, cell: Cell) -> Path:
+        """The file that says what a finished cell is, and how long it took."""
+        return self.root / f"{cell.key}.json"
+
+    def failure(self, cell: Cell) -> Path:
+        """The file that says why it failed."""
+        return self.root / f"{cell.key}.failed.json"
+
+    def has(self, task: Task) -> bool:
+        """Whether a task is done."""
+        wanted = task.cell.record if task.goal == "record" else task.cell.model
+        return (self.of(task.cell) / wanted).is_file()
+
+
+def chosen(cfg: c.Study) -> list[Entry]:
+    """The entries of the configured studies and seeds, seed by seed."""
+    for name in cfg.studies:
+        if name not in STUDIES:
+            raise unknown("study", name, STUDIES)
+    names = cfg.studies or list(STUDIES)
+    return [entry for seed in cfg.seeds for name in names for entry in entries(cfg, name, seed)]
+
+
+def results(cfg: c.Study) -> list[Result]:
+    """What has been found so far, for every entry."""
+    folder, found = Folder(cfg.out), []
+    for entry in chosen(cfg):
+        path = folder.of(entry.cell) / entry.cell.record
+        record = read_json(path) if path.is_file() else None
+        found.append(
+            Result(
+                study=entry.study, labels=entry.labels, seed=entry.seed, key=entry.cell.key,
+                folder=path.parent, record=record,
+            )
+        )  # fmt: skip
+    return found
+
+
+def tasks(folder: Folder, wanted: Sequence[Cell]) -> list[Task]:
+    """What is left to do: unfinished cells, after the models that they start from."""
+    left: dict[tuple[str, str], Task] = {}
+    listed = {cell.key for cell in wanted}
+
+    def add(cell: Cell, goal: Literal["record", "model"]) -> None:
+        task = Task(cell, goal)
+        if folder.has(task) or (cell.key, goal) in left:
+            return
+        if goal == "model" and cell.key in listed and not folder.has(Task(cell, "record")):
+            add(cell, "record")  # which leaves the model as well
+            return
+        for parent in cell.parents.values():
+            add(parent, "model")
+        left[cell.key, goal] = task
+
+    for cell in wanted:
+        add(cell, "record")
+    return list(left.values())
+
+
+def run(cfg: c.Study) -> None:
+    """Do every cell that is not done, with `workers` processes.
+
+    Raises:
+        UserError: some cells failed; the others are done.
+    """
+    cells = list({entry.cell.key: entry.cell for entry in chosen(cfg)}.values())
+    _check_unchanged(Folder(cfg.out), cells)
+    write_bytes(cfg.out / ".gitignore", _KEPT_OUT_OF_GIT.encode())
+    others = [get_context("spawn").Process(target=_work, args=(cfg,)) for _ in range(cfg.workers - 1)]
+    for other in others:
+        other.start()
+    _work(cfg)
+    for other in others:
+        other.join()
+    folder = Folder(cfg.out)
+    failed = [cell for cell in cells if folder.failure(cell).is_file()]
+    if failed:
+        raise UserError(
+            f"{len(failed)} of {len(cells)} cells failed; 'gacd study status' says why, and "
+            "running the study again tries them again"
+        )
+
+
+def _work(cfg: c.Study) -> None:
+    """One worker: the next cell that nobody is at, until all are done."""
+    names = {entry.cell.key: _name(entry) for entry in reversed(chosen(cfg))}
+    cells = list({entry.cell.key: entry.cell for entry in chosen(cfg)}.values())
+    folder, started = Folder(cfg.out), time.time()
+    while left := tasks(folder, cells):
+        open_tasks = [task for task in left if not _hopeless(folder, task.cell, started)]
+        if not open_tasks:
+            return
+        for task in _ready(folder, open_tasks):
+            try:
+                with folder.lock(task.cell).acquire(timeout=0):
+                    if not folder.has(task):
+                        done = len(cells) - sum(task.goal == "record" for task in left)
+                        name = names.get(task.cell.key, f"a start: {task.cell.method}")
+                        print(f"[{done + 1}/{len(cells)}] {name}  ({task.cell.key})", flush=True)
+                        _do(folder, task, cfg.fabric)
+            except Timeout:
+                continue  # somebody else is at it
+            break
+        else:
+            time.sleep(_POLL)
+
+
+def _ready(folder: Folder, left: Sequence[Task]) -> Iterator[Task]:
+    for task in left:
+        if all(folder.has(Task(parent, "model")) for parent in task.cell.parents.values()):
+            yield task
+
+
+def _hopeless(folder: Folder, cell: Cell, since: float) -> bool:
+    """Whether the cell, or one that it starts from, has failed in this sitting."""
+    path = folder.failure(cell)
+    if path.is_file() and path.stat().st_mtime >= since:
+        return True
+    missing = (p for p in cell.parents.values() if not folder.has(Task(p, "model")))
+    return any(_hopeless(folder, parent, since) for parent in missing)
+
+
+def _do(folder: Folder, task: Task, fabric: c.Fabric) -> None:
+    cell, started = task.cell, time.monotonic()
+    parents = {name: folder.of(parent) for name, parent in cell.parents.items()}
+    try:
+        config = cell.resolved(folder.of(cell), parents, fabric)
+        _COMMANDS[cell.command](config, goal=task.goal)  # type: ignore[operator]
+    except Exception as error:
+        reason = str(error) if isinstance(error, UserError) else repr(error)
+        print(f"failed: {reason}", flush=True)
+        about = {**cell.identity, "reason": reason, "traceback": traceback.format_exc()}
+        write_json(folder.failure(cell), about)
+        return
+    folder.failure(cell).unlink(missing_ok=True)
+    if task.goal == "record":
+        seconds = round(time.monotonic() - started, 1)
+        write_json(folder.about(cell), {**cell.identity, "seconds": seconds})
+
+
+def _check_unchanged(folder: Folder, cells: Sequence[Cell]) -> None:
+    """A default that has changed since a cell was run is seen here: addresses leave defaults out."""
+    for cell in cells:
+        path = folder.about(cell)
+        if not path.is_file():
+            continue
+        then, now = (runs.flat(about["settings"]) for about in (read_json(path), cell.identity))
+        changed = next((key for key in then if key in now and then[key] != now[key]), None)
+        if changed is not None:
+            raise UserError(
+                f"{path} was run when {changed} was {then[changed]} by default, now it is "
+                f"{now[changed]}: choose another --out, or set it"
+            )
+
+
+def _name(entry: Entry) -> str:
+    labels = entry.labels
+    nets = " to ".join(str(labels[key]) for key in ("teacher", "student") if key in labels)
+    what = labels.get("method") or labels.get("source") or labels["role"]
+    more = (f"{k} {labels[k]}" for k in ("reweight", "negatives", "temperature") if k in labels)
+    return f"{entry.study}: {', '.join([f'{what} ({nets})', *more])}, seed {entry.seed}"

@@ -1,6 +1,7 @@
 """What each command does: stages, each in a folder of its own, each resumable, none done twice."""
 
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from multiprocessing import get_context
 from multiprocessing.pool import AsyncResult, Pool
@@ -235,15 +236,15 @@ def _identity(cfg: c.Run) -> dict[str, Any]:
     return {k: without_paths(v) for k, v in values.items()}
 
 
-def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested settings as one dictionary, with dots in its keys."""
-    flat: dict[str, Any] = {}
+    leaves: dict[str, Any] = {}
     for key, value in tree.items():
         if isinstance(value, dict):
-            flat |= flat(value, f"{prefix}{key}.")
+            leaves |= flat(value, f"{prefix}{key}.")
         else:
-            flat[prefix + key] = value
-    return flat
+            leaves[prefix + key] = value
+    return leaves
 
 
 def _checkpoint(

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 from gacd import config as c
 from gacd.study.cells import Cell
@@ -42,10 +42,10 @@ class Nets:
             return self._alone(student, method, self._training(method), **options)
         if method.endswith(_AFT):
             start = self.student(teacher, student, method.removesuffix(_AFT), **options)
-            config = c.Finetune(**self._shared(), method="pgd-at", training=self.cfg.finetune)
-            return Cell(config=config, parents={"student": start, "source": self.teacher(teacher)})
-        stage = "distillation" if "gacd" in method.split("+") else "training"
-        sections = {name: getattr(self.cfg, name) for name in ("gacd",) if name in method}
+            tuned = c.Finetune(**self._shared(), method="pgd-at", training=self.cfg.finetune)
+            return Cell(config=tuned, parents={"student": start, "source": self.teacher(teacher)})
+        stage: str = "distillation" if "gacd" in method.split("+") else "training"
+        sections: dict[str, Any] = {"gacd": self.cfg.gacd} if "gacd" in method else {}
         if options:
             section = method.partition("+")[0]
             sections[section] = replace(sections.get(section) or _SECTIONS[section](), **options)
@@ -54,8 +54,7 @@ class Nets:
             teacher=c.Teacher(evaluate=False),
             student=student,
             methods=[method],
-            **{stage: self._training(method)},
-            **sections,
+            **{stage: self._training(method), **sections},
         )
         return Cell(config=config, parents={"teacher": self.teacher(teacher)})
 
@@ -78,7 +77,7 @@ class Nets:
         select = "natural" if method == "natural" else training.select
         return Cell(
             config=c.Train(
-                **self._shared(), model=net, method=method,
+                **self._shared(), model=net, method=cast(Any, method),
                 training=replace(training, select=select), **sections,
             )
         )  # fmt: skip
@@ -206,7 +205,8 @@ def _correlations(cfg: c.Study, seed: int) -> Cells:
 
 
 def _figure5(cfg: c.Study, seed: int) -> Cells:
-    yield from _analysis(cfg, cfg.data, *cfg.main_pair, seed, "cifar10")
+    teacher, student = cfg.main_pair
+    yield from _analysis(cfg, cfg.data, teacher, student, seed, "cifar10")
 
 
 def _analysis(

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from statistics import fmean
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 from filelock import Timeout
 
@@ -15,6 +15,7 @@ from gacd.study.grids import Entry
 from gacd.study.work import Folder, Task, chosen
 
 State = Literal["done", "running", "failed", "waiting"]
+_STATES: tuple[State, ...] = get_args(State)
 
 
 class Status(NamedTuple):
@@ -34,7 +35,7 @@ def status(cfg: c.Study) -> Status:
     states = {entry.cell.key: _state(folder, entry.cell) for entry in listed}
     counts: dict[str, dict[State, int]] = {}
     for entry in listed:
-        row = counts.setdefault(entry.study, dict.fromkeys(("done", "running", "failed", "waiting"), 0))
+        row = counts.setdefault(entry.study, dict.fromkeys(_STATES, 0))
         row[states[entry.cell.key]] += 1
     failed = {e.cell.key: e.cell for e in listed if states[e.cell.key] == "failed"}
     reasons = {key: read_json(folder.failure(cell))["reason"] for key, cell in failed.items()}
@@ -76,6 +77,3 @@ def table(found: Status, title: str) -> Table:
         for study, row in found.counts.items()
     )
     return Table(title, columns, rows, ())
-
-
-_STATES: tuple[State, ...] = ("done", "running", "failed", "waiting")

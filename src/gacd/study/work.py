@@ -128,7 +128,9 @@ def run(cfg: c.Study) -> None:
     cells = list({entry.cell.key: entry.cell for entry in chosen(cfg)}.values())
     _check_unchanged(Folder(cfg.out), cells)
     write_bytes(cfg.out / ".gitignore", _KEPT_OUT_OF_GIT.encode())
-    others = [get_context("spawn").Process(target=_work, args=(cfg,)) for _ in range(cfg.workers - 1)]
+    others = [
+        get_context("spawn").Process(target=_work, args=(cfg,)) for _ in range(cfg.workers - 1)
+    ]
     for other in others:
         other.start()
     _work(cfg)
@@ -157,7 +159,10 @@ def _work(cfg: c.Study) -> None:
                 with folder.lock(task.cell).acquire(timeout=0):
                     if not folder.has(task):
                         done = len(cells) - sum(task.goal == "record" for task in left)
-                        name = names.get(task.cell.key, f"a start: {task.cell.method}")
+                        name = names.get(
+                            task.cell.key,
+                            f"{task.cell.command} {task.cell.method}, for others to start from",
+                        )
                         print(f"[{done + 1}/{len(cells)}] {name}  ({task.cell.key})", flush=True)
                         _do(folder, task, cfg.fabric)
             except Timeout:
@@ -201,7 +206,7 @@ def _do(folder: Folder, task: Task, fabric: c.Fabric) -> None:
 
 
 def _check_unchanged(folder: Folder, cells: Sequence[Cell]) -> None:
-    """A default that has changed since a cell was run is seen here: addresses leave defaults out."""
+    """Refuse cells run under other defaults: addresses leave defaults out."""
     for cell in cells:
         path = folder.about(cell)
         if not path.is_file():

@@ -82,7 +82,8 @@ def fit(
 
     Writes into `out`: `log.jsonl` and TensorBoard events (a row an epoch), `checkpoint.safetensors`
     (the whole state, each epoch and on Ctrl-C), `best.safetensors` and, at the end, `done.json`.
-    Called again, it continues from the last checkpoint to the same bits, or, if done, only loads.
+    Called again, it continues from the last checkpoint to the same bits, or, if done, only loads;
+    where the weights are gone (a folder may travel without them), it trains again.
 
     Raises:
         UserError: the loss or the gradient is no longer finite; the message names the remedy.
@@ -90,7 +91,7 @@ def fit(
     """
     method.to(fabric.device).to(memory_format=torch.channels_last)
     finished, best = out / "done.json", out / "best.safetensors"
-    if finished.is_file():
+    if finished.is_file() and best.is_file():
         method.load_state_dict(load_tensors(best)[0])
         return Summary(**read_json(finished))
 

@@ -1,0 +1,135 @@
+"""The grids: what every study holds at every scale, and when two cells are one."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from gacd import cli
+from gacd import config as c
+from gacd.models import create_model
+from gacd.study.cells import Cell
+from gacd.study.grids import STUDIES, Entry, entries
+from gacd.study.work import chosen
+
+SCALES = ("tiny", "small", "full")
+
+
+def configured(*arguments: str) -> c.Study:
+    cfg = cli.parse("study", ["run", *arguments])
+    assert isinstance(cfg, c.Study)
+    return cfg
+
+
+def keys(cfg: c.Study) -> list[str]:
+    return [entry.cell.key for entry in chosen(cfg)]
+
+
+def only(cfg: c.Study, study: str, **labels: object) -> Entry:
+    found = [
+        e
+        for e in entries(cfg, study, cfg.seeds[0])
+        if all(e.labels.get(k) == v for k, v in labels.items())
+    ]
+    assert len(found) == 1
+    return found[0]
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_every_entry_of_a_study_is_told_apart_by_its_labels(scale: str) -> None:
+    cfg = configured("--scale", scale)
+    for study in STUDIES:
+        cells: dict[str, set[str]] = {}
+        for entry in entries(cfg, study, 0):
+            cells.setdefault(repr(sorted(entry.labels.items())), set()).add(entry.cell.key)
+        assert all(len(found) == 1 for found in cells.values())
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_every_network_named_exists(scale: str) -> None:
+    cfg = configured("--scale", scale)
+    pairs = [cfg.main_pair, cfg.correlations_pair, *cfg.table1_pairs, *cfg.table2_pairs]
+    for name in {name for pair in pairs for name in pair}:
+        create_model(name, num_classes=10, channels=3, seed=0)
+
+
+def test_the_full_scale_is_the_papers_grid() -> None:
+    cfg = configured("--scale", "full")
+    for study, teachers, students in (
+        ("table1", {"resnet18", "wrn-34-10"}, {"resnet18", "wrn-34-10", "mobilenetv2"}),
+        ("table2", {"resnet56", "wrn-40-2"}, {"resnet32", "wrn-16-2", "mobilenetv2"}),
+    ):
+        labels = [e.labels for e in entries(cfg, study, 0)]
+        for method in ("kd", "ard", "gacd", "gacd+aft"):
+            rows = [(x["teacher"], x["student"]) for x in labels if x["method"] == method]
+            assert sorted(rows) == sorted((t, s) for t in teachers for s in students)
+    k = {e.labels["negatives"] for e in entries(cfg, "figure2", 0)}
+    temperatures = {e.labels["temperature"] for e in entries(cfg, "figure2", 0)}
+    assert k == {16, 64, 256, 1024, 4096, 16384}
+    assert temperatures == {0.02, 0.05, 0.07, 0.1, 0.2}
+    targets = {e.labels["dataset"] for e in entries(cfg, "table4", 0)}
+    assert targets == {"stl10", "cifar100"}
+    [analysis] = entries(cfg, "figure3", 0)
+    assert (analysis.labels["teacher"], analysis.labels["student"]) == ("wrn-40-2", "wrn-16-2")
+    assert analysis.cell.config.data.name == "cifar100"
+
+
+def test_studies_share_their_cells() -> None:
+    cfg = configured("--scale", "small")
+    plain = only(cfg, "ablation", method="ard", reweight="none").cell
+    teacher, student = cfg.main_pair
+    where = {"method": "ard", "teacher": teacher, "student": student}
+    assert only(cfg, "table1", **where).cell.key == plain.key
+    assert only(cfg, "rivals", method="ard").cell.key == plain.key
+    assert only(cfg, "ablation", method="ard", reweight="teacher").cell.key != plain.key
+    aft = only(cfg, "rivals", method="gacd+aft").cell
+    assert aft.parents["student"].key == only(cfg, "rivals", method="gacd").cell.key
+    at_the_default = [e for e in entries(cfg, "figure2", 0) if e.cell.key == aft.key]
+    assert len(at_the_default) == 2  # once among k, once among T
+
+
+def test_an_address_is_of_what_decides_the_result_and_of_nothing_else() -> None:
+    cfg = configured("table1", "--scale", "small")
+    elsewhere = replace(
+        cfg,
+        data=replace(cfg.data, root=Path("elsewhere")),
+        fabric=replace(cfg.fabric, threads=2, devices=2, accelerator="gpu"),
+        out=cfg.out / "elsewhere",
+        workers=7,
+    )
+    assert keys(elsewhere) == keys(cfg)
+    for other in (
+        replace(cfg, data=replace(cfg.data, size=32)),
+        replace(cfg, threat=replace(cfg.threat, eps="4/255")),
+        replace(cfg, fabric=replace(cfg.fabric, precision="32-true")),
+        replace(cfg, seeds=[3, 4, 5]),
+        replace(cfg, evaluation=replace(cfg.evaluation, autoattack_limit=10)),
+    ):
+        assert not set(keys(other)) & set(keys(cfg))
+
+
+def test_a_teacher_that_differs_makes_other_students() -> None:
+    cfg = configured("table1", "--scale", "small")
+    longer = replace(cfg, teacher=replace(cfg.teacher, epochs=cfg.teacher.epochs + 1))
+    changed = {
+        e.labels["method"]
+        for e, key in zip(chosen(cfg), keys(longer), strict=True)
+        if e.cell.key != key and e.labels["role"] != "teacher"
+    }
+    assert changed == {"kd", "ard", "gacd", "gacd+aft"}
+
+
+def test_a_setting_that_is_new_leaves_old_addresses_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    cell = Cell(config=c.Train(model="digits-cnn-8"))
+    before = cell.key
+
+    def newer(config: object) -> dict[str, object]:
+        plain = dict(original(config))  # type: ignore[arg-type]
+        return {**plain, "a_new_setting": "its default"}
+
+    from gacd.study import cells
+
+    original = cells._plain
+    monkeypatch.setattr(cells, "_plain", newer)
+    assert Cell(config=c.Train(model="digits-cnn-8")).key == before
+    assert Cell(config=c.Train(model="digits-cnn-4")).key != before

@@ -1,0 +1,190 @@
+"""Studies in miniature, in real processes: each cell once, whatever happens to the workers."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from gacd import cli
+from gacd import config as c
+from gacd.study import work
+from gacd.study.status import status
+
+STAGE = {"epochs": 1, "batch_size": 32, "lr": 0.1, "attack": {"steps": 1, "step_size": 0.05}}
+MINIATURE: dict[str, Any] = {
+    "data": {"name": "digits", "pad": 1, "flip": False, "train_limit": 100, "test_limit": 20},
+    "second_data": None,
+    "main_pair": ["digits-cnn-4", "digits-cnn-2"],
+    "table1_pairs": [["digits-cnn-4", "digits-cnn-2"]],
+    "rivals": ["pgd-at", "gacd+aft"],
+    "epochs": {},
+    "gacd": {"negatives": 64},
+    "evaluation": {"attacks": ["natural", "pgd2"]},
+    **dict.fromkeys(("teacher", "training", "distillation", "finetune"), STAGE),
+}
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Path:
+    path = tmp_path / "miniature.yaml"
+    path.write_text(yaml.safe_dump(MINIATURE))
+    return path
+
+
+def arguments(recipe: Path, out: Path, study: str, *flags: str) -> list[str]:
+    return ["study", "run", study, "--config", str(recipe), "--out", str(out), *flags]
+
+
+def configured(recipe: Path, out: Path, study: str, *flags: str) -> c.Study:
+    cfg = cli.parse("study", arguments(recipe, out, study, *flags)[1:])
+    assert isinstance(cfg, c.Study)
+    return cfg
+
+
+def command(recipe: Path, out: Path, study: str, *flags: str) -> list[str]:
+    return [sys.executable, "-m", "gacd.cli", *arguments(recipe, out, study, *flags)]
+
+
+def records(out: Path) -> dict[str, Any]:
+    return {
+        p.parent.parent.name: json.loads(p.read_text()) for p in out.glob("cells/*/*/record.json")
+    }
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, str]:
+    """A study done by two workers at once, its recipe, and what they said."""
+    out = tmp_path_factory.mktemp("study")
+    recipe = out / "miniature.yaml"
+    recipe.write_text(yaml.safe_dump(MINIATURE))
+    run = command(recipe, out / "study", "rivals", "--workers", "2")
+    done = subprocess.run(run, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return out / "study", recipe, done.stdout
+
+
+def test_two_workers_do_every_cell_once(finished: tuple[Path, Path, str]) -> None:
+    out, recipe, said = finished
+    cells = {result.key: result for result in work.results(configured(recipe, out, "rivals"))}
+    assert len(cells) == 3
+    begun = [line for line in said.splitlines() if line.startswith("[")]
+    assert (
+        len(begun) == len({line.split("(")[-1] for line in begun}) == 4
+    )  # and gacd, to start from
+    for result in cells.values():
+        assert result.record is not None and result.record["seed"] == 0
+        assert 0 <= result.record["pgd2"] <= result.record["natural"] <= 100
+        assert (result.folder / "outcomes.safetensors").is_file()
+
+
+def test_what_is_done_is_not_done_again(
+    finished: tuple[Path, Path, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, recipe, _ = finished
+    before = {
+        p: p.stat().st_mtime_ns for p in out.rglob("*") if p.suffix in (".json", ".safetensors")
+    }
+    assert cli.main(arguments(recipe, out, "rivals")) == 0
+    assert "[" not in capsys.readouterr().out.splitlines()[0]
+    assert before == {p: p.stat().st_mtime_ns for p in before}
+
+
+def test_a_study_goes_on_elsewhere_from_its_records_and_teachers(
+    finished: tuple[Path, Path, str], tmp_path: Path
+) -> None:
+    out, recipe, _ = finished
+    committed = tmp_path / "repository"
+    shutil.copytree(out, committed)
+    subprocess.run(["git", "init", "-q"], cwd=committed, check=True)
+    subprocess.run(["git", "add", "-A"], cwd=committed, check=True)
+    subprocess.run(["git", "clean", "-qfdX"], cwd=committed, check=True)  # what git does not keep
+    kept = list(committed.rglob("*.safetensors"))
+    assert {p.name for p in kept} == {"model.safetensors", "outcomes.safetensors"}
+    assert sum(p.name == "model.safetensors" for p in kept) == 2  # the teacher, and pgd-at
+    before = records(committed)
+    cfg = configured(recipe, committed, "figure5")
+    work.run(cfg)
+    assert {key: records(committed)[key] for key in before} == before
+    assert all(result.record is not None for result in work.results(cfg))
+
+
+def test_a_killed_workers_cell_is_taken_up_again(recipe: Path, tmp_path: Path) -> None:
+    out = tmp_path / "study"
+    longer = ["--teacher.epochs", "60", "--rivals", "[pgd-at]"]
+    worker = subprocess.Popen(command(recipe, out, "rivals", *longer), stdout=subprocess.DEVNULL)
+    try:
+        cfg = configured(recipe, out, "rivals", *longer)
+        deadline = time.monotonic() + 120
+        while not list(out.rglob("checkpoint.safetensors")) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        counts = status(cfg).counts["rivals"]
+        assert (counts["running"], counts["waiting"]) == (1, 1)
+    finally:
+        worker.send_signal(signal.SIGKILL)
+        worker.wait()
+    counts = status(cfg).counts["rivals"]
+    assert (counts["running"], counts["waiting"]) == (0, 2)
+    [log] = out.rglob("log.jsonl")
+    begun = log.read_text().splitlines()
+    work.run(cfg)
+    assert log.read_text().splitlines()[: len(begun) - 1] == begun[:-1]  # resumed, not begun anew
+    assert status(cfg).counts["rivals"]["done"] == 2
+
+
+def test_a_cell_that_fails_says_why_and_holds_up_only_what_starts_from_it(
+    recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "study"
+    broken = ["--rivals", "[pgd-at, kd]", "--teacher.lr", "1e30"]
+    assert cli.main(arguments(recipe, out, "rivals", *broken)) == 2
+    said = capsys.readouterr()
+    assert "gacd: 1 of 3 cells failed" in said.err and "Traceback" not in said.err
+    cfg = configured(recipe, out, "rivals", *broken)
+    found = status(cfg)
+    assert found.counts["rivals"] == {"done": 1, "running": 0, "failed": 1, "waiting": 1}
+    [reason] = found.reasons.values()
+    assert "infinite or NaN" in reason
+    assert found.hours is not None and found.hours > 0
+    asked = arguments(recipe, out, "rivals", *broken)
+    assert cli.main(["study", "status", *asked[2:]]) == 0
+    assert "infinite or NaN" in capsys.readouterr().out
+
+
+def test_cells_run_under_other_defaults_are_refused(
+    finished: tuple[Path, Path, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, recipe, _ = finished
+    copy = tmp_path / "copy"
+    shutil.copytree(out, copy)
+    for path in copy.glob("cells/*.json"):
+        about = json.loads(path.read_text())
+        about["settings"]["threat"]["norm"] = "l2"
+        path.write_text(json.dumps(about))
+    assert cli.main(arguments(recipe, copy, "rivals")) == 2
+    assert "threat.norm was l2 by default, now it is linf" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["run", "tabel1"], "unknown study 'tabel1': did you mean 'table1'?"),
+        (["rnu"], "unknown action 'rnu'"),
+        (["run", "--scale", "huge"], "unknown scale 'huge'"),
+        (["run", "--seeds", "[]"], "seeds is empty"),
+        (["run", "--transfer_to", "[{rooot: x}]"], "'rooot' is no setting of data"),
+    ],
+)
+def test_refusals(
+    given: list[str], message: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    os.chdir(tmp_path)
+    assert cli.main(["study", *given]) == 2
+    assert message in capsys.readouterr().err

@@ -18,6 +18,7 @@ import gacd
 from gacd import cli, runs
 from gacd import config as c
 from gacd.errors import UserError
+from gacd.methods.registry import parse_method
 from gacd.models import create_model
 from gacd.models.checkpoints import save_model
 
@@ -107,6 +108,22 @@ def test_version_and_help_of_commands(capsys: pytest.CaptureFixture[str]) -> Non
         ("distill --config a/b.yaml", "File does not exist: .*a/b.yaml"),
         ("train --method pdg-at", "unknown method 'pdg-at': did you mean 'pgd-at'?"),
         ("distill --methods gacd kdd", "unknown method 'kdd': did you mean 'kd'?"),
+        ("distill --methods gacd+rsld", "unknown method 'rsld': did you mean 'rslad'?"),
+        ("distill --methods gacd+kd+gacd", "'gacd\\+kd\\+gacd' names gacd twice"),
+        ("distill --methods igdm", "'igdm' is an addition to other methods: say rslad\\+igdm"),
+        ("distill --methods pgd-at+aft", "aft follows methods with a teacher, such as gacd"),
+        ("distill --methods aft", "unknown method 'aft'"),
+        ("distill --weights.kdd 2", "unknown method in weights 'kdd': did you mean 'kd'?"),
+        ("distill --weights.kd=-1", "weights.kd is -1.0, but must be 0 or more"),
+        (
+            "distill --methods kd+ard --weights.kd 0 --weights.ard 0",
+            "method 'kd\\+ard': every weight is 0",
+        ),
+        ("train --method ard", "ard needs a teacher: use gacd distill --methods ard"),
+        ("distill --teacher.method kd", "kd needs a teacher"),
+        ("train --training.attack.objective teacher-kl", "needs a teacher, and pgd-at has none"),
+        ("train --training.awp -1", "awp is -1.0, but must be 0 or more"),
+        ("distill --extra.mine.beta 1", "unknown method in extra 'mine'"),
         ("train --model resnet19", "unknown model 'resnet19': did you mean 'resnet18'?"),
         ("train --data.name cifar11", "unknown data set 'cifar11': did you mean 'cifar10'?"),
         ("train --attacks pgd", "unknown attack 'pgd': did you mean 'pgd20'?"),
@@ -195,7 +212,7 @@ def test_budgets(eps: str, value: float) -> None:
 def test_recipes_parse(recipe: str) -> None:
     cfg = cli.parse("distill", ["--config", recipe])
     assert isinstance(cfg, c.Distill)
-    assert set(cfg.methods) <= set(runs.METHOD_NAMES)
+    assert all(parse_method(method) for method in cfg.methods)
     create_model(cfg.student, num_classes=10, seed=0)
     if recipe == "quickstart":
         assert cli.parse("quickstart", []) == cfg

@@ -39,9 +39,21 @@ STAGES = [
 ]
 DISTILL = [
     *("distill", "--teacher.model", "digits-cnn-4", "--student", "digits-cnn-2"),
-    *("--gacd.negatives", "64", "--evaluation.eps_curve", "[0.05]", *COMMON, *STAGES),
+    *(
+        "--gacd.negatives",
+        "64",
+        "--crd.negatives",
+        "64",
+        "--evaluation.eps_curve",
+        "[0.05]",
+        *COMMON,
+        *STAGES,
+    ),
 ]
-METHODS = ("natural", "pgd-at", "trades", "kd", "ard", "gacd", "gacd+aft")
+METHODS = (
+    *("natural", "pgd-at", "trades", "mart", "kd", "ard", "rslad+igdm", "iad", "adaad"),
+    *("regression", "crd+kd", "gacd", "gacd+aft", "gacd+rslad", "gacd+rslad+aft"),
+)
 
 
 def distill(out: Path, *methods: str) -> int:
@@ -92,7 +104,7 @@ def watched(monkeypatch: pytest.MonkeyPatch) -> Callable[[], list[str]]:
 def test_results_have_a_row_for_every_model(finished: Path) -> None:
     results = read_json(finished / "results.json")
     assert [row["method"] for row in results] == ["pgd-at", *METHODS]
-    assert [row["role"] for row in results] == ["teacher", "undefended", *["student"] * 6]
+    assert [row["role"] for row in results] == ["teacher", "undefended", *["student"] * 14]
     for row in results:
         assert {"model", "method", "dataset", "seed", "n", "natural", "pgd2"} <= row.keys()
         assert (row["dataset"], row["seed"], row["n"]) == ("digits", 0, 40)
@@ -115,8 +127,9 @@ def test_every_stage_folder_is_whole(finished: Path) -> None:
         folder = finished / name
         files = {file.name for file in folder.iterdir()}
         expected = {"record.json", "outcomes.safetensors", "model.safetensors"}
-        if name == "gacd":
+        if name in ("gacd", "regression"):
             assert (folder / "features" / "done.json").is_file()
+            assert (folder / "linear.json").is_file()
         else:
             expected |= {"best.safetensors", "done.json", "log.jsonl"}
         assert expected <= files, name
@@ -124,6 +137,7 @@ def test_every_stage_folder_is_whole(finished: Path) -> None:
         record = read_json(folder / "record.json")
         assert {"evaluation", "config", "environment"} <= record.keys()
         assert record["eps_curve"][0][0] == 0.05
+    assert (finished / "gacd+rslad+aft" / "distillation" / "done.json").is_file()
     text = "".join(file.read_text() for file in finished.rglob("*.json"))
     assert str(finished.parent) not in text  # records name no path of this machine
 

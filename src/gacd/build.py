@@ -2,6 +2,7 @@
 
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from lightning_fabric import Fabric
@@ -10,8 +11,9 @@ from gacd import config as c
 from gacd.attacks.threat import ThreatModel
 from gacd.data.dataset import ArrayDataset, Splits
 from gacd.data.load import load_splits
-from gacd.errors import UserError
-from gacd.methods import METHODS, Method, Teacher, TrainingAttack
+from gacd.errors import UserError, unknown
+from gacd.methods import METHODS, TrainingAttack
+from gacd.methods.awp import AWP
 from gacd.models import create_model
 from gacd.models.base import Backbone
 from gacd.models.checkpoints import load_model, load_weights
@@ -74,7 +76,8 @@ def attack(cfg: c.Attack, threat: ThreatModel) -> TrainingAttack:
 def plan(cfg: c.Training, data: c.Data, fabric: c.Fabric, seed: int) -> Plan:
     """How a stage trains."""
     flat = asdict(cfg)
-    del flat["attack"]
+    for key in ("attack", "awp", "awp_warmup"):  # the method's
+        del flat[key]
     return Plan(**flat, pad=data.pad, flip=data.flip, seed=seed, compile=fabric.compile)
 
 
@@ -114,16 +117,18 @@ def from_checkpoint(
     return loaded, name
 
 
-def method(
-    name: str,
-    student: Backbone,
-    attack: TrainingAttack,
-    *,
-    teacher: Teacher | None = None,
-    options: dict[str, object] | None = None,
-) -> Method:
-    """The named method around `student`."""
-    kwargs = dict(options or {})
-    if teacher is not None:
-        kwargs["teacher"] = teacher
-    return METHODS[name](student, attack, **kwargs)
+def awp(cfg: c.Training) -> AWP:
+    """The perturbation of the weights."""
+    return AWP(gamma=cfg.awp, warmup=cfg.awp_warmup)
+
+
+def method_options(cfg: c.Run) -> dict[str, dict[str, Any]]:
+    """The settings of every method that this command knows, by the method's name."""
+    sections = asdict(cfg)
+    extra: dict[str, dict[str, Any]] = sections.pop("extra", {})
+    for name in extra:
+        if name not in METHODS:
+            raise unknown("method in extra", name, METHODS)
+    options = {name: dict(sections[name]) for name in METHODS if name in sections}
+    options.get("gacd", {}).pop("anchors", None)  # the bank's
+    return options | extra

@@ -3,20 +3,28 @@
 Recipes and flags fill them in. Nothing here imports torch, so `gacd --help` is quick.
 """
 
+import math
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
 from gacd.sections import (
     ARD,
+    CRD,
     GACD,
+    IAD,
+    IGDM,
     KD,
+    MART,
+    RSLAD,
     TRADES,
+    AdaAD,
     Attack,
     Budget,
     Data,
     Evaluation,
     Fabric,
+    Regression,
     Threat,
     Training,
     fraction,
@@ -25,14 +33,21 @@ from gacd.sections import (
 
 __all__ = [
     "ARD",
+    "CRD",
     "GACD",
+    "IAD",
+    "IGDM",
     "KD",
+    "MART",
+    "RSLAD",
     "TRADES",
+    "AdaAD",
     "Attack",
     "Budget",
     "Data",
     "Evaluation",
     "Fabric",
+    "Regression",
     "Threat",
     "Training",
     "fraction",
@@ -66,9 +81,13 @@ class Train(Run):
 
     out: Path = Path("runs/train")
     model: str = "digits-cnn-32"
-    method: Literal["natural", "pgd-at", "trades"] = "pgd-at"
+    method: str = "pgd-at"
+    """natural, pgd-at, trades or mart."""
     training: Training = field(default_factory=Training)
     trades: TRADES = field(default_factory=TRADES)
+    mart: MART = field(default_factory=MART)
+    extra: dict[str, Any] = field(default_factory=dict)
+    """Settings of methods registered from outside, by name."""
 
     def __post_init__(self) -> None:
         _without_source(self.evaluation)
@@ -85,9 +104,13 @@ class Finetune(Run):
     source: Path | None = None
     """Another .safetensors of the same data, on which 'transfer', and the diagnosis of masked
     gradients, make their images."""
-    method: Literal["pgd-at", "trades"] = "pgd-at"
+    method: str = "pgd-at"
+    """pgd-at, trades or mart."""
     training: Training = field(default_factory=lambda: Training(epochs=5, lr=0.01))
     trades: TRADES = field(default_factory=TRADES)
+    mart: MART = field(default_factory=MART)
+    extra: dict[str, Any] = field(default_factory=dict)
+    """Settings of methods registered from outside, by name."""
 
     def __post_init__(self) -> None:
         if self.source is None:
@@ -100,7 +123,8 @@ class Teacher:
 
     model: str = "digits-cnn-32"
     checkpoint: Path | None = None
-    method: Literal["pgd-at", "trades"] = "pgd-at"
+    method: str = "pgd-at"
+    """pgd-at, trades, mart or natural."""
     training: Training = field(default_factory=Training)
     evaluate: bool = True
     """Attack it too, as a row of the table."""
@@ -114,29 +138,40 @@ class Distill(Run):
     teacher: Teacher = field(default_factory=Teacher)
     student: str = "digits-cnn-8"
     methods: list[str] = field(default_factory=lambda: ["gacd", "gacd+aft"])
-    """natural, pgd-at, trades (no teacher), kd, ard, gacd, gacd+aft."""
+    """natural, pgd-at, trades, mart (no teacher); kd, ard, rslad, iad, adaad, crd, regression and
+    gacd (of the teacher); any joined by +, such as gacd+rslad or crd+kd, also with igdm, such as
+    adaad+igdm; after any with a teacher adversarial fine-tuning, as in gacd+aft, gacd+rslad+aft."""
+    weights: dict[str, float] = field(default_factory=dict)
+    """Of the methods in combinations, by name; 1 where not given."""
     bank: Path | None = None
     """The folder of the anchor bank, to share it between runs; by default the run's own."""
     training: Training = field(default_factory=Training)
-    """Of the one-stage methods: natural, pgd-at, trades, kd, ard."""
+    """Of methods in one stage: those that train the student's head, without +aft."""
     distillation: Training = field(default_factory=Training)
-    """Of gacd, before its linear layer is fitted."""
+    """Of the first of two stages: before +aft, and where the head is fitted afterwards (gacd and
+    regression, by themselves)."""
     finetune: Training = field(default_factory=lambda: Training(epochs=5, lr=0.01))
     """Of +aft: adversarial training of the whole distilled student."""
+    trades: TRADES = field(default_factory=TRADES)
+    mart: MART = field(default_factory=MART)
     kd: KD = field(default_factory=KD)
     ard: ARD = field(default_factory=ARD)
+    rslad: RSLAD = field(default_factory=RSLAD)
+    iad: IAD = field(default_factory=IAD)
+    adaad: AdaAD = field(default_factory=AdaAD)
+    igdm: IGDM = field(default_factory=IGDM)
+    regression: Regression = field(default_factory=Regression)
+    crd: CRD = field(default_factory=CRD)
     gacd: GACD = field(default_factory=GACD)
-    trades: TRADES = field(default_factory=TRADES)
+    extra: dict[str, Any] = field(default_factory=dict)
+    """Settings of methods registered from outside, by name."""
 
     def __post_init__(self) -> None:
         if not self.methods:
             raise ValueError("methods is empty, but at least one is needed, such as gacd")
-        objective = self.distillation.attack.objective
-        if objective not in ("default", "cosine", "transport"):
-            raise ValueError(
-                f"distillation.attack.objective is {objective}, which needs the student's head, "
-                "and gacd does not train it: use transport or cosine"
-            )
+        for name, weight in self.weights.items():
+            if not 0 <= weight < math.inf:
+                raise ValueError(f"weights.{name} is {weight}, but must be 0 or more")
 
 
 @dataclass(kw_only=True)

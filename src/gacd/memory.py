@@ -37,6 +37,7 @@ class Normaliser(nn.Module):
         if not 0 <= momentum < 1:
             raise UserError(f"momentum must be in [0, 1), not {momentum}")
         self.kind, self.momentum = kind, momentum
+        self._known_written = False  # once it is so it stays so: no need to ask the device again
         self.log_z: Tensor
         self.written: Tensor
         self.register_buffer("log_z", torch.zeros(()))
@@ -45,13 +46,13 @@ class Normaliser(nn.Module):
     @property
     def wants_write(self) -> bool:
         """Whether the next `write` would change what `read` gives."""
-        return self.kind == "running" or (self.kind == "first-batch" and not bool(self.written))
+        return self.kind == "running" or (self.kind == "first-batch" and not self._is_written())
 
     def read(self) -> Scalar | None:
         """log Z, or None where each image has its own; a UserError before the first write."""
         if self.kind == "exact":
             return None
-        if self.kind != "none" and not bool(self.written):
+        if self.kind != "none" and not self._is_written():
             raise UserError(f"the normaliser '{self.kind}' has to be written before it is read")
         return self.log_z.clone()
 
@@ -61,8 +62,12 @@ class Normaliser(nn.Module):
         if not self.wants_write:
             return
         batch = log_z_B.float().logsumexp(0) - math.log(len(log_z_B))
-        self.log_z.copy_(self.log_z.lerp(batch, 1 - self.momentum) if bool(self.written) else batch)
+        self.log_z.copy_(self.log_z.lerp(batch, 1 - self.momentum) if self._is_written() else batch)
         self.written.fill_(True)
+
+    def _is_written(self) -> bool:
+        self._known_written = self._known_written or bool(self.written)
+        return self._known_written
 
 
 class MomentumMemory(nn.Module):
@@ -109,21 +114,21 @@ class MomentumMemory(nn.Module):
 class OtherClasses:
     """Draws, for each image, rows of other classes: uniform, with replacement, no loop over images.
 
-    Rows sorted by class make each class an interval; a draw among the rest jumps over it.
+    Rows sorted by class make each class an interval; a draw among the rest jumps over it. A
+    UserError where all rows are of one class.
     """
 
     def __init__(self, labels_M: Int[Tensor, "M"]) -> None:
         self.order_M = labels_M.argsort(stable=True)
-        classes = int(labels_M.max()) + 1
-        self.count_K = labels_M.bincount(minlength=classes)
+        self.count_K = labels_M.bincount(minlength=int(labels_M.max()) + 1)
+        if int(self.count_K.max()) == len(labels_M):
+            raise UserError("all images are of one class: there are no negatives to draw")
         self.start_K = self.count_K.cumsum(0) - self.count_K
 
     def draw(self, labels_B: Labels, k: int, generator: torch.Generator) -> Int[Tensor, "B {k}"]:
-        """[B, k] rows; a UserError where all rows are of an image's own class."""
+        """[B, k] rows."""
         count_B, start_B = self.count_K[labels_B], self.start_K[labels_B]
         others_B = len(self.order_M) - count_B
-        if bool((others_B == 0).any()):
-            raise UserError("all images are of one class: there are no negatives to draw")
         uniform_Bk = torch.rand(
             len(labels_B), k, generator=generator, device=labels_B.device, dtype=torch.float64
         )

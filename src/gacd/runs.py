@@ -15,13 +15,14 @@ from gacd import config as c
 from gacd.anchors import AnchorBank, Fingerprint
 from gacd.data.batches import iterate
 from gacd.data.dataset import Splits
-from gacd.errors import UserError, unknown
+from gacd.errors import UserError
 from gacd.evaluation.batches import model_fingerprint
 from gacd.evaluation.names import parse_attack
 from gacd.evaluation.record import without_paths
 from gacd.linear import fit_head
-from gacd.methods import Teacher
-from gacd.methods.base import check_same_classes
+from gacd.methods import Teacher, create_method
+from gacd.methods.base import check_objective, check_same_classes
+from gacd.methods.registry import Named, method_order, parse_method
 from gacd.models.base import Backbone
 from gacd.models.checkpoints import load_weights, save_model
 from gacd.progress import progress
@@ -43,16 +44,10 @@ from gacd.training.loop import fit
 
 Goal = Literal["model", "record", "report"]
 """How far a command goes: trained, also measured, also shown."""
-AFT = "+aft"
-_PLAIN = ("natural", "pgd-at", "trades")
-_SOFT = ("kd", "ard")
-_UNDEFENDED = ("natural", "kd")  # trained on clean images alone, and chosen by them
 _NOT_COMPARED = (  # a run may be moved, go on elsewhere, and get further rows later
     "out", "bank", "methods", "data.root", "evaluation.workers", "fabric.accelerator",
     "fabric.devices", "fabric.num_nodes", "fabric.strategy", "fabric.threads", "fabric.compile",
 )  # fmt: skip
-METHOD_NAMES = (*_PLAIN, *_SOFT, "gacd", "gacd" + AFT)
-_ROWS = (TEACHER, *METHOD_NAMES)  # of the table, in this order
 
 
 class Run:
@@ -78,19 +73,25 @@ class Run:
         training: c.Training,
         *,
         teacher: Teacher | None = None,
-        options: dict[str, Any] | None = None,
+        bank: AnchorBank | None = None,
+        weights: dict[str, float] | None = None,
     ) -> float:
         """Train `model` in the stage folder `name` and keep it there; returns its seconds."""
         out = self.cfg.out / name
-        built = build.method(
+        built = create_method(
             method,
             model,
             build.attack(training.attack, self.threat),
             teacher=teacher,
-            options=options,
+            bank=bank,
+            seed=self.cfg.seed,
+            options=build.method_options(self.cfg),
+            weights=weights,
+            awp=build.awp(training),
         )
         plan = build.plan(training, self.cfg.data, self.cfg.fabric, self.cfg.seed)
         summary = fit(self.fabric, built, self.splits, plan, out=out, name=name)
+        model.requires_grad_(True)  # a head that had no part in this has one in what follows
         self.keep(out, model, architecture, method)
         return summary.seconds
 
@@ -129,10 +130,11 @@ class Run:
             self.pool.terminate()
         from rich.console import Console
 
-        records = find_records(self.cfg.out, _ROWS)
+        order = _order(self.cfg.out)
+        records = find_records(self.cfg.out, order)
         results = [summary(record) for record in records]
         write_json(self.cfg.out / "results.json", results)
-        write_run_report(self.cfg.out, title, order=_ROWS)
+        write_run_report(self.cfg.out, title, order=order)
         console = Console()
         console.print(comparison_table(results, caption=title))
         console.print(f"results: {self.cfg.out / 'results.json'}")
@@ -141,23 +143,23 @@ class Run:
 
 def train(cfg: c.Train, *, goal: Goal = "report") -> None:
     """Train one network and evaluate it."""
+    _without_teacher(cfg.method, cfg.training)
     run = Run(cfg, goal)
     model = build.model(cfg.model, run.splits.train, seed=cfg.seed)
-    options = asdict(cfg.trades) if cfg.method == "trades" else None
-    seconds = run.train(cfg.method, cfg.method, model, cfg.model, cfg.training, options=options)
+    seconds = run.train(cfg.method, cfg.method, model, cfg.model, cfg.training)
     run.measure(Row(cfg.method, cfg.model, cfg.method, "student", seconds))
     run.finish(f"{cfg.method} on {run.splits.test.name}")
 
 
 def finetune(cfg: c.Finetune, *, goal: Goal = "report") -> None:
     """Fine-tune a saved network adversarially and evaluate it."""
+    _without_teacher(cfg.method, cfg.training)
     model, name = _checkpoint(cfg.checkpoint, cfg.model, run := Run(cfg, goal))
     if cfg.source is not None:
         source, source_name = _checkpoint(cfg.source, None, run)
         run.keep(cfg.out / SOURCE, source, source_name, cfg.source.stem)
     method = "finetuned"
-    options = asdict(cfg.trades) if cfg.method == "trades" else None
-    seconds = run.train(method, cfg.method, model, name, cfg.training, options=options)
+    seconds = run.train(method, cfg.method, model, name, cfg.training)
     run.measure(Row(method, name, cfg.method + " fine-tuned", "student", seconds))
     run.finish(f"{name}, fine-tuned on {run.splits.test.name}")
 
@@ -177,8 +179,9 @@ def evaluate_checkpoint(cfg: c.Evaluate) -> None:
 def distill(cfg: c.Distill, title: str = "", *, goal: Goal = "report") -> None:
     """From a teacher to evaluated students: every row of the table, each from its own stages."""
     for method in cfg.methods:
-        if method not in METHOD_NAMES:
-            raise unknown("method", method, METHOD_NAMES)
+        named = parse_method(method, cfg.weights)
+        _check(named, _first_stage(cfg, named))
+    _without_teacher(cfg.teacher.method, cfg.teacher.training)
     run = Run(cfg, goal)
     build.model(cfg.student, run.splits.train, seed=cfg.seed)  # impossible ones: refused now
     teacher, teacher_name, seconds = _teacher(run, cfg)
@@ -193,8 +196,33 @@ def distill(cfg: c.Distill, title: str = "", *, goal: Goal = "report") -> None:
 
 def report(cfg: c.Report) -> None:
     """Draw the report of a run folder anew from its records."""
-    write_run_report(cfg.out, order=_ROWS)
+    write_run_report(cfg.out, order=_order(cfg.out))
     print(f"report: {cfg.out / 'report.html'}")
+
+
+def _without_teacher(method: str, training: c.Training) -> None:
+    """Refuse a method that `train`, `finetune` or a teacher cannot use."""
+    named = parse_method(method)
+    if named.needs_teacher:
+        raise UserError(f"{method} needs a teacher: use gacd distill --methods {method}")
+    _check(named, training)
+
+
+def _check(named: Named, training: c.Training) -> None:
+    """Refuse, before anything trains, an attack on what the method does not have."""
+    if named.attacks:
+        check_objective(
+            training.attack.objective,
+            name=named.name,
+            trains_head=named.trains_head,
+            has_teacher=named.needs_teacher,
+        )
+
+
+def _order(out: Path) -> list[str]:
+    """The rows of a run folder in the order of its table: the teacher, then method by method."""
+    names = (path.parent.name for path in out.glob("*/record.json"))
+    return [TEACHER, *method_order(name for name in names if name != TEACHER)]
 
 
 def claim(out: Path, cfg: c.Run) -> None:
@@ -272,56 +300,61 @@ def _teacher(run: Run, cfg: c.Distill) -> tuple[Backbone, str, float]:
         run.keep(cfg.out / TEACHER, teacher, name, cfg.teacher.checkpoint.stem)
         return teacher.to(run.fabric.device), name, 0.0
     teacher = build.model(cfg.teacher.model, data, seed=cfg.seed)
-    options = asdict(cfg.trades) if cfg.teacher.method == "trades" else None
     seconds = run.train(
-        TEACHER, cfg.teacher.method, teacher, cfg.teacher.model, cfg.teacher.training,
-        options=options,
-    )  # fmt: skip
+        TEACHER, cfg.teacher.method, teacher, cfg.teacher.model, cfg.teacher.training
+    )
     return teacher, cfg.teacher.model, seconds
+
+
+def _first_stage(cfg: c.Distill, named: Named) -> c.Training:
+    """How a student begins: all of its training, or what comes before the head or +aft."""
+    whole = named.trains_head and not named.aft
+    training = cfg.training if whole else cfg.distillation
+    if not named.attacks:  # without robustness there, validation under attack is noise
+        training = replace(training, select="natural")
+    return training
 
 
 def _student(run: Run, cfg: c.Distill, method: str, teacher: Teacher) -> float:
     """Make the student of one row; returns the seconds of training that it took."""
+    named = parse_method(method, cfg.weights)
     student = build.model(cfg.student, run.splits.train, seed=cfg.seed + 1)
     check_same_classes(student, teacher.module)
-    training = cfg.training
-    if method in _UNDEFENDED:  # without robustness there, validation under attack is noise
-        training = replace(training, select="natural")
-    if method in _PLAIN:
-        options = asdict(cfg.trades) if method == "trades" else None
-        return run.train(method, method, student, cfg.student, training, options=options)
-    if method in _SOFT:
-        options = asdict(getattr(cfg, method))
-        return run.train(
-            method, method, student, cfg.student, training, teacher=teacher, options=options
-        )
-    seconds = _gacd(run, cfg, student, teacher)
-    if method.endswith(AFT):
+    if not named.trains_head:
+        folder = f"{named.name}/features"
+    else:
+        folder = f"{method}/distillation" if named.aft else method
+    seconds = run.train(
+        folder,
+        named.name,
+        student,
+        cfg.student,
+        _first_stage(cfg, named),
+        teacher=teacher,
+        bank=_bank(run, teacher, cfg.gacd.anchors, cfg.bank) if named.needs_bank else None,
+        weights=cfg.weights,
+    )
+    if not named.trains_head:
+        seconds += _head(run, cfg, named.name, student)
+    if named.aft:
         seconds += run.train(method, "pgd-at", student, cfg.student, cfg.finetune)
     return seconds
 
 
-def _gacd(run: Run, cfg: c.Distill, student: Backbone, teacher: Teacher) -> float:
-    """Anchor bank, contrastive distillation, linear layer: stages that gacd and gacd+aft share."""
-    options = asdict(cfg.gacd)
-    bank = _bank(run, teacher, options.pop("anchors"), cfg.bank)
-    seconds = run.train(
-        "gacd/features", "gacd", student, cfg.student, cfg.distillation, teacher=teacher,
-        options={**options, "bank": bank, "seed": cfg.seed},
-    )  # fmt: skip
-    student.requires_grad_(True)
-    folder = run.cfg.out / "gacd"
+def _head(run: Run, cfg: c.Distill, name: str, student: Backbone) -> float:
+    """Fit the linear layer of distilled features, once for a method with and without +aft."""
+    folder = run.cfg.out / name
     path, done = folder / MODEL, folder / "linear.json"
     if run.fabric.is_global_zero and not path.is_file():
         started = time.monotonic()
-        print("gacd: fitting the linear layer on frozen features", flush=True)
+        print(f"{name}: fitting the linear layer on frozen features", flush=True)
         fitted = asdict(fit_head(student, run.splits))
         write_json(done, {**fitted, "seconds": time.monotonic() - started})
-        run.keep(folder, student, cfg.student, "gacd")
+        run.keep(folder, student, cfg.student, name)
     run.fabric.barrier()
     load_weights(student, path)
-    linear: float = read_json(done)["seconds"]
-    return seconds + linear
+    seconds: float = read_json(done)["seconds"]
+    return seconds
 
 
 def _bank(run: Run, teacher: Teacher, dtype: str, folder: Path | None) -> AnchorBank:

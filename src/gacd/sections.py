@@ -32,6 +32,12 @@ def positive(**values: int | float) -> None:
             raise ValueError(f"{name} is {value}, but must be above 0")
 
 
+def _not_negative(**values: int | float) -> None:
+    for name, value in values.items():
+        if not 0 <= value < math.inf:
+            raise ValueError(f"{name} is {value}, but must be 0 or more")
+
+
 def _from_0_to_1(**values: int | float) -> None:
     for name, value in values.items():
         if not 0 <= value <= 1:
@@ -98,8 +104,12 @@ class Attack:
 
     steps: int = 10
     step_size: Budget = "2/255"
-    objective: Literal["default", "ce", "margin", "kl", "cosine", "transport"] = "default"
-    """What it maximises; default: what the method asks for."""
+    objective: Literal[
+        "default", "ce", "margin", "kl", "teacher-kl", "adaptive-kl", "cosine", "transport"
+    ] = "default"
+    """What it maximises; default: what the method asks for, of a combination the first that asks.
+    Divergences from the student's own clean output (kl), from the teacher's (teacher-kl), from the
+    teacher's on the attacked image (adaptive-kl); of features: cosine, transport."""
 
     def __post_init__(self) -> None:
         positive(steps=self.steps, step_size=fraction(self.step_size))
@@ -119,6 +129,10 @@ class Training:
     """Share of the steps over which the learning rate rises from 0 (one-cycle: at least 0.3)."""
     ema: float = 0.0
     """Decay of the weight average that is validated and kept; 0: none."""
+    awp: float = 0.0
+    """Adversarial weight perturbation: its size gamma, 0.005 as published; 0: none."""
+    awp_warmup: float = 0.0
+    """Share of the steps without it; 0.05 as published with TRADES."""
     clip_norm: float = 5.0
     """Largest gradient norm."""
     attack: Attack = field(default_factory=Attack)
@@ -131,6 +145,8 @@ class Training:
             epochs=self.epochs, batch_size=self.batch_size, lr=self.lr, clip_norm=self.clip_norm
         )
         _share(momentum=self.momentum, warmup=self.warmup, ema=self.ema)
+        _not_negative(awp=self.awp)
+        _from_0_to_1(awp_warmup=self.awp_warmup)
         if self.weight_decay < 0:
             raise ValueError(f"weight_decay is {self.weight_decay}, but must be 0 or more")
 
@@ -210,6 +226,7 @@ class ARD:
 
     temperature: float = 30.0
     alpha: float = 1.0
+    """Weight of the teacher's soft labels; the rest goes to the true labels of clean images."""
     reweight: Reweight = "none"
     """Weigh each image by the teacher's probability of its true class."""
 
@@ -219,14 +236,108 @@ class ARD:
 
 
 @dataclass(kw_only=True)
+class RSLAD:
+    """Robust soft labels (Zi et al. 2021)."""
+
+    alpha: float = 5 / 6
+    """Weight of attacked images; the rest goes to clean ones."""
+    reweight: Reweight = "none"
+    """Weigh each image by the teacher's probability of its true class."""
+
+    def __post_init__(self) -> None:
+        _from_0_to_1(alpha=self.alpha)
+
+
+@dataclass(kw_only=True)
+class IAD:
+    """Introspective distillation (Zhu et al. 2022)."""
+
+    temperature: float = 1.0
+    beta: float = 0.1
+    """How fast trust in the teacher falls with its probability of the true class; 0: never."""
+    warmup: float = 0.3
+    """Share of the training in which the teacher is trusted everywhere."""
+    reweight: Reweight = "none"
+    """Weigh each image by the teacher's probability of its true class."""
+
+    def __post_init__(self) -> None:
+        positive(temperature=self.temperature)
+        _not_negative(beta=self.beta)
+        _from_0_to_1(warmup=self.warmup)
+
+
+@dataclass(kw_only=True)
+class AdaAD:
+    """Adaptive distillation (Huang et al. 2023)."""
+
+    alpha: float = 1.0
+    """Weight of attacked images; the rest goes to clean ones."""
+    reweight: Reweight = "none"
+    """Weigh each image by the teacher's probability of its true class."""
+
+    def __post_init__(self) -> None:
+        _from_0_to_1(alpha=self.alpha)
+
+
+@dataclass(kw_only=True)
+class IGDM:
+    """Indirect gradient matching (Lee et al. 2025), an addition: rslad+igdm."""
+
+    alpha: float = 1.0
+    """Its weight at the end of the training, from 0 at the start; published: 1 on CIFAR-10, 20 on
+    CIFAR-100."""
+    reweight: Reweight = "none"
+    """Weigh each image by the teacher's probability of its true class."""
+
+    def __post_init__(self) -> None:
+        _not_negative(alpha=self.alpha)
+
+
+@dataclass(kw_only=True)
+class Regression:
+    """Plain regression onto the teacher's features."""
+
+    reweight: Reweight = "none"
+    """Weigh each image by the teacher's probability of its true class."""
+
+
+@dataclass(kw_only=True)
+class CRD:
+    """Contrastive representation distillation (Tian et al. 2020)."""
+
+    beta: float = 0.8
+    """Weight of the contrast; that of the cross-entropy is 1."""
+    temperature: float = 0.07
+    negatives: int = 16384
+    """Of each image, drawn from other classes."""
+    dim: int = 128
+    """Width of the shared embedding."""
+    reweight: Reweight = "none"
+    """Weigh each image by the teacher's probability of its true class."""
+
+    def __post_init__(self) -> None:
+        positive(temperature=self.temperature, negatives=self.negatives, dim=self.dim)
+        _not_negative(beta=self.beta)
+
+
+@dataclass(kw_only=True)
 class TRADES:
     """TRADES (Zhang et al. 2019)."""
 
     beta: float = 6.0
 
     def __post_init__(self) -> None:
-        if not 0 <= self.beta < math.inf:
-            raise ValueError(f"beta is {self.beta}, but must be 0 or more")
+        _not_negative(beta=self.beta)
+
+
+@dataclass(kw_only=True)
+class MART:
+    """MART (Wang et al. 2020)."""
+
+    beta: float = 5.0
+
+    def __post_init__(self) -> None:
+        _not_negative(beta=self.beta)
 
 
 @dataclass(kw_only=True)

@@ -12,7 +12,7 @@ from gacd.anchors import AnchorBank, Fingerprint
 from gacd.attacks.threat import ThreatModel
 from gacd.data.batches import iterate
 from gacd.data.dataset import ArrayDataset, Splits
-from gacd.methods import METHODS, Method, Teacher, TrainingAttack
+from gacd.methods import Method, Teacher, TrainingAttack, create_method
 from gacd.models import create_model
 from gacd.training.loop import Plan, Summary, fit
 from gacd.training.precision import Bf16Autocast
@@ -45,13 +45,17 @@ class Stage:
             show_progress=False,
         )
 
-    def method(self, name: str = "pgd-at", seed: int = 3, **options: Any) -> Method:
-        if name in ("kd", "ard", "gacd"):
-            options["teacher"] = self.teacher
-        if name == "gacd":
-            options |= {"bank": self.bank, "negatives": 8, "dim": 5}
+    def method(self, name: str = "pgd-at", seed: int = 3, **settings: Any) -> Method:
         student = create_model("digits-cnn-2", num_classes=3, channels=1, seed=seed)
-        return METHODS[name](student, ATTACK, **options)
+        return create_method(
+            name,
+            student,
+            ATTACK,
+            teacher=self.teacher,
+            bank=self.bank,
+            options={"gacd": {"negatives": 8, "dim": 5}, "crd": {"negatives": 8, "dim": 5}},
+            **settings,
+        )
 
     def fabric(self, precision: str = "32-true") -> Fabric:
         plugins = [Bf16Autocast("cpu")] if precision == "bf16-mixed" else None

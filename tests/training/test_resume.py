@@ -35,12 +35,12 @@ def after(steps: int, method: Method, do: Callable[[], None]) -> Method:
     """The method, with `do` done in its step of that number."""
     forward, count = method.forward, 0
 
-    def counted(batch: Batch, generator: torch.Generator) -> Any:
+    def counted(batch: Batch, generator: torch.Generator, progress: float) -> Any:
         nonlocal count
         count += 1
         if count == steps:
             do()
-        return forward(batch, generator)
+        return forward(batch, generator, progress)
 
     method.forward = counted  # type: ignore[method-assign]
     return method

@@ -77,6 +77,21 @@ def kl(model: Classifier, target_probs: Float[Tensor, "B K"], temperature: float
     return PerImage(score, target_probs.detach().float())
 
 
+def adaptive_kl(model: Classifier, teacher: Classifier) -> Objective:
+    """KL(T(x') || f(x')), summed over the classes: the teacher answers for the attacked image too.
+
+    The gradient of the image comes through both (Huang et al. 2023, the inner maximisation of
+    AdaAD).
+    """
+
+    def score(x: Images) -> PerSample:
+        log_q = F.log_softmax(model(x).float(), dim=1)
+        log_p = F.log_softmax(teacher(x).float(), dim=1)
+        return F.kl_div(log_q, log_p, reduction="none", log_target=True).sum(1)
+
+    return score
+
+
 def feature_cosine(encode: Encoder, clean_features: Features) -> PerImage:
     """1 - cos(z_i, f(x_i)): each image against itself, in [0, 2].
 

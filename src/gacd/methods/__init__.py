@@ -1,21 +1,18 @@
 """Training methods, one file each: which attack, which loss, which parts train."""
 
-from gacd.methods.ard import ARD
-from gacd.methods.base import Loss, Method, Teacher, TrainingAttack
-from gacd.methods.gacd import GACD
-from gacd.methods.kd import KD
-from gacd.methods.natural import Natural
-from gacd.methods.pgd_at import PGDAT
-from gacd.methods.trades import TRADES
+from gacd.methods.base import Given, Loss, Step, Teacher, Term, TrainingAttack
+from gacd.methods.method import Method
+from gacd.methods.registry import METHODS, create_method, register_method
 
-METHODS: dict[str, type[Method]] = {
-    "natural": Natural,
-    "pgd-at": PGDAT,
-    "trades": TRADES,
-    "kd": KD,
-    "ard": ARD,
-    "gacd": GACD,
-}
-"""Every method by its name on the command line."""
-
-__all__ = ["METHODS", "Loss", "Method", "Teacher", "TrainingAttack"]
+__all__ = [
+    "METHODS",
+    "Given",
+    "Loss",
+    "Method",
+    "Step",
+    "Teacher",
+    "Term",
+    "TrainingAttack",
+    "create_method",
+    "register_method",
+]

@@ -1,24 +1,26 @@
-"""What a training method is: an attack, a loss, and the parts that train."""
+"""What a method is made of: terms, each a loss per image over the passes of one step."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from copy import copy
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from functools import cached_property
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Generator, Tensor, nn
 
-from gacd.attacks import objectives
-from gacd.attacks.pgd import pgd
+from gacd.anchors import AnchorBank, true_class_probability
 from gacd.attacks.threat import ThreatModel
 from gacd.errors import UserError, unknown
 from gacd.models.base import Backbone
-from gacd.models.modes import evaluating
 from gacd.shapes import Batch, Features, Images, Logits, PerSample, Scalar
 
 Reweight = Literal["none", "teacher"]
 
-OBJECTIVES = ("default", "ce", "margin", "kl", "cosine", "transport")
+OF_THE_HEAD = ("ce", "margin", "kl", "teacher-kl", "adaptive-kl")
+OF_THE_FEATURES = ("cosine", "transport")
+OBJECTIVES = ("default", *OF_THE_HEAD, *OF_THE_FEATURES)
 
 
 class Loss(NamedTuple):
@@ -62,77 +64,147 @@ class Teacher:
         """Penultimate features, in float32."""
         return self.module.forward_features(x).float()
 
+    @torch.no_grad()
+    def head(self, features: Features) -> Logits:
+        """Logits of features, in float32."""
+        return self.module.forward_head(features).float()
 
-class Method(nn.Module, ABC):
-    """One way of training `student`; whatever else it registers (projections) trains along.
 
-    `forward(batch, generator)` attacks and gives the loss: the loop knows no method. Parameters
-    that a method leaves untouched must have `requires_grad` off.
+class Step:
+    """A training step: the batch, its attacked images, and the passes of both networks over them.
+
+    A pass is made when it is first asked for and never twice, so the terms of a combination share
+    it. `progress` is the share of the training that is behind; `logs` takes what a term wants to
+    see in the logs (0-d tensors, detached).
     """
 
-    def __init__(self, student: Backbone, attack: TrainingAttack) -> None:
-        super().__init__()
-        self.student = student
-        self.attack = attack
-
-    @abstractmethod
-    def forward(self, batch: Batch, generator: Generator) -> Loss:
-        """The loss of one step."""
-
-    @property
-    def predictor(self) -> Callable[[Images], Logits]:
-        """What validation attacks: the student, unless its head is not trained here."""
-        return self.student
-
-    def adversarial(
+    def __init__(
         self,
         batch: Batch,
+        student: Backbone,
+        teacher: Teacher | None,
         generator: Generator,
-        *,
-        default: str,
-        target_probs: Tensor | None = None,
-    ) -> Images:
-        """The batch's adversarial examples for the student as it stands, in evaluation mode."""
-        name = default if self.attack.objective == "default" else self.attack.objective
-        with evaluating(self.student):
-            return pgd(
-                self._objective(name, batch, target_probs),
-                batch.images,
-                self.attack.threat,
-                steps=self.attack.steps,
-                step_size=self.attack.step_size,
-                generator=generator,
-            )
+        progress: float,
+    ) -> None:
+        self.batch, self.generator, self.progress = batch, generator, progress
+        self.adv_images = batch.images  # until the method attacks them
+        self.logs: dict[str, Tensor] = {}
+        self._student, self._teacher = student, teacher
 
-    def _objective(
-        self, name: str, batch: Batch, target_probs: Tensor | None
-    ) -> objectives.Objective:
-        student = self.student
-        if name == "ce":
-            return objectives.cross_entropy(student, batch.labels)
-        if name == "margin":
-            return objectives.margin(student, batch.labels)
-        with torch.no_grad():
-            if name == "kl":
-                if target_probs is None:
-                    target_probs = student(batch.images).float().softmax(1)
-                return objectives.kl(student, target_probs)
-            features = student.forward_features(batch.images).float()
-        if name == "cosine":
-            return objectives.feature_cosine(student.forward_features, features)
-        return objectives.feature_transport(student.forward_features, features)
+    def again(self) -> "Step":
+        """The same step for a student of other weights: its passes are made anew."""
+        twin = copy(self)
+        twin.logs = {}
+        for name in [name for name in vars(twin) if name.startswith("student_")]:
+            delattr(twin, name)
+        return twin
+
+    @property
+    def teacher(self) -> Teacher:
+        """The teacher; a UserError where there is none."""
+        if self._teacher is None:
+            raise UserError("this needs a teacher, and there is none: use gacd distill")
+        return self._teacher
+
+    @cached_property
+    def student_features(self) -> Features:
+        """Of the clean images."""
+        return self._student.forward_features(self.batch.images)
+
+    @cached_property
+    def student_logits(self) -> Logits:
+        """S(x)."""
+        return self._student.forward_head(self.student_features)
+
+    @cached_property
+    def student_adv_features(self) -> Features:
+        """Of the attacked images."""
+        return self._student.forward_features(self.adv_images)
+
+    @cached_property
+    def student_adv_logits(self) -> Logits:
+        """S(x')."""
+        return self._student.forward_head(self.student_adv_features)
+
+    def student_at(self, x: Images) -> Logits:
+        """S at other images; a pass each time."""
+        logits: Logits = self._student(x)
+        return logits
+
+    @cached_property
+    def teacher_features(self) -> Features:
+        """Of the clean images, in float32."""
+        return self.teacher.features(self.batch.images)
+
+    @cached_property
+    def teacher_logits(self) -> Logits:
+        """T(x), in float32."""
+        return self.teacher.head(self.teacher_features)
+
+    @cached_property
+    def teacher_adv_logits(self) -> Logits:
+        """T(x'), in float32."""
+        return self.teacher(self.adv_images)
+
+    @cached_property
+    def teacher_weights(self) -> PerSample:
+        """w: the teacher's softmax probability of the true class (Algorithm 1)."""
+        return true_class_probability(self.teacher_logits, self.batch.labels)
 
 
-def teacher_weights(logits: Logits, labels: Tensor, reweight: Reweight) -> PerSample | None:
-    """w: the teacher's softmax probability of the true class (Algorithm 1); None: no weights."""
-    if reweight == "none":
-        return None
-    return logits.float().softmax(1).gather(1, labels[:, None]).squeeze(1)
+class Given(NamedTuple):
+    """What a term is built around; None for what is not at hand."""
+
+    student: Backbone
+    teacher: Teacher | None = None
+    bank: AnchorBank | None = None
+    seed: int = 0
 
 
-def reduce(loss: PerSample, weights: PerSample | None = None) -> Scalar:
-    """The mean over the batch of w_i times the loss of image i."""
-    return loss.mean() if weights is None else (loss * weights).mean()
+class Term(nn.Module, ABC):
+    """A loss of each image: a method by itself, or a part of a combination.
+
+    What a term registers (projections, memories) trains, and is saved, along with the student.
+    """
+
+    objective: ClassVar[str | None] = "ce"
+    """What its attack maximises, one of `OBJECTIVES`; None: it looks at clean images alone."""
+    needs_teacher: ClassVar[bool] = False
+    needs_bank: ClassVar[bool] = False
+    trains_head: ClassVar[bool] = True
+    """False: the student's last layer is fitted afterwards, unless another term trains it."""
+    is_addition: ClassVar[bool] = False
+    """True: it is no method by itself."""
+
+    def __init__(self, given: Given, *, reweight: Reweight = "none") -> None:
+        super().__init__()
+        self.reweight = reweight
+
+    @abstractmethod
+    def losses(self, step: Step) -> PerSample:
+        """The loss of each image, unweighted."""
+
+    def forward(self, step: Step) -> PerSample:
+        """The loss of each image, times the teacher's trust in it where `reweight` says so."""
+        losses = self.losses(step)
+        return losses if self.reweight == "none" else step.teacher_weights * losses
+
+    def predictor(self, student: Backbone) -> Callable[[Images], Logits]:
+        """What validation attacks where no head trains."""
+        return student
+
+
+def check_objective(objective: str, *, name: str, trains_head: bool, has_teacher: bool) -> None:
+    """Refuse an attack on what a method does not have: a trained head, a teacher."""
+    if objective in OF_THE_HEAD and not trains_head:
+        raise UserError(
+            f"attack.objective '{objective}' needs the student's head, which {name} does not "
+            "train: use transport or cosine"
+        )
+    if objective in ("teacher-kl", "adaptive-kl") and not has_teacher:
+        raise UserError(
+            f"attack.objective '{objective}' needs a teacher, and {name} has none: use ce or kl"
+        )
 
 
 def check_same_classes(student: Backbone, teacher: Backbone) -> None:

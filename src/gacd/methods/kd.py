@@ -1,46 +1,33 @@
 """Knowledge distillation on clean images (Hinton, Vinyals and Dean 2015)."""
 
-from torch import Generator
-
 from gacd.losses.soft_labels import kd
-from gacd.methods.base import (
-    Loss,
-    Method,
-    Reweight,
-    Teacher,
-    TrainingAttack,
-    reduce,
-    teacher_weights,
-)
-from gacd.models.base import Backbone
-from gacd.shapes import Batch
+from gacd.methods.base import Given, Reweight, Step, Term
+from gacd.shapes import PerSample
 
 
-class KD(Method):
-    """E[ w ((1 - alpha) CE(S(x), y) + alpha T^2 KL(teacher_T(x) || student_T(x))) ]."""
+class KD(Term):
+    """(1 - alpha) CE(S(x), y) + alpha T^2 KL(T_T(x) || S_T(x))."""
+
+    objective = None
+    needs_teacher = True
 
     def __init__(
         self,
-        student: Backbone,
-        attack: TrainingAttack,
-        teacher: Teacher,
+        given: Given,
         *,
         temperature: float = 4.0,
         alpha: float = 0.9,
         reweight: Reweight = "none",
     ) -> None:
-        super().__init__(student, attack)
-        self.teacher, self.reweight = teacher, reweight
+        super().__init__(given, reweight=reweight)
         self.temperature, self.alpha = temperature, alpha
 
-    def forward(self, batch: Batch, generator: Generator) -> Loss:
+    def losses(self, step: Step) -> PerSample:
         """Distillation on the clean batch."""
-        target = self.teacher(batch.images)
-        loss = kd(
-            self.student(batch.images),
-            target,
-            batch.labels,
+        return kd(
+            step.student_logits,
+            step.teacher_logits,
+            step.batch.labels,
             temperature=self.temperature,
             alpha=self.alpha,
         )
-        return Loss(reduce(loss, teacher_weights(target, batch.labels, self.reweight)), {})

@@ -1,16 +1,15 @@
 """Natural training: cross-entropy on clean images."""
 
-from torch import Generator
-from torch.nn import functional as F
-
-from gacd.methods.base import Loss, Method, reduce
-from gacd.shapes import Batch
+from gacd.losses.soft_labels import cross_entropy
+from gacd.methods.base import Step, Term
+from gacd.shapes import PerSample
 
 
-class Natural(Method):
-    """E[ CE(f(x), y) ]. No attack: the undefended network."""
+class Natural(Term):
+    """CE(f(x), y). No attack: the undefended network."""
 
-    def forward(self, batch: Batch, generator: Generator) -> Loss:
+    objective = None
+
+    def losses(self, step: Step) -> PerSample:
         """Cross-entropy on the clean batch."""
-        logits = self.student(batch.images).float()
-        return Loss(reduce(F.cross_entropy(logits, batch.labels, reduction="none")), {})
+        return cross_entropy(step.student_logits, step.batch.labels)

@@ -1,17 +1,13 @@
 """PGD adversarial training (Madry et al. 2018, Eq. 2.1)."""
 
-from torch import Generator
-from torch.nn import functional as F
-
-from gacd.methods.base import Loss, Method, reduce
-from gacd.shapes import Batch
+from gacd.losses.soft_labels import cross_entropy
+from gacd.methods.base import Step, Term
+from gacd.shapes import PerSample
 
 
-class PGDAT(Method):
-    """E[ max_{x' in ball(x)} CE(f(x'), y) ], the maximum found by PGD on the cross-entropy."""
+class PGDAT(Term):
+    """max_{x' in ball(x)} CE(f(x'), y), the maximum found by PGD on the cross-entropy."""
 
-    def forward(self, batch: Batch, generator: Generator) -> Loss:
+    def losses(self, step: Step) -> PerSample:
         """Cross-entropy on the attacked batch."""
-        attacked = self.adversarial(batch, generator, default="ce")
-        logits = self.student(attacked).float()
-        return Loss(reduce(F.cross_entropy(logits, batch.labels, reduction="none")), {})
+        return cross_entropy(step.student_adv_logits, step.batch.labels)

@@ -1,23 +1,21 @@
 """TRADES (Zhang et al. 2019, Eq. 5)."""
 
-from torch import Generator
-
 from gacd.losses.robust import trades
-from gacd.methods.base import Loss, Method, TrainingAttack, reduce
-from gacd.models.base import Backbone
-from gacd.shapes import Batch
+from gacd.methods.base import Given, Step, Term
+from gacd.shapes import PerSample
 
 
-class TRADES(Method):
-    """E[ CE(f(x), y) + beta max_{x'} KL(f(x) || f(x')) ]."""
+class TRADES(Term):
+    """CE(f(x), y) + beta max_{x'} KL(f(x) || f(x'))."""
 
-    def __init__(self, student: Backbone, attack: TrainingAttack, *, beta: float = 6.0) -> None:
-        super().__init__(student, attack)
+    objective = "kl"
+
+    def __init__(self, given: Given, *, beta: float = 6.0) -> None:
+        super().__init__(given)
         self.beta = beta
 
-    def forward(self, batch: Batch, generator: Generator) -> Loss:
+    def losses(self, step: Step) -> PerSample:
         """TRADES on the batch."""
-        attacked = self.adversarial(batch, generator, default="kl")
-        natural = self.student(batch.images)
-        loss = trades(natural, self.student(attacked), batch.labels, beta=self.beta)
-        return Loss(reduce(loss), {})
+        return trades(
+            step.student_logits, step.student_adv_logits, step.batch.labels, beta=self.beta
+        )

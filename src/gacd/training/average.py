@@ -5,7 +5,7 @@ from itertools import chain
 
 import torch
 
-from gacd.methods.base import Method
+from gacd.methods.method import Method
 
 
 def averaged(method: Method) -> Method:

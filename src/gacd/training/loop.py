@@ -18,7 +18,7 @@ from torch.optim import SGD
 from gacd.data.batches import iterate, keyed_generator, steps_per_epoch
 from gacd.data.dataset import Splits
 from gacd.errors import UserError
-from gacd.methods.base import Method
+from gacd.methods.method import Method
 from gacd.progress import progress
 from gacd.storage import (
     append_json_line,
@@ -161,7 +161,8 @@ def fit(
                 generator = keyed_generator(
                     fabric.device, _ATTACK, plan.seed, epoch, step, fabric.global_rank
                 )
-                loss = step_module(batch, generator)
+                behind = (epoch * steps + step) / (plan.epochs * steps)
+                loss = step_module(batch, generator, behind)
                 fabric.backward(loss.total)
                 norm = fabric.clip_gradients(
                     step_module, step_optimizer, max_norm=plan.clip_norm, error_if_nonfinite=False

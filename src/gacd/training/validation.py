@@ -11,7 +11,7 @@ from gacd.attacks.pgd import pgd
 from gacd.attacks.threat import ThreatModel
 from gacd.data.batches import iterate
 from gacd.data.dataset import ArrayDataset
-from gacd.methods.base import Method
+from gacd.methods.method import Method
 from gacd.models.modes import evaluating
 
 

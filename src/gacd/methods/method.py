@@ -1,0 +1,120 @@
+"""A way of training a student: one attack, one or more terms on its images, one weighted sum."""
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Generator, nn
+from torch.func import functional_call
+
+from gacd.attacks import objectives
+from gacd.attacks.pgd import pgd
+from gacd.errors import UserError
+from gacd.methods.awp import AWP, NO_AWP, perturbed_weights
+from gacd.methods.base import Loss, Step, Teacher, Term, TrainingAttack, check_objective
+from gacd.models.base import Backbone
+from gacd.models.modes import evaluating
+from gacd.shapes import Batch, Images, Logits
+
+
+class Method(nn.Module):
+    """mean_i sum_m lambda_m l_m(x_i, x'_i): terms m that share one attacked batch, reduced last.
+
+    `forward(batch, generator, progress)` attacks and gives the loss: the loop knows no method. The
+    attack is the first term's that has one, unless `attack.objective` names another; it sees the
+    student in evaluation mode. Parameters that stay as they are have `requires_grad` off: the
+    student's head, where no term trains it. Each term's mean is logged where there are several.
+    """
+
+    def __init__(
+        self,
+        student: Backbone,
+        attack: TrainingAttack,
+        terms: Mapping[str, Term],
+        *,
+        weights: Mapping[str, float] | None = None,
+        teacher: Teacher | None = None,
+        awp: AWP = NO_AWP,
+    ) -> None:
+        super().__init__()
+        self.student, self.attack, self.teacher, self.awp = student, attack, teacher, awp
+        self.terms = nn.ModuleDict(terms)
+        self.weights = {name: (weights or {}).get(name, 1.0) for name in terms}
+        defaults = [term.objective for term in terms.values() if term.objective is not None]
+        chosen = defaults[0] if attack.objective == "default" and defaults else attack.objective
+        self.objective = chosen if defaults else None
+        self.trains_head = any(term.trains_head for term in terms.values())
+        if self.objective is not None:
+            check_objective(
+                self.objective,
+                name="+".join(terms),
+                trains_head=self.trains_head,
+                has_teacher=teacher is not None,
+            )
+        if not self.trains_head:
+            student.get_classifier().requires_grad_(False)
+
+    def forward(
+        self,
+        batch: Batch,
+        generator: Generator,
+        progress: float = 1.0,
+        *,
+        attacked: Step | None = None,
+    ) -> Loss:
+        """The loss of one step; of a step `attacked` already, by the weights as they stand."""
+        if attacked is None:
+            step = Step(batch, self.student, self.teacher, generator, progress)
+            if self.objective is not None:
+                step.adv_images = self.adversarial(step)
+            if self.awp.gamma and progress >= self.awp.warmup:
+                arguments = (batch, generator, progress)
+                weights = perturbed_weights(self, arguments, step, gamma=self.awp.gamma)
+                found: Loss = functional_call(self, weights, arguments, {"attacked": step.again()})
+                return found
+        else:
+            step = attacked
+        losses = {name: self.weights[name] * term(step) for name, term in self.terms.items()}
+        if len(losses) > 1:
+            step.logs |= {f"loss_{name}": loss.detach().mean() for name, loss in losses.items()}
+        return Loss(torch.stack(list(losses.values())).sum(0).mean(), step.logs)
+
+    def adversarial(self, step: Step) -> Images:
+        """The batch's adversarial examples for the student as it stands, in evaluation mode."""
+        with evaluating(self.student):
+            return pgd(
+                self._objective(step),
+                step.batch.images,
+                self.attack.threat,
+                steps=self.attack.steps,
+                step_size=self.attack.step_size,
+                generator=step.generator,
+            )
+
+    def _objective(self, step: Step) -> objectives.Objective:
+        student, (images, labels, _) = self.student, step.batch
+        match self.objective:
+            case "ce":
+                return objectives.cross_entropy(student, labels)
+            case "margin":
+                return objectives.margin(student, labels)
+            case "teacher-kl":
+                return objectives.kl(student, step.teacher_logits.softmax(1))
+            case "adaptive-kl":
+                return objectives.adaptive_kl(student, step.teacher.module)
+        with torch.no_grad():
+            if self.objective == "kl":
+                return objectives.kl(student, student(images).float().softmax(1))
+            features = student.forward_features(images).float()
+        if self.objective == "cosine":
+            return objectives.feature_cosine(student.forward_features, features)
+        if self.objective == "transport":
+            return objectives.feature_transport(student.forward_features, features)
+        raise UserError(f"no attack maximises '{self.objective}'")
+
+    @property
+    def predictor(self) -> Callable[[Images], Logits]:
+        """What validation attacks: the student, unless its head is not trained here."""
+        if self.trains_head:
+            return self.student
+        first: Term = next(iter(self.terms.values()))  # type: ignore[assignment]
+        return first.predictor(self.student)

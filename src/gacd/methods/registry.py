@@ -1,0 +1,167 @@
+"""Every method by its name, what a name such as `gacd+rslad+aft` means, and names from outside."""
+
+import inspect
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+from gacd.anchors import AnchorBank
+from gacd.errors import UserError, unknown
+from gacd.methods.adaad import AdaAD
+from gacd.methods.ard import ARD
+from gacd.methods.awp import AWP, NO_AWP
+from gacd.methods.base import Given, Teacher, Term, TrainingAttack
+from gacd.methods.crd import CRD
+from gacd.methods.gacd import GACD
+from gacd.methods.iad import IAD
+from gacd.methods.igdm import IGDM
+from gacd.methods.kd import KD
+from gacd.methods.mart import MART
+from gacd.methods.method import Method
+from gacd.methods.natural import Natural
+from gacd.methods.pgd_at import PGDAT
+from gacd.methods.regression import Regression
+from gacd.methods.rslad import RSLAD
+from gacd.methods.trades import TRADES
+from gacd.models.base import Backbone
+
+METHODS: dict[str, type[Term]] = {
+    "natural": Natural,
+    "pgd-at": PGDAT,
+    "trades": TRADES,
+    "mart": MART,
+    "kd": KD,
+    "ard": ARD,
+    "rslad": RSLAD,
+    "iad": IAD,
+    "adaad": AdaAD,
+    "igdm": IGDM,
+    "regression": Regression,
+    "crd": CRD,
+    "gacd": GACD,
+}
+"""Every method by its name on the command line."""
+
+AFT = "aft"
+
+
+def register_method(name: str, term: type[Term]) -> None:
+    """Make `term` a method of that name, on the command line as well: see docs/methods.md.
+
+    Raises:
+        UserError: the name is taken, or cannot be one.
+    """
+    if name in METHODS or name == AFT:
+        raise UserError(f"the method '{name}' exists already: register yours under another name")
+    if not name.replace("-", "").replace("_", "").isalnum():
+        raise UserError(f"'{name}' cannot name a method: use letters, digits, - and _ alone")
+    METHODS[name] = term
+
+
+class Named(NamedTuple):
+    """What a name means: the terms whose weights are not 0, in order, and whether aft follows."""
+
+    name: str
+    """Without +aft."""
+    terms: tuple[str, ...]
+    aft: bool
+
+    @property
+    def classes(self) -> list[type[Term]]:
+        """The terms' classes."""
+        return [METHODS[term] for term in self.terms]
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether any term does."""
+        return any(term.needs_teacher for term in self.classes)
+
+    @property
+    def needs_bank(self) -> bool:
+        """Whether any term does."""
+        return any(term.needs_bank for term in self.classes)
+
+    @property
+    def trains_head(self) -> bool:
+        """Whether any term does."""
+        return any(term.trains_head for term in self.classes)
+
+    @property
+    def attacks(self) -> bool:
+        """Whether any term looks at attacked images."""
+        return any(term.objective is not None for term in self.classes)
+
+
+def parse_method(name: str, weights: Mapping[str, float] | None = None) -> Named:
+    """`gacd+rslad+aft` as its terms; those that `weights` sets to 0 are left out of a combination.
+
+    Raises:
+        UserError: an unknown term (the nearest one is named), a term twice, an addition alone.
+    """
+    parts = name.split("+")
+    aft = len(parts) > 1 and parts[-1] == AFT
+    terms = parts[:-1] if aft else parts
+    for term in terms:
+        if term not in METHODS:
+            raise unknown("method", term, METHODS)
+        if terms.count(term) > 1:
+            raise UserError(f"method '{name}' names {term} twice")
+    for term in weights or {}:
+        if term not in METHODS:
+            raise unknown("method in weights", term, METHODS)
+    if len(terms) > 1:
+        kept = tuple(term for term in terms if (weights or {}).get(term, 1.0) != 0)
+        if not kept:
+            raise UserError(f"method '{name}': every weight is 0")
+    else:
+        kept = (terms[0],)
+    named = Named("+".join(terms), kept, aft)
+    if all(term.is_addition for term in named.classes):
+        raise UserError(f"'{kept[0]}' is an addition to other methods: say rslad+{kept[0]}")
+    if aft and not named.needs_teacher:
+        raise UserError(f"'{name}': aft follows methods with a teacher, such as gacd+aft")
+    return named
+
+
+def method_order(names: Iterable[str]) -> list[str]:
+    """Names in the order of `METHODS`, a combination after its first term; others at the end."""
+    rank = {name: i for i, name in enumerate(METHODS)}
+
+    def key(name: str) -> tuple[list[int], str]:
+        return [rank.get(part, -1 if part == AFT else len(rank)) for part in name.split("+")], name
+
+    return sorted(names, key=key)
+
+
+def create_method(
+    name: str,
+    student: Backbone,
+    attack: TrainingAttack,
+    *,
+    teacher: Teacher | None = None,
+    bank: AnchorBank | None = None,
+    seed: int = 0,
+    options: Mapping[str, Mapping[str, Any]] | None = None,
+    weights: Mapping[str, float] | None = None,
+    awp: AWP = NO_AWP,
+) -> Method:
+    """The named method around `student`; `options` and `weights` are those of each term, by name.
+
+    Raises:
+        UserError: an unknown method or option, or no teacher or anchor bank where one is needed.
+    """
+    named = parse_method(name, weights)
+    if named.needs_teacher and teacher is None:
+        raise UserError(f"{name} needs a teacher: use gacd distill")
+    if named.needs_bank and bank is None:
+        raise UserError(f"{name} needs an anchor bank of the teacher's features")
+    given = Given(student, teacher, bank, seed)
+    terms = {}
+    for term in named.terms:
+        settings = dict((options or {}).get(term, {}))
+        known = inspect.signature(METHODS[term]).parameters.keys() - {"given"}
+        for setting in settings:
+            if setting not in known:
+                raise unknown(f"setting of {term}", setting, known)
+        terms[term] = METHODS[term](given, **settings)
+    combined = weights if "+" in named.name else None
+    return Method(student, attack, terms, weights=combined, teacher=teacher, awp=awp)

@@ -1,0 +1,202 @@
+"""GACD and CRD: their losses by loops from the papers, estimators, normalisers, predictions."""
+
+import copy
+import math
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from gacd.errors import UserError
+from methods.world import (
+    ATTACK,
+    CLASSES,
+    NEGATIVES,
+    TEMPERATURE,
+    World,
+    attacked,
+    embed,
+    known_attack,
+    total,
+)
+from reference import soft_labels as reference
+from reference.gacd_eq9 import eq9
+
+
+@pytest.mark.parametrize("reweight", ["teacher", "none"])
+@pytest.mark.parametrize("positive", ["bank", "view"])
+def test_gacd_is_the_loop_over_eq_9(
+    world: World, positive: str, reweight: str, generator: torch.Generator
+) -> None:
+    method, batch = world.method("gacd", positive=positive, reweight=reweight), world.batch()
+    # as if augmented: the view is not the stored image
+    batch = batch._replace(images=batch.images.flip(3).contiguous())
+    known_attack(method)
+    x_adv, term = attacked(batch), method.terms["gacd"]
+    with torch.no_grad():
+        student = copy.deepcopy(method.student).train()
+        own = term.student_projection.linear
+        other = term.teacher_projection.linear
+        s = embed(own, student.forward_features(x_adv))
+        stored = world.teacher.module.forward_features(world.data.float_images())
+        anchors = embed(other, stored)
+        view = embed(other, world.teacher.module.forward_features(batch.images))
+        positives = anchors[batch.index] if positive == "bank" else view
+        weights = torch.ones(12)
+        if reweight == "teacher":
+            logits = world.teacher.module(world.data.float_images())
+            weights = logits.softmax(1)[torch.arange(12), world.data.labels]
+    log_z = []
+    for i, row in enumerate(batch.index.tolist()):
+        terms = [math.exp(float(positives[i] @ s[i]) / TEMPERATURE)]
+        terms += [math.exp(float(anchors[j] @ s[i]) / TEMPERATURE) for j in range(12) if j != row]
+        log_z.append(math.log(math.fsum(terms)))
+    expected = eq9(
+        s, positives, anchors, batch.labels, world.data.labels, weights[batch.index], weights,
+        log_z, NEGATIVES, 12, TEMPERATURE,
+    )  # fmt: skip
+    total, parts = method(batch, generator)
+    assert total.item() == pytest.approx(expected.mean().item(), rel=1e-4)
+    nce = [z - float(p @ q) / TEMPERATURE for z, p, q in zip(log_z, positives, s, strict=True)]
+    assert parts["mi"].item() == pytest.approx(math.log(12) - math.fsum(nce) / 5, rel=1e-4)
+    assert parts["mi_ceiling"].item() == pytest.approx(math.log(12))
+
+
+def crd_by_loops(
+    s: list[list[float]],
+    t: list[list[float]],
+    students: list[list[float]],
+    teachers: list[list[float]],
+    rows: list[list[int]],
+    weights: list[float],
+    temperature: float,
+) -> list[float]:
+    """The first step of CRD for each image, Z from this batch (Eq. 17, 18; its code for Z)."""
+    size, negatives = len(students), len(rows[0]) - 1
+
+    def scores(query: list[float], memory: list[list[float]], of: list[int]) -> list[float]:
+        pairs = (zip(query, memory[row], strict=True) for row in of)
+        return [sum(a * b for a, b in pair) / temperature for pair in pairs]
+
+    losses = [0.0] * len(rows)
+    for queries, memory, is_student in ((s, teachers, True), (t, students, False)):
+        every = [scores(q, memory, r) for q, r in zip(queries, rows, strict=True)]
+        z = size * sum(math.exp(v) for row in every for v in row) / (len(rows) * len(rows[0]))
+        for i, (row, values) in enumerate(zip(rows, every, strict=True)):
+            for place, value in enumerate(values):
+                ratio = math.exp(value) / z
+                h = ratio / (ratio + negatives / size)
+                anchor = row[place] if is_student else row[0]
+                losses[i] -= weights[anchor] * math.log(h if place == 0 else 1 - h)
+    return losses
+
+
+def drawn_rows(contrast: Any, batch: Any) -> list[list[int]]:
+    drawn = contrast.others.draw(batch.labels, NEGATIVES, torch.Generator().manual_seed(0))
+    return [[i, *others] for i, others in zip(batch.index.tolist(), drawn.tolist(), strict=True)]
+
+
+def test_the_memory_estimator_is_crd_with_the_teachers_weights(world: World) -> None:
+    """The first step, by loops: memories as they stand, negatives as drawn, Z from this batch."""
+    options = {"estimator": "memory", "normaliser": "first-batch", "reweight": "teacher"}
+    method = world.method("gacd", **options)
+    known_attack(method)
+    batch, contrast = world.batch(), method.terms["gacd"].contrast
+    memory = contrast.memory
+    students, teachers = memory.student_ME.tolist(), memory.teacher_ME.tolist()
+    rows = drawn_rows(contrast, batch)
+    with torch.no_grad():
+        twin = copy.deepcopy(method)
+        term = twin.terms["gacd"]
+        s = term.student_projection(twin.student.forward_features(attacked(batch))).tolist()
+        t = term.teacher_projection(world.teacher.features(batch.images)).tolist()
+    weights = world.bank.weights_M.tolist()
+    expected = crd_by_loops(s, t, students, teachers, rows, weights, TEMPERATURE)
+    assert total(method, batch).item() == pytest.approx(sum(expected) / len(rows), rel=1e-4)
+
+    moved = 0.5 * torch.tensor(students[3]) + 0.5 * torch.tensor(s[0])
+    torch.testing.assert_close(memory.student_ME[3], moved / moved.norm())
+    assert torch.equal(memory.student_ME[1], torch.tensor(students[1]))  # not in the batch
+
+
+@pytest.mark.parametrize("reweight", ["none", "teacher"])
+def test_crd_is_the_loop_on_clean_images_with_cross_entropy(world: World, reweight: str) -> None:
+    method, batch = world.method("crd", temperature=0.3, reweight=reweight), world.batch()
+    contrast = method.terms["crd"].contrast
+    students = contrast.memory.student_ME.tolist()
+    teachers = contrast.memory.teacher_ME.tolist()
+    rows = drawn_rows(contrast, batch)
+    with torch.no_grad():
+        twin = copy.deepcopy(method)
+        term = twin.terms["crd"]
+        features = twin.student.forward_features(batch.images)
+        s = term.student_projection(features).tolist()
+        logits = twin.student.forward_head(features).tolist()
+        t = term.teacher_projection(world.teacher.features(batch.images)).tolist()
+    nce = crd_by_loops(s, t, students, teachers, rows, [1.0] * 12, 0.3)
+    losses = [
+        reference.ce(row, y) + 0.7 * loss
+        for row, y, loss in zip(logits, batch.labels.tolist(), nce, strict=True)
+    ]
+    if reweight == "teacher":
+        own = world.bank.weights_M[batch.index].tolist()
+        losses = [w * loss for w, loss in zip(own, losses, strict=True)]
+    assert total(method, batch).item() == pytest.approx(sum(losses) / 5, rel=1e-4)
+
+
+def test_the_memory_estimator_asks_for_a_constant_normaliser(world: World) -> None:
+    with pytest.raises(UserError, match="normaliser first-batch"):
+        world.method("gacd", estimator="memory")
+
+
+@pytest.mark.parametrize("name", ["ce", "margin", "kl", "teacher-kl", "adaptive-kl"])
+def test_gacd_refuses_attacks_on_a_head_that_it_does_not_train(world: World, name: str) -> None:
+    attack = replace(ATTACK, objective=name)
+    with pytest.raises(UserError, match=f"'{name}'.*use transport or cosine"):
+        world.method("gacd", attack=attack)
+
+
+def test_a_deep_copy_shares_teacher_and_bank_and_nothing_else(world: World) -> None:
+    method = world.method("gacd")
+    twin = copy.deepcopy(method)
+    assert twin.teacher is method.teacher and twin.terms["gacd"].bank is world.bank
+    assert not {p.data_ptr() for p in method.parameters()} & {
+        p.data_ptr() for p in twin.parameters()
+    }
+    assert total(twin, world.batch()).item() == total(method, world.batch()).item()
+
+
+def test_a_sample_of_the_bank_gives_the_loss_in_the_mean(world: World) -> None:
+    """With a fixed Z (`none`), drawn anchors change the variance of the loss and not its mean."""
+    batch = world.batch()
+
+    def losses(draws: int, **options: Any) -> Tensor:
+        method = world.method("gacd", normaliser="none", **options)
+        known_attack(method)
+        with torch.no_grad():
+            return torch.stack([total(method, batch, seed) for seed in range(draws)])
+
+    exact, sampled = losses(1, estimator="exact"), losses(150, estimator="sampled")
+    error = sampled.std() / 150**0.5
+    assert 0 < error < 0.05 * exact[0]
+    assert abs(sampled.mean() - exact[0]) < 4 * error
+
+
+def test_the_class_of_the_nearest_embedding_is_what_gacd_predicts(world: World) -> None:
+    method = world.method("gacd").eval()
+    term, images = method.terms["gacd"], world.data.float_images()
+    with torch.no_grad():
+        anchors = embed(
+            term.teacher_projection.linear, world.teacher.module.forward_features(images)
+        )
+        centres = torch.stack([anchors[world.data.labels == c].sum(0) for c in range(CLASSES)])
+        own = embed(term.student_projection.linear, method.student.forward_features(images))
+        expected = own @ (centres / centres.norm(dim=1, keepdim=True)).T / TEMPERATURE
+        torch.testing.assert_close(
+            method.predictor(images).double(), expected, rtol=1e-3, atol=1e-3
+        )
+    leaf = images.requires_grad_()
+    (grad,) = torch.autograd.grad(method.predictor(leaf).sum(), leaf)
+    assert grad.abs().sum() > 0

@@ -1,0 +1,23 @@
+"""What a study has found so far: one result for each cell."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """A cell of a study: what it is, and what was measured, if it is done."""
+
+    study: str
+    """table1, ..., rivals."""
+    labels: Mapping[str, Any]
+    """What tells it from the study's other cells: see below."""
+    seed: int
+    key: str
+    """The cell's address, the hash of its configuration: the same cell may stand in several studies."""
+    folder: Path
+    """Of its files: record.json, outcomes.safetensors, diagnosis.json, log.jsonl; or analysis.json."""
+    record: Mapping[str, Any] | None
+    """None: not done yet."""

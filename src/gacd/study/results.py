@@ -13,11 +13,11 @@ class Result:
     study: str
     """table1, ..., rivals."""
     labels: Mapping[str, Any]
-    """What tells it from the study's other cells: see below."""
+    """What tells it from the study's other cells: role, method, teacher, student, dataset, ..."""
     seed: int
     key: str
-    """The cell's address, the hash of its configuration: the same cell may stand in several studies."""
+    """The cell's address; one cell may stand in several studies."""
     folder: Path
-    """Of its files: record.json, outcomes.safetensors, diagnosis.json, log.jsonl; or analysis.json."""
+    """Of its files: record.json, outcomes.safetensors, ..., or analysis.json."""
     record: Mapping[str, Any] | None
     """None: not done yet."""

@@ -110,6 +110,6 @@ def sweep(results: Sequence[Result], label: str) -> dict[float, Arm]:
     held: Any = Counter(r.labels.get(other) for r in cells).most_common(1)
     kept = [r for r in cells if held[0][0] in (None, r.labels.get(other))]
     return {
-        value: select(kept, ("figure2",), f"{sign} = {value:g}", **{label: value})
+        float(value): select(kept, ("figure2",), f"{sign} = {value:g}", **{label: value})
         for value in sorted({r.labels[label] for r in kept})
     }

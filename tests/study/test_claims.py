@@ -1,12 +1,9 @@
 """Every claim on made-up studies in which it is true, false, or neither; and what is left out."""
 
-import json
-from dataclasses import replace
-
 import pytest
-from conftest import N, STAND_INS
+from made_up import STAND_INS, whole_study
 
-from gacd.study.claims import claims_json, judge_claims
+from gacd.study.claims import judge_claims
 
 EVERY = [f"C{i}" for i in range(1, 10)]
 
@@ -18,5 +15,5 @@ def verdicts(results, stand_ins=STAND_INS):
 @pytest.mark.parametrize(
     ("gain", "verdict"), [(12.0, "held"), (-12.0, "not held"), (0.0, "not decided")]
 )
-def test_a_clear_effect_is_judged_as_what_it_is(study, gain, verdict):
-    assert verdicts(study(gain=gain)) == dict.fromkeys(EVERY, verdict)
+def test_a_clear_effect_is_judged_as_what_it_is(maker, gain, verdict):
+    assert verdicts(whole_study(maker, gain=gain)) == dict.fromkeys(EVERY, verdict)

@@ -103,6 +103,7 @@ def _c6(results: Results, stand_ins: StandIns) -> Iterator[Part]:
             compared.append(
                 Side(
                     name=name.upper(),
+                    metric=f"|Δ corr|, {view}",
                     mean=alone.mean if alone else None,
                     low=low,
                     high=high,

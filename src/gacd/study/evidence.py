@@ -14,6 +14,7 @@ class Side:
     """One of the models compared: its mean over the seeds compared, and where it comes from."""
 
     name: str
+    metric: str
     mean: float | None
     low: float | None
     high: float | None
@@ -109,10 +110,11 @@ def _side(arm: Arm, metric: str, seeds: Sequence[int]) -> Side:
     kept = tuple(r for r in arm.results if arm.fixed or not seeds or r.seed in seeds)
     chosen = Arm(arm.name, kept)
     found = contrast([(1.0, chosen)], metric)
-    low, high = found.interval() if found else (None, None)
+    low, high = found.accuracy_interval() if found else (None, None)
     done = chosen.done(metric)
     return Side(
         name=arm.name,
+        metric=metric,
         mean=found.mean if found else None,
         low=low,
         high=high,

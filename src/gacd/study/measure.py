@@ -54,6 +54,11 @@ class Measured:
         half = half_width(self.variances, confidence)
         return self.mean - half, self.mean + half
 
+    def accuracy_interval(self) -> tuple[float, float]:
+        """The same within 0 and 100 %."""
+        low, high = self.interval()
+        return max(0.0, low), min(100.0, high)
+
 
 def select(results: Iterable[Result], studies: Sequence[str], name: str, **labels: Any) -> Arm:
     """The cells with these labels, one a seed: a study that comes first goes first.
@@ -126,8 +131,7 @@ def trend(arms: Mapping[float, Arm], metric: str) -> Measured | None:
         variances=(found.variance, *([run_part] if run_part else [])),
         seeds=seeds,
         n=found.n,
-        basis=("scatter of runs about the line, and images" if run_part else "images alone")
-        + found.unpaired,
+        basis=("runs about the line, and images" if run_part else "images alone") + found.unpaired,
         alone=run_part is None,
     )
 

@@ -26,7 +26,7 @@ def write_analysis_report(out: Path) -> None:
     """
     record: dict[str, Any] = read_json(out / RECORD)
     try:
-        figures = {"embedding": _embedding(record)}
+        figures = {"embedding": embedding_figure(record)}
         if record["correlations"]:
             figures["correlation-differences"] = _correlations(record)
         sections = _sections(record, figures)
@@ -158,7 +158,8 @@ def _correlations(record: Record) -> Figure:
     return heatmaps(matrices, record["classes"], title)
 
 
-def _embedding(record: Record) -> Figure:
+def embedding_figure(record: Record) -> Figure:
+    """Two classes in every model's features, as t-SNE places them."""
     joint = record["embedding"]["kind"] == "joint"
     how = "one embedding for all models" if joint else "an embedding for each model by itself"
     return embedding_scatter(

@@ -15,11 +15,15 @@ from gacd.report.tables import Table
 
 
 class Check(NamedTuple):
-    """One line of a check list; `passed` None says that nothing was decided."""
+    """One line of a check list; `passed` None says that nothing was decided.
+
+    `link` is the heading of the section that its name leads to.
+    """
 
     name: str
     passed: bool | None
     text: str = ""
+    link: str = ""
 
 
 @dataclass(frozen=True)
@@ -33,14 +37,29 @@ class Checks:
         """A list whose lines begin with their verdict."""
         return '<ul class="checks">\n' + "".join(map(self._line, self.lines)) + "</ul>\n"
 
+    def markdown(self) -> str:
+        """A list, each line with its verdict in bold."""
+        return "".join(
+            f"- **{self._word(line)}**: "
+            + (f"[{line.name}](#{slug(line.link)})" if line.link else line.name)
+            + (f". {line.text}" if line.text else "")
+            + "\n"
+            for line in self.lines
+        )
+
+    def _word(self, line: Check) -> str:
+        return self.words[(True, False, None).index(line.passed)]
+
     def _line(self, line: Check) -> str:
         verdicts = {True: ("good", "✓"), False: ("bad", "✗"), None: ("open", "?")}
         kind, sign = verdicts[line.passed]
-        word = self.words[(True, False, None).index(line.passed)]
+        name = escape(line.name)
+        if line.link:
+            name = f'<a href="#{slug(line.link)}">{name}</a>'
         text = f'<span class="text">{escape(line.text)}</span>' if line.text else ""
         return (
             f'<li class="{kind}"><strong class="verdict"><span aria-hidden="true">{sign}</span> '
-            f'{escape(word)}</strong><span class="name">{escape(line.name)}</span>{text}</li>\n'
+            f'{escape(self._word(line))}</strong><span class="name">{name}</span>{text}</li>\n'
         )
 
 
@@ -170,13 +189,18 @@ def _paragraphs(texts: Iterable[str], kind: str = "") -> str:
     return "".join(f"{opening}{escape(text)}</p>\n" for text in texts)
 
 
+def slug(heading: str) -> str:
+    """The fragment name of a heading."""
+    return re.sub(r"[^a-z0-9]+", "-", heading.lower()).strip("-") or "section"
+
+
 def _ids(headings: Iterable[str]) -> list[str]:
     """A fragment name for each heading, no two the same."""
     names: list[str] = []
     for heading in headings:
-        slug = re.sub(r"[^a-z0-9]+", "-", heading.lower()).strip("-") or "section"
-        name, count = slug, 2
+        first = slug(heading)
+        name, count = first, 2
         while name in names:
-            name, count = f"{slug}-{count}", count + 1
+            name, count = f"{first}-{count}", count + 1
         names.append(name)
     return names

@@ -65,7 +65,7 @@ def write_run_report(out: Path, title: str | None = None, *, order: Sequence[str
             *(Section(part.heading, part.text, [part.figure]) for part in shown),
             *_masking(records, _beside(folders, names, "diagnosis.json")),
         ],
-        provenance=_provenance(every),
+        provenance=provenance(every, "results.json; in full in record.json of each model's folder"),
     )
 
 
@@ -198,7 +198,8 @@ def _verdict(check: Record | None) -> Cell:
     return Cell(word, f"{check['value']:.1f} {sign} {check['limit']:.1f}".replace("-", "−"))
 
 
-def _provenance(records: Sequence[Record]) -> dict[str, object]:
+def provenance(records: Sequence[Record], files: str) -> dict[str, object]:
+    """Commits, versions and hardware of the latest record; the dates of all; where to read more."""
     by_time = sorted(records, key=lambda record: str(record["timestamp"]))
     machine = by_time[-1]["environment"]
     times = dict.fromkeys(by_time[i]["timestamp"][:16].replace("T", " ") for i in (0, -1))
@@ -211,7 +212,7 @@ def _provenance(records: Sequence[Record]) -> dict[str, object]:
         "platform": machine["platform"],
         "processor": f"{machine['cpu']}, {machine['cores']} cores, {machine['threads']} used",
         "gpus": machine["gpus"],
-        "figures to read by machine": "results.json; in full in record.json of each model's folder",
+        "figures to read by machine": files,
     }
     return {name: fact for name, fact in facts.items() if fact}
 

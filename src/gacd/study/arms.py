@@ -1,0 +1,115 @@
+"""Which cells of a study belong together: pairs of teacher and student, sweeps, transfers."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from gacd.study.measure import Arm, select
+from gacd.study.paper import architecture_key
+from gacd.study.results import Result
+
+
+class Pair(NamedTuple):
+    """A teacher and a student, by their architectures, on a data set."""
+
+    teacher: str
+    student: str
+    dataset: str | None
+    standing: tuple[str, str]
+    """The paper's architectures that the two are, or stand for."""
+
+    def __str__(self) -> str:
+        return f"{self.teacher} → {self.student}"
+
+
+def pairs(
+    results: Sequence[Result],
+    studies: Sequence[str],
+    method: str | None,
+    stand_ins: Mapping[str, str],
+) -> list[Pair]:
+    """The pairs that these studies distil, by this method or by any, in their order."""
+
+    def standing(name: str) -> str:
+        return architecture_key(stand_ins.get(name, name))
+
+    keys = dict.fromkeys(
+        (str(label["teacher"]), str(label["student"]), label.get("dataset"))
+        for label in (r.labels for r in results if r.study in studies)
+        if label["role"] == "student" and method in (None, label["method"])
+    )
+    return [Pair(t, s, dataset, (standing(t), standing(s))) for t, s, dataset in keys]
+
+
+def student(
+    results: Sequence[Result],
+    studies: Sequence[str],
+    method: str,
+    pair: Pair,
+    reweight: str | None = None,
+) -> Arm:
+    """Its cells. One that does not say how it is weighted has the default: GACD by the teacher."""
+    default = "teacher" if method.startswith("gacd") else "none"
+    words = {None: "", "teacher": ", reweighted", "none": ", not reweighted"}[reweight]
+    return select(
+        results,
+        studies,
+        method.upper() + words,
+        role="student",
+        method=method,
+        teacher=pair.teacher,
+        student=pair.student,
+        dataset=pair.dataset,
+        reweight=(default, None) if reweight in (None, default) else reweight,
+    )
+
+
+def teacher(results: Sequence[Result], pair: Pair) -> Arm:
+    """The teacher of a pair; one training of it may serve the students of every seed."""
+    found = select(
+        results,
+        ("table1", "table3", "table2"),
+        "teacher",
+        role="teacher",
+        teacher=pair.teacher,
+        dataset=pair.dataset,
+    )
+    return Arm(found.name, found.results, fixed=len(found.results) == 1)
+
+
+def transferred(results: Sequence[Result]) -> dict[str, dict[str, Arm]]:
+    """Table 4's arms by data set and source."""
+    cells = [r.labels for r in results if r.study == "table4" and r.labels["role"] == "transfer"]
+    arms: dict[str, dict[str, Arm]] = {}
+    for label in cells:
+        source, dataset = label["source"], label.get("dataset")
+        found = select(
+            results,
+            ("table4",),
+            f"{source} features",
+            role="transfer",
+            source=source,
+            dataset=dataset,
+        )
+        arms.setdefault(str(dataset), {})[source] = Arm(
+            found.name, found.results, fixed=len(found.results) == 1 and "teacher" in source
+        )
+    return arms
+
+
+def sweep(results: Sequence[Result], label: str) -> dict[float, Arm]:
+    """Figure 2's cells by the value of one label (negatives, temperature), ascending.
+
+    The other label is held at its commonest value; GACD+AFT goes before GACD.
+    """
+    sign, other = {"negatives": ("k", "temperature"), "temperature": ("T", "negatives")}[label]
+    cells = [r for r in results if r.study == "figure2" and r.labels.get(label) is not None]
+    methods = [r.labels.get("method") for r in cells]
+    method = "gacd+aft" if "gacd+aft" in methods else next(iter(methods), None)
+    cells = [r for r in cells if r.labels.get("method") == method]
+    held: Any = Counter(r.labels.get(other) for r in cells).most_common(1)
+    kept = [r for r in cells if held[0][0] in (None, r.labels.get(other))]
+    return {
+        float(value): select(kept, ("figure2",), f"{sign} = {value:g}", **{label: value})
+        for value in sorted({r.labels[label] for r in kept})
+    }

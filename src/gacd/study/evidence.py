@@ -1,0 +1,124 @@
+"""The parts of a claim: a quantity, what was claimed of it, and the models it is measured on."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from gacd.study.measure import Arm, Measured, contrast
+from gacd.study.rule import NOT_DECIDED, Verdict, verdict
+
+METRICS = {"natural": "natural", "pgd20": "PGD-20", "pgd7": "PGD-7", "autoattack": "AutoAttack"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Side:
+    """One of the models compared: its mean over the seeds compared, and where it comes from."""
+
+    name: str
+    metric: str
+    mean: float | None
+    low: float | None
+    high: float | None
+    seeds: tuple[int, ...]
+    n: int
+    cells: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evidence:
+    """One part of a claim: a quantity with its 95 % interval, and what was claimed of it."""
+
+    what: str
+    claimed: str
+    unit: str
+    estimate: float | None
+    low: float | None
+    high: float | None
+    seeds: tuple[int, ...]
+    n: int
+    basis: str
+    """What the interval covers; where there is no figure, why."""
+    verdict: Verdict
+    judged: bool
+    """False: reported beside the claim, which does not stand on it."""
+    arms: tuple[Side, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """Evidence before it is weighed: how many parts the claim has decides how strictly."""
+
+    what: str
+    measured: Measured | None
+    arms: tuple[Side, ...]
+    missing: str = ""
+    above: bool = True
+    bound: float = 0.0
+    unit: str = "points"
+    judged: bool = True
+
+
+def weigh(part: Part, parts: int) -> Evidence:
+    """The evidence of one of the `parts` of a claim. One seed alone decides nothing."""
+    found = part.measured
+    low, high = found.interval() if found and found.variances else (None, None)
+    decided = NOT_DECIDED
+    if found and not found.alone:
+        decided = verdict(
+            found.mean, found.variances, above=part.above, bound=part.bound, parts=parts
+        )
+    return Evidence(
+        what=part.what,
+        claimed=f"{'above' if part.above else 'below'} {part.bound:g}",
+        unit=part.unit,
+        estimate=found.mean if found else None,
+        low=low,
+        high=high,
+        seeds=found.seeds if found else (),
+        n=found.n if found else 0,
+        basis=found.basis if found else part.missing,
+        verdict=decided,
+        judged=part.judged,
+        arms=part.arms,
+    )
+
+
+def minus(a: Arm, b: Arm, metric: str, where: str = "", *, judged: bool = True) -> Part:
+    """One model's accuracy minus another's, claimed to be above 0."""
+    found = contrast([(1.0, a), (-1.0, b)], metric)
+    return Part(
+        what=f"{a.name} − {b.name}: {METRICS[metric]} accuracy" + f", {where}" * bool(where),
+        measured=found,
+        arms=sides([a, b], metric, found),
+        missing=missing([a, b], metric),
+        judged=judged,
+    )
+
+
+def sides(arms: Sequence[Arm], metric: str, found: Measured | None) -> tuple[Side, ...]:
+    """Each model by itself, over the seeds that were compared; all of its seeds if none were."""
+    return tuple(_side(arm, metric, found.seeds if found else ()) for arm in arms)
+
+
+def missing(arms: Sequence[Arm], metric: str) -> str:
+    """Why there is no figure."""
+    said = [f"no cell of {arm.name}" for arm in arms if not arm.results]
+    said += [f"{a.name} not run yet" for a in arms if a.results and not a.done(metric)]
+    return "; ".join(said) or "no seed is done for all of them"
+
+
+def _side(arm: Arm, metric: str, seeds: Sequence[int]) -> Side:
+    kept = tuple(r for r in arm.results if arm.fixed or not seeds or r.seed in seeds)
+    chosen = Arm(arm.name, kept)
+    found = contrast([(1.0, chosen)], metric)
+    low, high = found.accuracy_interval() if found else (None, None)
+    done = chosen.done(metric)
+    return Side(
+        name=arm.name,
+        metric=metric,
+        mean=found.mean if found else None,
+        low=low,
+        high=high,
+        seeds=tuple(done),
+        n=found.n if found else 0,
+        cells=tuple(result.key for result in done.values()),
+    )

@@ -1,0 +1,195 @@
+"""A study's figures: Figure 2's sweeps, the differences of correlations, the rivals."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from gacd.report.canvas import INK, NARROW, QUIET, WIDE, Figure, canvas, draw, line_style
+from gacd.report.pictures import heatmaps
+from gacd.study.evidence import METRICS
+from gacd.study.measure import Arm, Measured, contrast
+from gacd.study.tables import relative_cost
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure as Canvas
+
+_SWEPT = {
+    "negatives": "negatives k (log scale)",
+    "temperature": "temperature T (log scale)",
+}
+
+
+def sweeps(arms: Mapping[str, Mapping[float, Arm]]) -> Figure | None:
+    """Figure 2: accuracies against the number of negatives and the temperature, with intervals."""
+    found: dict[str, dict[str, dict[float, Measured]]] = {}
+    for label, by_value in arms.items():
+        for metric in METRICS:
+            points = {
+                value: measured
+                for value, arm in by_value.items()
+                if (measured := contrast([(1.0, arm)], metric))
+            }
+            if points:
+                found.setdefault(label, {})[metric] = points
+    if not found:
+        return None
+
+    def drawing(narrow: bool) -> "Canvas":
+        size = (NARROW, 2.7 * len(found)) if narrow else (WIDE, 3.4)
+        whole = canvas(*size)
+        shape = (len(found), 1) if narrow else (1, len(found))
+        axes = whole.subplots(*shape, squeeze=False).ravel()
+        for ax, (label, metrics) in zip(axes, found.items(), strict=True):
+            _sweep(ax, label, metrics)
+        return whole
+
+    said = []
+    for label, metrics in found.items():
+        for metric, points in metrics.items():
+            values = ", ".join(f"{p.mean:.1f} % at {value:g}" for value, p in points.items())
+            said.append(f"{METRICS[metric]} by {label}: {values}.")
+    return draw(
+        drawing,
+        alt="Accuracy against the number of negatives and the temperature. " + " ".join(said),
+        caption="Figure 2. Bars are 95 % intervals over seeds and test images (one seed: over the "
+        "images alone).",
+    )
+
+
+def correlations(records: Sequence[Mapping[str, object]], view: str, title: str) -> Figure | None:
+    """Figures 3 and 4: |corr(teacher) - corr(student)| between classes, the mean over seeds."""
+    matrices: dict[str, list[np.ndarray]] = {}
+    classes: list[str] = []
+    for record in records:
+        differences = record["correlations"]
+        assert isinstance(differences, Mapping)
+        names = record["classes"]
+        assert isinstance(names, list)
+        classes = [str(name) for name in names]
+        for name, views in differences.items():
+            matrices.setdefault(str(name).upper(), []).append(
+                np.array(views[view]["matrix"], float)
+            )
+    if not matrices:
+        return None
+    means = {name: np.stack(each).mean(axis=0) for name, each in matrices.items()}
+    return heatmaps(means, classes, title)
+
+
+def rivals_figure(arms: Mapping[str, Arm], baseline: Arm | None) -> Figure | None:
+    """Natural against AutoAttack accuracy, a labelled point a method, its area the cost."""
+    points = {}
+    for name, arm in arms.items():
+        pair = [contrast([(1.0, arm)], metric) for metric in ("natural", "autoattack")]
+        if pair[0] and pair[1]:
+            points[name] = (pair[0], pair[1])
+    if not points:
+        return None
+    costs = {name: relative_cost(arms[name], baseline) for name in points}
+    units = {cost[1] for cost in costs.values() if cost}
+
+    def drawing(narrow: bool) -> "Canvas":
+        whole = canvas(NARROW, 3.6) if narrow else canvas(WIDE, 5.0)
+        ax = whole.subplots()
+        for index, (name, (x, y)) in enumerate(points.items()):
+            style = line_style(index)
+            cost = costs[name]
+            ax.errorbar(
+                x.mean,
+                y.mean,
+                xerr=_bars(x),
+                yerr=_bars(y),
+                color=style.color,
+                elinewidth=0.8,
+                alpha=0.55,
+            )
+            ax.scatter(
+                x.mean,
+                y.mean,
+                s=70 * (cost[0] if cost else 1.0),
+                marker=style.marker,
+                facecolor=style.color if cost else "none",
+                edgecolor=style.color,
+                alpha=0.85,
+                zorder=3,
+            )
+        _label(ax, {name: (x.mean, y.mean) for name, (x, y) in points.items()}, narrow=narrow)
+        ax.set_xlabel("natural accuracy, %")
+        ax.set_ylabel("accuracy under AutoAttack, %")
+        return whole
+
+    said = []
+    for name, (x, y) in points.items():
+        cost = costs[name]
+        times = f", cost {cost[0]:.2g}" if cost else ""
+        said.append(f"{name}: {x.mean:.1f} % and {y.mean:.1f} %{times}.")
+    area = f" Area: cost of training ({', '.join(sorted(units))})" if units else ""
+    area += " relative to adversarial training without a teacher." if units else ""
+    return draw(
+        drawing,
+        alt="Natural accuracy against accuracy under AutoAttack. " + " ".join(said),
+        caption="Up and to the right is better. Bars are 95 % intervals over seeds and test "
+        f"images.{area}",
+    )
+
+
+def _sweep(ax: "Axes", label: str, metrics: Mapping[str, Mapping[float, Measured]]) -> None:
+    values = sorted({value for points in metrics.values() for value in points})
+    for index, (metric, points) in enumerate(metrics.items()):
+        style = line_style(index)
+        ax.errorbar(
+            list(points),
+            [p.mean for p in points.values()],
+            yerr=np.array([_bars(p) for p in points.values()]).reshape(-1, 2).T,
+            elinewidth=1,
+            capsize=2.5,
+            **style._asdict(),
+        )
+        last = list(points.items())[-1]
+        ax.annotate(
+            METRICS[metric],
+            (last[0], last[1].mean),
+            xytext=(7, 0),
+            textcoords="offset points",
+            va="center",
+            color=INK,
+            fontsize=8.5,
+        )
+    ax.set_xscale("log", base=2)
+    ax.set_xticks(values, [f"{value:g}" for value in values])
+    ax.minorticks_off()
+    margin = (values[-1] / values[0]) ** 0.04 if len(values) > 1 else 1.2
+    ax.set_xlim(values[0] / margin, values[-1] * margin ** (7 if len(values) > 1 else 2))
+    ax.set_xlabel(_SWEPT[label])
+    ax.set_ylabel("accuracy, %")
+    ax.set_ylim(bottom=0)
+
+
+def _label(ax: "Axes", places: Mapping[str, tuple[float, float]], *, narrow: bool) -> None:
+    """Names beside their points, apart from one another, with a thin line to a far one."""
+    low, high = ax.get_ylim()
+    left, right = ax.get_xlim()
+    ax.set_xlim(left, right + (0.45 if narrow else 0.2) * (right - left))
+    step = (0.055 if narrow else 0.045) * (high - low)
+    ceiling = math.inf
+    for name, (x, y) in sorted(places.items(), key=lambda item: -item[1][1]):
+        height = min(y, ceiling - step)
+        ceiling = height
+        ax.annotate(
+            name,
+            (x, y),
+            xytext=(right + 0.02 * (right - left), height),
+            va="center",
+            fontsize=8,
+            color=INK,
+            arrowprops={"arrowstyle": "-", "color": QUIET, "linewidth": 0.5},
+        )
+
+
+def _bars(found: Measured) -> "np.ndarray":
+    """Lengths of the error bars below and above, [2, 1]."""
+    low, high = found.accuracy_interval()
+    return np.array([[found.mean - low], [high - found.mean]])

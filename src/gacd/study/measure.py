@@ -1,0 +1,215 @@
+"""What several cells of a study say together: means over seeds and images, with intervals."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import reduce
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from gacd.evaluation.outcomes import Evaluation
+from gacd.study.results import Result
+from gacd.study.rule import (
+    CONFIDENCE,
+    Variance,
+    half_width,
+    over_images,
+    over_seeds,
+    over_unpaired_images,
+    slope,
+)
+
+OUTCOMES = "outcomes.safetensors"
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One model of a study, trained with several seeds; `fixed` if one training serves all."""
+
+    name: str
+    results: tuple[Result, ...]
+    fixed: bool = False
+
+    def done(self, metric: str) -> dict[int, Result]:
+        """The finished cells that measured this, by seed."""
+        return {r.seed: r for r in self.results if r.record and r.record.get(metric) is not None}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """A mean in percent (or percentage points, or another unit) and how sure it is."""
+
+    mean: float
+    variances: tuple[Variance, ...]
+    seeds: tuple[int, ...]
+    n: int
+    """Test images."""
+    basis: str
+    """What the interval covers."""
+    alone: bool
+    """One training: nothing is known of another."""
+
+    def interval(self, confidence: float = CONFIDENCE) -> tuple[float, float]:
+        """Low and high, in the unit of the mean."""
+        half = half_width(self.variances, confidence)
+        return self.mean - half, self.mean + half
+
+    def accuracy_interval(self) -> tuple[float, float]:
+        """The same within 0 and 100 %."""
+        low, high = self.interval()
+        return max(0.0, low), min(100.0, high)
+
+
+def select(results: Iterable[Result], studies: Sequence[str], name: str, **labels: Any) -> Arm:
+    """The cells with these labels, one a seed: a study that comes first goes first.
+
+    A label of None is no condition; a tuple is a choice.
+    """
+    wanted = {
+        key: value if isinstance(value, tuple) else (value,)
+        for key, value in labels.items()
+        if value is not None
+    }
+    found: dict[int, Result] = {}
+    for study in studies:
+        for result in results:
+            if result.study == study and all(
+                result.labels.get(key) in values for key, values in wanted.items()
+            ):
+                found.setdefault(result.seed, result)
+    return Arm(name, tuple(found[seed] for seed in sorted(found)))
+
+
+def contrast(terms: Sequence[tuple[float, Arm]], metric: str) -> Measured | None:
+    """The weighted sum of arms, such as one minus another, seed by seed on the same images.
+
+    None where no seed is done for all of them.
+    """
+    every = [arm.done(metric) for _, arm in terms]
+    free = [done for (_, arm), done in zip(terms, every, strict=True) if not arm.fixed]
+    if not all(every):
+        return None
+    seeds = sorted(set.intersection(*map(set, free or every)))
+    if not seeds:
+        return None
+    runs = [
+        [next(iter(done.values())) if arm.fixed else done[seed] for seed in seeds]
+        for (_, arm), done in zip(terms, every, strict=True)
+    ]
+    weights = [weight for weight, _ in terms]
+    found = _images(weights, runs, metric)
+    by_seed = np.asarray(weights) @ np.asarray(found.accuracies)
+    seed_part = over_seeds(by_seed.tolist())
+    return Measured(
+        mean=float(by_seed.mean()),
+        variances=(found.variance, *([seed_part] if seed_part else [])),
+        seeds=tuple(seeds),
+        n=found.n,
+        basis=("seeds and images" if seed_part else "images alone, one seed") + found.unpaired,
+        alone=seed_part is None,
+    )
+
+
+def trend(arms: Mapping[float, Arm], metric: str) -> Measured | None:
+    """The slope of accuracy against x, in percentage points a unit of x; every run counts.
+
+    None with fewer than two x done.
+    """
+    runs = {x: list(arm.done(metric).values()) for x, arm in sorted(arms.items())}
+    runs = {x: done for x, done in runs.items() if done}
+    if len(runs) < 2:
+        return None
+    xs = [x for x, done in runs.items() for _ in done]
+    seeds = tuple(sorted({run.seed for done in runs.values() for run in done}))
+    per_run, _ = slope(xs, [0.0] * len(xs))
+    by_x = dict(zip(xs, per_run, strict=True))
+    found = _images([by_x[x] * len(done) for x, done in runs.items()], list(runs.values()), metric)
+    ys = [accuracy for each in found.accuracies for accuracy in each]
+    _, run_part = slope(xs, ys)
+    return Measured(
+        mean=float(np.dot(per_run, ys)),
+        variances=(found.variance, *([run_part] if run_part else [])),
+        seeds=seeds,
+        n=found.n,
+        basis=("runs about the line, and images" if run_part else "images alone") + found.unpaired,
+        alone=run_part is None,
+    )
+
+
+def scalar(values: Mapping[int, float], n: int) -> Measured | None:
+    """The mean of one value a seed, of which no image's share is known."""
+    if not values:
+        return None
+    seed_part = over_seeds(list(values.values()))
+    return Measured(
+        mean=float(np.mean(list(values.values()))),
+        variances=(seed_part,) if seed_part else (),
+        seeds=tuple(sorted(values)),
+        n=n,
+        basis="seeds alone, on these test images" if seed_part else "one seed, no interval",
+        alone=seed_part is None,
+    )
+
+
+class _Images(NamedTuple):
+    accuracies: list[list[float]]
+    """In percent, by term and run."""
+    variance: Variance
+    n: int
+    unpaired: str
+
+
+def _images(weights: Sequence[float], runs: Sequence[Sequence[Result]], metric: str) -> _Images:
+    """Of sum_a weights[a] mean_r runs[a][r]: accuracies on the images common to all, variance."""
+    outcomes = [[_outcomes(run, metric) for run in each] for each in runs]
+    flat = [outcome for each in outcomes for outcome in each]
+    if all(flat) and len({outcome.images for outcome in flat if outcome}) == 1:
+        rows = reduce(np.intersect1d, [outcome.rows for outcome in flat if outcome])
+        if len(rows):
+            right = [
+                np.stack(
+                    [outcome.right[np.isin(outcome.rows, rows)] for outcome in each if outcome]
+                )
+                for each in outcomes
+            ]
+            values = sum(w * r.mean(axis=0) for w, r in zip(weights, right, strict=True))
+            extremes = sum(min(w, 0.0) for w in weights), sum(max(w, 0.0) for w in weights)
+            variance = over_images(np.asarray(values), extremes)
+            means = [(100.0 * r.mean(axis=1)).tolist() for r in right]
+            return _Images(means, _in_percent(variance), len(rows), "")
+    records = [[run.record or {} for run in each] for each in runs]
+    means = [[float(record[metric]) for record in each] for each in records]
+    n = min(_n(record, metric) for each in records for record in each)
+    parts = [
+        w * w * over_unpaired_images(float(np.mean(each)) / 100, n).value
+        for w, each in zip(weights, means, strict=True)
+    ]
+    unpaired = ", the images unpaired" * (len(weights) > 1)
+    return _Images(means, _in_percent(Variance(sum(parts), max(n - 1, 1))), n, unpaired)
+
+
+class _Outcomes(NamedTuple):
+    images: str
+    rows: np.ndarray
+    right: np.ndarray
+
+
+def _outcomes(result: Result, metric: str) -> _Outcomes | None:
+    """Of every image, ascending, where the file and the test set's fingerprint are there."""
+    path = result.folder / OUTCOMES
+    if not path.is_file():
+        return None
+    evaluation = Evaluation.load(path)
+    images = evaluation.settings.get("test_images")
+    if metric not in evaluation.robust or images is None:
+        return None
+    right, index = evaluation.outcomes(metric)
+    return _Outcomes(str(images), index.numpy(), right.numpy())
+
+
+def _n(record: Mapping[str, Any], metric: str) -> int:
+    return int(record.get(f"{metric}_n") or record["n"])
+
+
+def _in_percent(variance: Variance) -> Variance:
+    return Variance(1e4 * variance.value, variance.df)

@@ -1,0 +1,116 @@
+"""The paper's numbers, transcribed once in `paper.json`, with what is inconsistent in them."""
+
+import functools
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.resources import files
+from statistics import fmean
+from typing import Any, NamedTuple
+
+from gacd.errors import unknown
+
+_ARCHITECTURES = {
+    "resnet18": "ResNet-18",
+    "resnet32": "ResNet-32",
+    "resnet56": "ResNet-56",
+    "mobilenetv2": "MobileNetV2",
+}
+
+
+class Stated(NamedTuple):
+    """A figure of the text that follows from the tables: as printed, and as they give it."""
+
+    what: str
+    value: float
+    computed: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Published:
+    """A row of a published table: accuracies in percent by metric."""
+
+    method: str
+    dataset: str
+    accuracies: Mapping[str, float]
+    teacher: str | None = None
+    student: str | None = None
+
+
+@functools.cache
+def paper() -> dict[str, Any]:
+    """The whole file."""
+    text = files("gacd.study").joinpath("paper.json").read_text(encoding="utf-8")
+    data: dict[str, Any] = json.loads(text)
+    return data
+
+
+def published(table: str) -> list[Published]:
+    """The rows of one table: table1 to table4, ablation (its methods are `method, weighting`).
+
+    A method's rows follow the columns' order.
+    """
+    tables = paper()["tables"]
+    if table not in tables:
+        raise unknown("table of the paper", table, tables)
+    data = tables[table]
+    return [
+        Published(
+            method=method,
+            accuracies=dict(zip(data["metrics"], pair, strict=True)),
+            **dict(zip(data["by"], column, strict=True)),
+        )
+        for method, row in data["rows"].items()
+        for column, pair in zip(data["columns"], row, strict=True)
+    ]
+
+
+def rivals() -> list[Published]:
+    """What others published for the rivals: quoted from secondary sources, +-0.5."""
+    data = paper()["rivals"]
+    return [
+        Published(
+            method=row["method"],
+            dataset=row["dataset"],
+            student=row["student"],
+            accuracies=dict(zip(data["metrics"], row["accuracies"], strict=True)),
+        )
+        for row in data["rows"]
+    ]
+
+
+def accuracies(table: str, method: str, **where: str) -> Mapping[str, float]:
+    """The accuracies of one row, empty where the paper has none.
+
+    `where`: dataset, teacher, student, in the names of `architecture_key`.
+    """
+    for row in published(table):
+        if row.method == method and all(getattr(row, key) == value for key, value in where.items()):
+            return row.accuracies
+    return {}
+
+
+def stated() -> list[Stated]:
+    """The differences that the text states, beside those of the tables."""
+
+    def mean(table: str, method: str, column: int | None, metric: str) -> float:
+        rows = [row for row in published(table) if row.method == method]
+        return fmean(r.accuracies[metric] for r in (rows if column is None else [rows[column]]))
+
+    return [
+        Stated(line["what"], line["value"], mean(*line["plus"]) - mean(*line["minus"]))
+        for line in paper()["stated"]
+    ]
+
+
+def architecture_key(name: str) -> str:
+    """The paper's architecture as this package calls it: wrn-34-10 for WideResNet-34-10."""
+    key = re.sub(r"wideresnet|wide-resnet", "wrn", name.lower())
+    return re.sub(r"^(resnet|mobilenet)[-_ ]?", r"\1", key)
+
+
+def architecture_name(name: str) -> str:
+    """As it is written in the paper: ResNet-18, WRN-34-10."""
+    key = architecture_key(name)
+    return _ARCHITECTURES.get(key, key.upper() if key.startswith("wrn") else name)

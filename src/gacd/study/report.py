@@ -1,0 +1,245 @@
+"""The report of a study: HTML and Markdown of the same sections, the figures, `claims.json`."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from gacd.report.analysis import embedding_figure, geometry_table
+from gacd.report.canvas import Figure
+from gacd.report.page import Check, Checks, Section, write_report
+from gacd.report.run import provenance
+from gacd.report.tables import Table
+from gacd.storage import read_json, write_bytes, write_json
+from gacd.study import figures, tables
+from gacd.study.arms import sweep
+from gacd.study.claim_tables import evidence_tables, likeness_table, summary
+from gacd.study.claims import Claim, claims_json, judge_claims
+from gacd.study.measure import select
+from gacd.study.paper import paper
+from gacd.study.results import Result
+from gacd.study.rule import RULE
+
+Results = Sequence[Result]
+StandIns = Mapping[str, str]
+
+_WRITTEN = {
+    "table1": "Table 1",
+    "table2": "Table 2",
+    "table3": "Table 3",
+    "table4": "Table 4",
+    "ablation": "Ablation",
+    "figure2": "Figure 2",
+}
+_ANALYSES = ("figure3", "figure4", "figure5")
+
+
+class _Drawn(NamedTuple):
+    """A figure, and the file that it is kept in."""
+
+    file: str
+    figure: Figure
+
+
+class _Part(NamedTuple):
+    """A section, its figures with their files."""
+
+    heading: str
+    paragraphs: Sequence[str]
+    content: Sequence[Table | Checks | _Drawn]
+
+
+def write_study_report(
+    results: Results, out: Path, *, title: str, stand_ins: StandIns, scale: str
+) -> None:
+    """Write `report.md`, `report.html`, `claims.json` and `figures/*.svg` into `out`.
+
+    `stand_ins` maps our architectures (and data sets) to those of the paper that they stand for.
+    What has no data is left out and said. Raises UserError where a file cannot be written.
+    """
+    claims = judge_claims(results, stand_ins)
+    write_json(out / "claims.json", claims_json(claims))
+    parts = list(_parts(results, claims, stand_ins, scale))
+    for part in parts:
+        for item in part.content:
+            if isinstance(item, _Drawn):
+                write_bytes(out / "figures" / f"{item.file}.svg", item.figure.image)
+    intro = _intro(results, stand_ins, scale)
+    records = [r.record for r in _unique(results) if r.record and "environment" in r.record]
+    made = provenance(records, "claims.json; record.json of each cell") if records else {}
+    sections = [
+        Section(
+            p.heading, p.paragraphs, [i.figure if isinstance(i, _Drawn) else i for i in p.content]
+        )
+        for p in parts
+    ]
+    write_report(out / "report.html", title=title, intro=intro, sections=sections, provenance=made)
+    write_bytes(out / "report.md", _markdown(title, intro, parts, made).encode())
+
+
+def _parts(
+    results: Results, claims: Sequence[Claim], stand_ins: StandIns, scale: str
+) -> Iterator[_Part]:
+    yield _Part("Claims", [RULE], [summary(claims)])
+    for study, heading in (("table1", "Table 1"), ("table2", "Table 2")):
+        found = list(tables.pair_tables(results, study, stand_ins))
+        yield from _section(results, (study,), f"{heading}: students", found)
+    teachers = tables.teacher_table(results, stand_ins)
+    yield from _section(results, ("table3",), "Table 3: teachers", [teachers] if teachers else [])
+    transfers = list(tables.transfer_tables(results, stand_ins))
+    yield from _section(results, ("table4",), "Table 4: transfer", transfers)
+    ablation = list(tables.ablation_tables(results, stand_ins))
+    yield from _section(results, ("ablation",), "Ablation: reweighting", ablation)
+    swept = figures.sweeps({k: sweep(results, k) for k in ("negatives", "temperature")})
+    drawn = [_Drawn("figure2", swept)] if swept else []
+    yield from _section(results, ("figure2",), "Figure 2: negatives and temperature", drawn)
+    yield from _analyses(results)
+    yield from _rivals(results, stand_ins, scale)
+    for claim in claims:
+        text = [f"{claim.text}. Paper: {claim.paper}.", f"{claim.verdict.capitalize()}."]
+        yield _Part(claim.claim, text, evidence_tables(claim))
+    yield from _masking(results)
+    yield _inconsistencies(results)
+
+
+def _section(
+    results: Results, studies: Sequence[str], heading: str, content: Sequence[Table | _Drawn]
+) -> Iterator[_Part]:
+    """Left out where the study is not planned; one line where cells of it are not done."""
+    here = [result for result in results if result.study in studies]
+    if here:
+        yield _Part(heading, [text] if (text := _waiting(here)) else [], content)
+
+
+def _waiting(results: Results) -> str:
+    cells = _unique(results)
+    waiting = sum(cell.record is None for cell in cells)
+    return f"{waiting} of {len(cells)} cells not run yet." if waiting else ""
+
+
+def _analyses(results: Results) -> Iterator[_Part]:
+    views = {
+        "figure3": ("natural", "Figure 3: class correlations, natural images"),
+        "figure4": ("attacked", "Figure 4: class correlations, attacked images"),
+    }
+    for study, (view, heading) in views.items():
+        records = _records(results, study)
+        title = "Absolute differences of class correlations from the teacher's"
+        drawn = figures.correlations(records, view, f"{title}, {view} images")
+        content: list[Table | _Drawn] = []
+        if drawn:
+            content = [likeness_table(records, view), _Drawn(study, drawn)]
+        yield from _section(results, (study,), heading, content)
+    records = _records(results, "figure5")
+    content = []
+    if records:
+        content = [geometry_table(records[0]), _Drawn("figure5", embedding_figure(records[0]))]
+    yield from _section(results, ("figure5",), "Figure 5: features of two classes", content)
+
+
+def _records(results: Results, study: str) -> list[Mapping[str, Any]]:
+    arm = select(results, (study, *_ANALYSES), "analysis", role="analysis")
+    planned = any(result.study == study for result in results)
+    return [result.record for result in arm.results if result.record] if planned else []
+
+
+def _rivals(results: Results, stand_ins: StandIns, scale: str) -> Iterator[_Part]:
+    content: list[Table | _Drawn] = list(tables.rival_tables(results, stand_ins))
+    for index, (_, arms) in enumerate(tables.rival_arms(results)):
+        drawn = figures.rivals_figure(arms, arms.get("no teacher"))
+        if drawn:
+            content.append(_Drawn("rivals" + f"-{index + 1}" * bool(index), drawn))
+    if scale == "full":
+        content.append(tables.quoted_table())
+    yield from _section(results, ("rivals",), "Rivals", content)
+
+
+def _masking(results: Results) -> Iterator[_Part]:
+    """Which models failed a check for masked gradients."""
+    lines, passed = [], 0
+    for cell in _unique(results):
+        path = cell.folder / "diagnosis.json"
+        if cell.record is None or not path.is_file():
+            continue
+        failed = [check for check in read_json(path) if not check["passed"]]
+        passed += not failed
+        if failed:
+            text = "; ".join(f"{check['name']} ({check['text']})" for check in failed)
+            lines.append(Check(_named(cell), False, text))
+    if passed or lines:
+        text = (
+            f"{passed} of {passed + len(lines)} models passed every check (Athalye et al. 2018, "
+            "Carlini et al. 2019)" + ("; these failed some:" if lines else ".")
+        )
+        yield _Part("Masked gradients", [text], [Checks(lines)] if lines else [])
+
+
+def _named(cell: Result) -> str:
+    labels = cell.labels
+    nets = " → ".join(str(labels[k]) for k in ("teacher", "student") if labels.get(k))
+    varied = ", ".join(
+        f"{key} {labels[key]}"
+        for key in ("reweight", "negatives", "temperature", "source", "dataset")
+        if labels.get(key) is not None
+    )
+    method = labels.get("method", labels.get("role"))
+    return ", ".join(
+        filter(None, (f"{method} ({labels['role']})", nets, varied, f"seed {cell.seed}"))
+    )
+
+
+def _inconsistencies(results: Results) -> _Part:
+    """The notes to what was studied, and those to the method."""
+    data = paper()
+    named = {**data["tables"], "figure2": data["figure2"]}
+    notes = [
+        f"{_WRITTEN[study]}: {note}"
+        for study in dict.fromkeys(result.study for result in results)
+        if study in named
+        for note in named[study]["notes"]
+    ]
+    return _Part("Where the paper contradicts itself", [*notes, *data["notes"]], [])
+
+
+def _intro(results: Results, stand_ins: StandIns, scale: str) -> list[str]:
+    cells = _unique(results)
+    done = sum(cell.record is not None for cell in cells)
+    seeds = sorted({cell.seed for cell in cells})
+    lines = [
+        f"Scale {scale}: {done} of {len(cells)} cells done, "
+        f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}."
+    ]
+    if stand_ins:
+        standing = ", ".join(f"{ours} for {theirs}" for ours, theirs in stand_ins.items())
+        lines.append(
+            f"Smaller networks and other data stand in for the paper's: {standing}. Its figures "
+            "are shown beside ours for the direction of differences, not for their size."
+        )
+    return lines
+
+
+def _unique(results: Results) -> list[Result]:
+    """A cell that stands in several studies counts once."""
+    return list({result.key: result for result in results}.values())
+
+
+def _markdown(
+    title: str, intro: Sequence[str], parts: Sequence[_Part], made: Mapping[str, object]
+) -> str:
+    blocks = [f"# {title}", *intro]
+    for part in parts:
+        blocks += [f"## {part.heading}", *part.paragraphs]
+        for item in part.content:
+            if isinstance(item, _Drawn):
+                blocks += [f"![{item.figure.alt}](figures/{item.file}.svg)", item.figure.caption]
+            else:
+                blocks.append(item.markdown().strip())
+    if made:
+        facts = [f"- {name}: {_plain(value)}" for name, value in made.items()]
+        blocks += ["## How this was made", "\n".join(facts)]
+    return "\n\n".join(blocks) + "\n"
+
+
+def _plain(value: object) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {text}" for key, text in value.items())
+    return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)

@@ -1,0 +1,122 @@
+"""When a difference is decided: an interval over trainings and over test images, and a verdict.
+
+A study has few seeds, and every seed of every model meets the same test images. A mean over both
+would change with other seeds and with other images, so its variance has two parts, and neither
+stands for the other: more images say nothing of the seeds, more seeds nothing of the images.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+
+LEVEL = 0.05
+CONFIDENCE = 1 - LEVEL
+
+Verdict = Literal["held", "not held", "not decided"]
+HELD: Verdict = "held"
+NOT_HELD: Verdict = "not held"
+NOT_DECIDED: Verdict = "not decided"
+
+RULE = (
+    "Models are compared on the same test images, seed by seed. The 95 % interval of a mean "
+    "difference is d ± √(t²v + t'²v'): v is the variance of the mean over seeds (n − 1 degrees of "
+    "freedom: few seeds, a wide interval), v' that over images, where one made-up image at either "
+    "extreme is added so that a handful of images decides nothing. A claim has held if every part "
+    "of it is on the claimed side of its interval; it has not held if some part is on the other "
+    "side at 95 % shared among the parts (Bonferroni); otherwise it is not decided. One seed alone "
+    "decides nothing: another training could have turned out otherwise. A trend over k is a line "
+    "through all runs, and v the variance of its slope from their scatter about it (runs − 2 "
+    "degrees of freedom), which one seed allows."
+)
+
+
+class Variance(NamedTuple):
+    """The estimated variance of a mean, and the degrees of freedom of that estimate."""
+
+    value: float
+    df: float
+
+
+def over_seeds(values: Sequence[float]) -> Variance | None:
+    """Of the mean of one value a seed; None for a single seed, which does not vary."""
+    if len(values) < 2:
+        return None
+    return Variance(float(np.var(values, ddof=1)) / len(values), len(values) - 1)
+
+
+def over_images(values: Float[np.ndarray, " n"], extremes: tuple[float, float]) -> Variance:
+    """Of the mean of one value an image, with an image at either extreme added.
+
+    For two models the extremes are -1 and 1: an image that one alone gets right (Bonett and Price,
+    J. Educ. Behav. Stat. 37, 2012). Without them images that never disagree have no variance.
+    """
+    more = np.concatenate([values, extremes])
+    return Variance(float(np.var(more, ddof=1)) / len(more), len(more) - 1)
+
+
+def over_unpaired_images(accuracy: float, n: int) -> Variance:
+    """Of an accuracy (a fraction) on `n` images of which the outcomes are not at hand.
+
+    p (1 - p) / n for p with two successes and two failures added (Agresti and Coull 1998).
+    """
+    p = (accuracy * n + 2) / (n + 4)
+    return Variance(p * (1 - p) / (n + 4), n - 1)
+
+
+def slope(x: Sequence[float], y: Sequence[float]) -> tuple[list[float], Variance | None]:
+    """Least squares of y against x: the weights of y that give the slope, its variance over runs.
+
+    Every run is a training of its own, so their scatter about the line is that of trainings, and
+    whatever is not a line adds to it. None for two runs. Raises ValueError if all x are the same.
+    """
+    centred = np.asarray(x, dtype=np.float64) - np.mean(x)
+    spread = float(centred @ centred)
+    if spread == 0:
+        raise ValueError("a slope needs two different x")
+    weights = centred / spread
+    residuals = np.asarray(y) - np.mean(y) - centred * float(weights @ np.asarray(y))
+    df = len(x) - 2
+    variance = Variance(float(residuals @ residuals) / df / spread, df) if df > 0 else None
+    return weights.tolist(), variance
+
+
+def half_width(variances: Sequence[Variance], confidence: float = CONFIDENCE) -> float:
+    """sqrt(sum over the parts of t^2 v): covers with at least this confidence for any parts.
+
+    Banerjee, Sankhya 22 (1960): conservative for independent parts, however few their degrees of
+    freedom. Scatter of single images and trainings counts in both parts, which errs the same way.
+    """
+    from scipy.special import stdtrit
+
+    tail = 0.5 * (1 + confidence)
+    return math.sqrt(sum(float(stdtrit(v.df, tail)) ** 2 * v.value for v in variances))
+
+
+def verdict(
+    estimate: float,
+    variances: Sequence[Variance],
+    *,
+    above: bool = True,
+    bound: float = 0.0,
+    parts: int = 1,
+) -> Verdict:
+    """Of one of the `parts` of a claim: is the estimated quantity above (below) the bound?
+
+    Each of the two wrong verdicts has a probability of at most LEVEL / 2 where it is at the bound.
+    """
+    distance = estimate - bound if above else bound - estimate
+    if distance > half_width(variances):
+        return HELD
+    if -distance > half_width(variances, 1 - LEVEL / parts):
+        return NOT_HELD
+    return NOT_DECIDED
+
+
+def together(parts: Sequence[Verdict]) -> Verdict:
+    """A claim holds if all of its parts do, and not if any of them does not."""
+    if NOT_HELD in parts:
+        return NOT_HELD
+    return HELD if parts and all(part == HELD for part in parts) else NOT_DECIDED

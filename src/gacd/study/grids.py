@@ -2,9 +2,10 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, cast
+from typing import Any
 
 from gacd import config as c
+from gacd.methods.registry import parse_method
 from gacd.study.cells import Cell
 
 Labels = Mapping[str, Any]
@@ -20,9 +21,8 @@ class Entry:
     cell: Cell
 
 
-_AFT = "+aft"
-_ALONE = ("natural", "pgd-at", "trades", "mart")  # trained without a teacher
-_ROLES = {"natural": "undefended", **dict.fromkeys(_ALONE[1:], "baseline")}
+_AFT, _AWP = "+aft", "+awp"
+_AWP_SIZE = 0.005  # as published
 _TABLE_METHODS = ("natural", "pgd-at", "kd", "ard", "gacd", "gacd" + _AFT)
 
 
@@ -37,24 +37,38 @@ class Nets:
         return self._alone(architecture, "pgd-at", self.cfg.teacher)
 
     def student(self, teacher: str, student: str, method: str, **options: Any) -> Cell:
-        """The student of a method; `options` change settings of that method's section."""
-        if method in _ALONE:
-            return self._alone(student, method, self._training(method), **options)
-        if method.endswith(_AFT):
-            start = self.student(teacher, student, method.removesuffix(_AFT), **options)
+        """The student of a method; `options` change settings of that method's first section."""
+        named = parse_method(method.removesuffix(_AWP))
+        if not named.needs_teacher:
+            return self._alone(student, method, self._training(method, self.cfg.training))
+        if named.aft:
+            # A head fitted afterwards makes the first stage a row of its own, which is shared.
+            start = named.name if named.trains_head else method.removesuffix(_AFT)
+            begun = self._distilled(teacher, student, start, method, options)
             tuned = c.Finetune(**self._shared(), method="pgd-at", training=self.cfg.finetune)
-            return Cell(config=tuned, parents={"student": start, "source": self.teacher(teacher)})
-        stage: str = "distillation" if "gacd" in method.split("+") else "training"
-        sections: dict[str, Any] = {"gacd": self.cfg.gacd} if "gacd" in method else {}
+            return Cell(config=tuned, parents={"student": begun, "source": self.teacher(teacher)})
+        return self._distilled(teacher, student, method, method, options)
+
+    def _distilled(
+        self, teacher: str, student: str, method: str, row: str, options: Mapping[str, Any]
+    ) -> Cell:
+        """The student as distillation leaves it, trained for as long as the row allows."""
+        named = parse_method(method)
+        whole = named.trains_head and row == method
+        stage = "training" if whole else "distillation"
+        training = self._training(row, getattr(self.cfg, stage))
+        if not whole and named.trains_head:
+            stage = "training"  # of the start, which by itself is a method in one stage
+        sections: dict[str, Any] = {"gacd": self.cfg.gacd} if "gacd" in method.split("+") else {}
         if options:
-            section = method.partition("+")[0]
-            sections[section] = replace(sections.get(section) or _SECTIONS[section](), **options)
+            first = method.partition("+")[0]
+            sections[first] = replace(sections.get(first) or _SECTIONS[first](), **options)
         config = c.Distill(
             **self._shared(),
             teacher=c.Teacher(evaluate=False),
             student=student,
             methods=[method],
-            **{stage: self._training(method), **sections},
+            **{stage: training, **sections},
         )
         return Cell(config=config, parents={"teacher": self.teacher(teacher)})
 
@@ -72,20 +86,17 @@ class Nets:
         )  # fmt: skip
         return Cell(config=config, parents={"teacher": teacher, **students})
 
-    def _alone(self, net: str, method: str, training: c.Training, **options: Any) -> Cell:
-        sections = {method: replace(_SECTIONS[method](), **options)} if options else {}
-        select = "natural" if method == "natural" else training.select
-        return Cell(
-            config=c.Train(
-                **self._shared(), model=net, method=cast(Any, method),
-                training=replace(training, select=select), **sections,
-            )
-        )  # fmt: skip
+    def _alone(self, net: str, row: str, training: c.Training) -> Cell:
+        method = row.removesuffix(_AWP)
+        if row.endswith(_AWP):
+            training = replace(training, awp=_AWP_SIZE)
+        if not parse_method(method).attacks:
+            training = replace(training, select="natural")
+        return Cell(config=c.Train(**self._shared(), model=net, method=method, training=training))
 
-    def _training(self, method: str) -> c.Training:
-        """The method's stage, for the number of epochs that its budget of compute allows."""
-        base = self.cfg.distillation if "gacd" in method.split("+") else self.cfg.training
-        return replace(base, epochs=self.cfg.epochs.get(method, base.epochs))
+    def _training(self, row: str, stage: c.Training) -> c.Training:
+        """The stage, for the number of epochs that the row's budget of compute allows."""
+        return replace(stage, epochs=self.cfg.epochs.get(row, stage.epochs))
 
     def _fabric(self) -> c.Fabric:
         return c.Fabric(precision=self.cfg.fabric.precision)
@@ -100,8 +111,12 @@ class Nets:
 _SECTIONS: dict[str, Callable[[], Any]] = {
     "kd": c.KD,
     "ard": c.ARD,
+    "rslad": c.RSLAD,
+    "iad": c.IAD,
+    "adaad": c.AdaAD,
+    "crd": c.CRD,
+    "regression": c.Regression,
     "gacd": c.GACD,
-    "trades": c.TRADES,
 }
 
 
@@ -129,8 +144,10 @@ def _table(cfg: c.Study, data: c.Data, pairs: list[list[str]], seed: int, datase
 
 
 def _labels(teacher: str, student: str, method: str, dataset: str, **more: Any) -> dict[str, Any]:
+    alone = not parse_method(method.removesuffix(_AWP)).needs_teacher
+    role = "undefended" if method == "natural" else "baseline" if alone else "student"
     return {
-        "role": _ROLES.get(method, "student"), "method": method, "teacher": teacher,
+        "role": role, "method": method, "teacher": teacher,
         "student": student, "dataset": dataset, **more,
     }  # fmt: skip
 

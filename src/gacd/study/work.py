@@ -1,20 +1,23 @@
 """Doing the cells of a study: each once, whoever and however many are at it."""
 
+import subprocess
+import sys
 import time
 import traceback
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
+import yaml
 from filelock import FileLock, Timeout
 
 from gacd import analyses, runs
 from gacd import config as c
 from gacd.errors import UserError, unknown
 from gacd.storage import read_json, write_bytes, write_json
-from gacd.study.cells import Cell
+from gacd.study.cells import Cell, Config
 from gacd.study.grids import STUDIES, Entry, entries
 from gacd.study.results import Result
 
@@ -192,7 +195,10 @@ def _do(folder: Folder, task: Task, fabric: c.Fabric) -> None:
     parents = {name: folder.of(parent) for name, parent in cell.parents.items()}
     try:
         config = cell.resolved(folder.of(cell), parents, fabric)
-        _COMMANDS[cell.command](config, goal=task.goal)  # type: ignore[operator]
+        if fabric.devices * fabric.num_nodes > 1:
+            _run_on_ranks(cell.command, config, folder.root / f"{cell.key}.yaml")
+        else:
+            _COMMANDS[cell.command](config, goal=task.goal)  # type: ignore[operator]
     except Exception as error:
         reason = str(error) if isinstance(error, UserError) else repr(error)
         print(f"failed: {reason}", flush=True)
@@ -203,6 +209,26 @@ def _do(folder: Folder, task: Task, fabric: c.Fabric) -> None:
     if task.goal == "record":
         seconds = round(time.monotonic() - started, 1)
         write_json(folder.about(cell), {**cell.identity, "seconds": seconds})
+
+
+def _run_on_ranks(command: str, config: Config, file: Path) -> None:
+    """Run the cell as a command of its own: to start its ranks, Fabric runs the program again."""
+    file.write_text(yaml.safe_dump(_plain(asdict(config))), encoding="utf-8")
+    done = subprocess.run([sys.executable, "-m", "gacd.cli", command, "--config", str(file)])
+    if done.returncode == 130:
+        raise KeyboardInterrupt
+    if done.returncode != 0:
+        raise UserError(f"gacd {command} --config {file} ended with exit code {done.returncode}")
+    file.unlink()
+
+
+def _plain(value: Any) -> Any:
+    """Configuration as YAML knows it."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    return str(value) if isinstance(value, Path) else value
 
 
 def _check_unchanged(folder: Folder, cells: Sequence[Cell]) -> None:

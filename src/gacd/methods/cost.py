@@ -39,7 +39,7 @@ class Cost:
         ours, theirs = asdict(self), asdict(other)
         return Cost(**{name: value + theirs[name] for name, value in ours.items()})
 
-    def __mul__(self, factor: float) -> "Cost":
+    def __mul__(self, factor: int | float) -> "Cost":
         return Cost(**{name: factor * value for name, value in asdict(self).items()})
 
 

@@ -59,6 +59,7 @@ class Run:
         self.cfg, self.goal = cfg, goal
         for name in cfg.evaluation.attacks:
             parse_attack(name)
+        self.options = build.method_options(cfg)
         self.threat = build.threat(cfg.threat)
         self.fabric: Fabric = build.fabric(cfg.fabric)
         self.splits: Splits = build.splits(cfg.data, cfg.seed)
@@ -87,7 +88,7 @@ class Run:
             teacher=teacher,
             bank=bank,
             seed=self.cfg.seed,
-            options=build.method_options(self.cfg),
+            options=self.options,
             weights=weights,
             awp=build.awp(training),
         ).to(self.fabric.device)

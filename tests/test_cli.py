@@ -123,7 +123,7 @@ def test_version_and_help_of_commands(capsys: pytest.CaptureFixture[str]) -> Non
         ("distill --teacher.method kd", "kd needs a teacher"),
         ("train --training.attack.objective teacher-kl", "needs a teacher, and pgd-at has none"),
         ("train --training.awp -1", "awp is -1.0, but must be 0 or more"),
-        ("distill --extra.mine.beta 1", "unknown method in extra 'mine'"),
+        ("distill --extra.mine.beta 1", "unknown method 'mine'"),
         ("train --model resnet19", "unknown model 'resnet19': did you mean 'resnet18'?"),
         ("train --data.name cifar11", "unknown data set 'cifar11': did you mean 'cifar10'?"),
         ("train --attacks pgd", "unknown attack 'pgd': did you mean 'pgd20'?"),

@@ -122,6 +122,30 @@ def test_results_have_a_row_for_every_model(finished: Path) -> None:
     assert tuned > stopped
 
 
+def test_every_record_has_its_cost(finished: Path) -> None:
+    """One step of attack: passes known by hand; two stages: the mean image, and the sum."""
+    rows = {row["method"]: row for row in read_json(finished / "results.json")[1:]}
+    passes = {name: list(row["cost"].values())[:5] for name, row in rows.items()}
+    assert passes["natural"] == [1, 1, 0, 0, 0]
+    assert passes["pgd-at"] == [2, 2, 1, 0, 0]
+    assert passes["kd"] == passes["crd+kd"] == [1, 1, 0, 1, 0]
+    assert passes["adaad"] == [2, 2, 1, 2, 1]
+    assert passes["gacd"] == [3, 2, 1, 1, 0]
+    for name in METHODS:
+        stages = [read_json(path) for path in (finished / name).glob("**/done.json")]
+        images = sum(stage["images"] for stage in stages)
+        if name == "gacd+aft":  # shares its features with gacd
+            images += rows["gacd"]["train_images"]
+        row = rows[name]
+        assert row["train_images"] == images > 0
+        assert row["cost"]["flops"] * images == pytest.approx(row["train_flops"], rel=1e-3)
+    first, tuned = rows["gacd"], rows["gacd+aft"]
+    fine_tuning = rows["pgd-at"]["cost"]["flops"]
+    assert tuned["train_flops"] == pytest.approx(
+        first["train_flops"] + fine_tuning * (tuned["train_images"] - first["train_images"])
+    )
+
+
 def test_every_stage_folder_is_whole(finished: Path) -> None:
     for name in ("teacher", *METHODS):
         folder = finished / name

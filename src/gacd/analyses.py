@@ -31,7 +31,7 @@ from gacd.models import create_model
 from gacd.models.base import Backbone
 from gacd.models.checkpoints import load_model, load_weights
 from gacd.report.analysis import RECORD, geometry_table, likeness_table, write_analysis_report
-from gacd.rows import MODEL, TEACHER, Row
+from gacd.rows import MODEL, TEACHER, Row, Spent
 from gacd.runs import Goal, Run
 from gacd.shapes import Images
 from gacd.storage import read_json, write_json
@@ -56,7 +56,7 @@ def transfer(cfg: c.Transfer, *, goal: Goal = "report") -> None:
         run.keep(out, fitted, name, method)
     run.fabric.barrier()
     seconds = read_json(out / "linear.json")["seconds"]
-    run.measure(Row(TRANSFER, name, method, "frozen, new linear layer", seconds))
+    run.measure(Row(TRANSFER, name, method, "frozen, new linear layer", Spent(seconds)))
     run.finish(f"Features of {cfg.checkpoint.name} on {run.splits.test.name}")
 
 

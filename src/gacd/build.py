@@ -11,9 +11,10 @@ from gacd import config as c
 from gacd.attacks.threat import ThreatModel
 from gacd.data.dataset import ArrayDataset, Splits
 from gacd.data.load import load_splits
-from gacd.errors import UserError, unknown
+from gacd.errors import UserError
 from gacd.methods import METHODS, TrainingAttack
 from gacd.methods.awp import AWP
+from gacd.methods.registry import check_settings
 from gacd.models import create_model
 from gacd.models.base import Backbone
 from gacd.models.checkpoints import load_model, load_weights
@@ -126,9 +127,8 @@ def method_options(cfg: c.Run) -> dict[str, dict[str, Any]]:
     """The settings of every method that this command knows, by the method's name."""
     sections = asdict(cfg)
     extra: dict[str, dict[str, Any]] = sections.pop("extra", {})
-    for name in extra:
-        if name not in METHODS:
-            raise unknown("method in extra", name, METHODS)
+    for name, settings in extra.items():
+        check_settings(name, settings)
     options = {name: dict(sections[name]) for name in METHODS if name in sections}
     options.get("gacd", {}).pop("anchors", None)  # the bank's
     return options | extra

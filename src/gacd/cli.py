@@ -16,8 +16,8 @@ from gacd.errors import UserError, unknown
 
 COMMANDS = {
     "quickstart": "digits: a robust teacher, small students by every method, a report (3 minutes)",
-    "train": "train one network: naturally, by PGD adversarial training, or by TRADES",
-    "distill": "from a robust teacher to small evaluated students: kd, ard, gacd, gacd+aft, ...",
+    "train": "train one network: naturally, by PGD adversarial training, TRADES or MART",
+    "distill": "from a robust teacher to small evaluated students: ard, rslad, gacd, gacd+aft, ...",
     "finetune": "fine-tune a saved network adversarially",
     "evaluate": "attack a saved network, or a public checkpoint: PGD, AutoAttack, ...",
     "compare": "A B: is one evaluated model more robust than another? paired test, per image",

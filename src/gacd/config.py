@@ -25,6 +25,7 @@ from gacd.sections import (
     Evaluation,
     Fabric,
     Regression,
+    Setting,
     Threat,
     Training,
     fraction,
@@ -86,8 +87,8 @@ class Train(Run):
     training: Training = field(default_factory=Training)
     trades: TRADES = field(default_factory=TRADES)
     mart: MART = field(default_factory=MART)
-    extra: dict[str, Any] = field(default_factory=dict)
-    """Settings of methods registered from outside, by name."""
+    extra: dict[str, dict[str, Setting]] = field(default_factory=dict)
+    """Settings of methods registered from outside, by name: --extra.mine '{beta: 2}'."""
 
     def __post_init__(self) -> None:
         _without_source(self.evaluation)
@@ -109,8 +110,8 @@ class Finetune(Run):
     training: Training = field(default_factory=lambda: Training(epochs=5, lr=0.01))
     trades: TRADES = field(default_factory=TRADES)
     mart: MART = field(default_factory=MART)
-    extra: dict[str, Any] = field(default_factory=dict)
-    """Settings of methods registered from outside, by name."""
+    extra: dict[str, dict[str, Setting]] = field(default_factory=dict)
+    """Settings of methods registered from outside, by name: --extra.mine '{beta: 2}'."""
 
     def __post_init__(self) -> None:
         if self.source is None:
@@ -163,8 +164,8 @@ class Distill(Run):
     regression: Regression = field(default_factory=Regression)
     crd: CRD = field(default_factory=CRD)
     gacd: GACD = field(default_factory=GACD)
-    extra: dict[str, Any] = field(default_factory=dict)
-    """Settings of methods registered from outside, by name."""
+    extra: dict[str, dict[str, Setting]] = field(default_factory=dict)
+    """Settings of methods registered from outside, by name: --extra.mine '{beta: 2}'."""
 
     def __post_init__(self) -> None:
         if not self.methods:

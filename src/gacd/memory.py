@@ -37,7 +37,7 @@ class Normaliser(nn.Module):
         if not 0 <= momentum < 1:
             raise UserError(f"momentum must be in [0, 1), not {momentum}")
         self.kind, self.momentum = kind, momentum
-        self._known_written = False  # once it is so it stays so: no need to ask the device again
+        self._known: Tensor | None = None
         self.log_z: Tensor
         self.written: Tensor
         self.register_buffer("log_z", torch.zeros(()))
@@ -66,8 +66,10 @@ class Normaliser(nn.Module):
         self.written.fill_(True)
 
     def _is_written(self) -> bool:
-        self._known_written = self._known_written or bool(self.written)
-        return self._known_written
+        # A buffer that was once seen to be True stays so: no need to ask the device again.
+        if self._known is not self.written and bool(self.written):
+            self._known = self.written
+        return self._known is self.written
 
 
 class MomentumMemory(nn.Module):

@@ -2,7 +2,7 @@
 
 import signal
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,6 +15,7 @@ from gacd.evaluation.diagnosis import diagnose
 from gacd.evaluation.examples import attacked_examples
 from gacd.evaluation.record import make_record
 from gacd.evaluation.robust import epsilon_curve, evaluate
+from gacd.methods.cost import Cost
 from gacd.models.checkpoints import load_model
 from gacd.storage import read_json, write_json
 
@@ -24,6 +25,32 @@ SOURCE = "source"
 _DIAGNOSED = 100  # test images of the masking diagnosis: seconds, where AutoAttack takes minutes
 
 
+@dataclass(frozen=True)
+class Spent:
+    """What training took: seconds, images seen, and the cost of all of them together."""
+
+    seconds: float = 0.0
+    images: int = 0
+    cost: Cost = field(default_factory=Cost)
+
+    def __add__(self, other: "Spent") -> "Spent":
+        return Spent(
+            self.seconds + other.seconds, self.images + other.images, self.cost + other.cost
+        )
+
+    def record(self) -> dict[str, Any]:
+        """For a record: the cost of an image, a mean over the stages, and FLOPs in all."""
+        figures: dict[str, Any] = {"train_seconds": round(self.seconds, 1)}
+        if self.images:
+            each = asdict(self.cost * (1 / self.images))
+            figures |= {
+                "train_images": self.images,
+                "train_flops": self.cost.flops,
+                "cost": {name: round(value, 3) for name, value in each.items()},
+            }
+        return figures
+
+
 class Row(NamedTuple):
     """A finished model, one row of the table: the folder of its `model.safetensors`, its names."""
 
@@ -31,8 +58,8 @@ class Row(NamedTuple):
     architecture: str
     method: str
     role: str
-    seconds: float
-    """Of training."""
+    spent: Spent = Spent()
+    """On training."""
 
 
 def measure_row(
@@ -97,7 +124,7 @@ def measure_row(
         extra={
             "role": row.role,
             "parameters": sum(p.numel() for p in model.parameters()),
-            "train_seconds": round(row.seconds, 1),
+            **row.spent.record(),
             **({"cascade": True} if settings.cascade else {}),
             "intervals": {k: [v["low"], v["high"]] for k, v in table.items()},
             **{f"{k}_n": v["n"] for k, v in table.items() if v["n"] != found.n},

@@ -22,6 +22,7 @@ from gacd.evaluation.record import without_paths
 from gacd.linear import fit_head
 from gacd.methods import Teacher, create_method
 from gacd.methods.base import check_objective, check_same_classes
+from gacd.methods.cost import measure
 from gacd.methods.registry import Named, method_order, parse_method
 from gacd.models.base import Backbone
 from gacd.models.checkpoints import load_weights, save_model
@@ -33,6 +34,7 @@ from gacd.rows import (
     SOURCE,
     TEACHER,
     Row,
+    Spent,
     find_records,
     ignore_interrupts,
     measure_row,
@@ -57,6 +59,7 @@ class Run:
         self.cfg, self.goal = cfg, goal
         for name in cfg.evaluation.attacks:
             parse_attack(name)
+        self.options = build.method_options(cfg)
         self.threat = build.threat(cfg.threat)
         self.fabric: Fabric = build.fabric(cfg.fabric)
         self.splits: Splits = build.splits(cfg.data, cfg.seed)
@@ -75,8 +78,8 @@ class Run:
         teacher: Teacher | None = None,
         bank: AnchorBank | None = None,
         weights: dict[str, float] | None = None,
-    ) -> float:
-        """Train `model` in the stage folder `name` and keep it there; returns its seconds."""
+    ) -> Spent:
+        """Train `model` in the stage folder `name` and keep it there; returns what it took."""
         out = self.cfg.out / name
         built = create_method(
             method,
@@ -85,15 +88,16 @@ class Run:
             teacher=teacher,
             bank=bank,
             seed=self.cfg.seed,
-            options=build.method_options(self.cfg),
+            options=self.options,
             weights=weights,
             awp=build.awp(training),
-        )
+        ).to(self.fabric.device)
+        cost = measure(built, self.splits.train, batch_size=training.batch_size)
         plan = build.plan(training, self.cfg.data, self.cfg.fabric, self.cfg.seed)
         summary = fit(self.fabric, built, self.splits, plan, out=out, name=name)
         model.requires_grad_(True)  # a head that had no part in this has one in what follows
         self.keep(out, model, architecture, method)
-        return summary.seconds
+        return Spent(summary.seconds, summary.images, cost * summary.images)
 
     def keep(self, out: Path, model: Backbone, architecture: str, method: str) -> None:
         """Write `model.safetensors`, which evaluates and fine-tunes anywhere."""
@@ -146,8 +150,8 @@ def train(cfg: c.Train, *, goal: Goal = "report") -> None:
     _without_teacher(cfg.method, cfg.training)
     run = Run(cfg, goal)
     model = build.model(cfg.model, run.splits.train, seed=cfg.seed)
-    seconds = run.train(cfg.method, cfg.method, model, cfg.model, cfg.training)
-    run.measure(Row(cfg.method, cfg.model, cfg.method, "student", seconds))
+    spent = run.train(cfg.method, cfg.method, model, cfg.model, cfg.training)
+    run.measure(Row(cfg.method, cfg.model, cfg.method, "student", spent))
     run.finish(f"{cfg.method} on {run.splits.test.name}")
 
 
@@ -159,8 +163,8 @@ def finetune(cfg: c.Finetune, *, goal: Goal = "report") -> None:
         source, source_name = _checkpoint(cfg.source, None, run)
         run.keep(cfg.out / SOURCE, source, source_name, cfg.source.stem)
     method = "finetuned"
-    seconds = run.train(method, cfg.method, model, name, cfg.training)
-    run.measure(Row(method, name, cfg.method + " fine-tuned", "student", seconds))
+    spent = run.train(method, cfg.method, model, name, cfg.training)
+    run.measure(Row(method, name, cfg.method + " fine-tuned", "student", spent))
     run.finish(f"{name}, fine-tuned on {run.splits.test.name}")
 
 
@@ -172,7 +176,7 @@ def evaluate_checkpoint(cfg: c.Evaluate) -> None:
         source, source_name = _checkpoint(cfg.source, cfg.source_model, run, "--source_model")
         run.keep(cfg.out / SOURCE, source, source_name, cfg.source.stem)
     run.keep(cfg.out / "model", model, name, cfg.checkpoint.stem)
-    run.measure(Row("model", name, cfg.checkpoint.stem, "student", 0.0))
+    run.measure(Row("model", name, cfg.checkpoint.stem, "student"))
     run.finish(f"{cfg.checkpoint.name} on {run.splits.test.name}")
 
 
@@ -184,13 +188,13 @@ def distill(cfg: c.Distill, title: str = "", *, goal: Goal = "report") -> None:
     _without_teacher(cfg.teacher.method, cfg.teacher.training)
     run = Run(cfg, goal)
     build.model(cfg.student, run.splits.train, seed=cfg.seed)  # impossible ones: refused now
-    teacher, teacher_name, seconds = _teacher(run, cfg)
+    teacher, teacher_name, spent = _teacher(run, cfg)
     if cfg.teacher.evaluate:
-        run.measure(Row(TEACHER, teacher_name, cfg.teacher.method, "teacher", seconds))
+        run.measure(Row(TEACHER, teacher_name, cfg.teacher.method, "teacher", spent))
     for method in cfg.methods:
-        seconds = _student(run, cfg, method, Teacher(teacher))
+        spent = _student(run, cfg, method, Teacher(teacher))
         role = "undefended" if method == "natural" else "student"
-        run.measure(Row(method, cfg.student, method, role, seconds))
+        run.measure(Row(method, cfg.student, method, role, spent))
     run.finish(title or f"{teacher_name} to {cfg.student} on {run.splits.test.name}")
 
 
@@ -288,7 +292,7 @@ def _checkpoint(
     )
 
 
-def _teacher(run: Run, cfg: c.Distill) -> tuple[Backbone, str, float]:
+def _teacher(run: Run, cfg: c.Distill) -> tuple[Backbone, str, Spent]:
     data = run.splits.train
     if cfg.teacher.checkpoint is not None:
         teacher, name = build.from_checkpoint(
@@ -298,12 +302,10 @@ def _teacher(run: Run, cfg: c.Distill) -> tuple[Backbone, str, float]:
             channels=data.channels,
         )
         run.keep(cfg.out / TEACHER, teacher, name, cfg.teacher.checkpoint.stem)
-        return teacher.to(run.fabric.device), name, 0.0
+        return teacher.to(run.fabric.device), name, Spent()
     teacher = build.model(cfg.teacher.model, data, seed=cfg.seed)
-    seconds = run.train(
-        TEACHER, cfg.teacher.method, teacher, cfg.teacher.model, cfg.teacher.training
-    )
-    return teacher, cfg.teacher.model, seconds
+    spent = run.train(TEACHER, cfg.teacher.method, teacher, cfg.teacher.model, cfg.teacher.training)
+    return teacher, cfg.teacher.model, spent
 
 
 def _first_stage(cfg: c.Distill, named: Named) -> c.Training:
@@ -315,8 +317,8 @@ def _first_stage(cfg: c.Distill, named: Named) -> c.Training:
     return training
 
 
-def _student(run: Run, cfg: c.Distill, method: str, teacher: Teacher) -> float:
-    """Make the student of one row; returns the seconds of training that it took."""
+def _student(run: Run, cfg: c.Distill, method: str, teacher: Teacher) -> Spent:
+    """Make the student of one row; returns what its training took."""
     named = parse_method(method, cfg.weights)
     student = build.model(cfg.student, run.splits.train, seed=cfg.seed + 1)
     check_same_classes(student, teacher.module)
@@ -324,7 +326,7 @@ def _student(run: Run, cfg: c.Distill, method: str, teacher: Teacher) -> float:
         folder = f"{named.name}/features"
     else:
         folder = f"{method}/distillation" if named.aft else method
-    seconds = run.train(
+    spent = run.train(
         folder,
         named.name,
         student,
@@ -335,13 +337,13 @@ def _student(run: Run, cfg: c.Distill, method: str, teacher: Teacher) -> float:
         weights=cfg.weights,
     )
     if not named.trains_head:
-        seconds += _head(run, cfg, named.name, student)
+        spent += _head(run, cfg, named.name, student)
     if named.aft:
-        seconds += run.train(method, "pgd-at", student, cfg.student, cfg.finetune)
-    return seconds
+        spent += run.train(method, "pgd-at", student, cfg.student, cfg.finetune)
+    return spent
 
 
-def _head(run: Run, cfg: c.Distill, name: str, student: Backbone) -> float:
+def _head(run: Run, cfg: c.Distill, name: str, student: Backbone) -> Spent:
     """Fit the linear layer of distilled features, once for a method with and without +aft."""
     folder = run.cfg.out / name
     path, done = folder / MODEL, folder / "linear.json"
@@ -353,8 +355,7 @@ def _head(run: Run, cfg: c.Distill, name: str, student: Backbone) -> float:
         run.keep(folder, student, cfg.student, name)
     run.fabric.barrier()
     load_weights(student, path)
-    seconds: float = read_json(done)["seconds"]
-    return seconds
+    return Spent(read_json(done)["seconds"])
 
 
 def _bank(run: Run, teacher: Teacher, dtype: str, folder: Path | None) -> AnchorBank:

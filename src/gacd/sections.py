@@ -12,6 +12,8 @@ from typing import Literal
 Budget = float | str
 """A number, or a fraction such as `8/255`."""
 Reweight = Literal["none", "teacher"]
+Setting = bool | int | float | str
+"""Of a method that this package does not know."""
 
 
 def fraction(value: Budget) -> float:

@@ -119,3 +119,33 @@ def test_rows_are_scored_as_in_the_whole_batch() -> None:
         objectives.misclassified(brightness, LABELS),
     ):
         torch.testing.assert_close(objective.rows(index)(x[index]), objective(x)[index])
+
+
+def test_adaptive_kl_takes_both_networks_at_the_attacked_image() -> None:
+    """KL(T(x') || f(x')) of linear networks, and its slope through both of them."""
+    generator = torch.Generator().manual_seed(3)
+    ours, theirs = (torch.randn(4, 5, generator=generator, dtype=torch.float64) for _ in range(2))
+    x = torch.rand(6, 1, 2, 2, generator=generator, dtype=torch.float64)
+
+    def of(matrix: torch.Tensor) -> objectives.Classifier:
+        return lambda x: x.flatten(1) @ matrix
+
+    objective = objectives.adaptive_kl(of(ours), of(theirs))
+    for value, z, t in zip(objective(x), of(ours)(x), of(theirs)(x), strict=True):
+        assert value.item() == pytest.approx(kl(softmax(t.tolist()), z.tolist(), 1.0), rel=1e-5)
+    leaf = x.clone().requires_grad_()
+    (slope,) = torch.autograd.grad(objective(leaf).sum(), leaf)
+    step = 1e-3
+    for pixel in range(4):
+        moved = torch.zeros(6, 4, dtype=torch.float64)
+        moved[:, pixel] = step
+        moved = moved.view(6, 1, 2, 2)
+        by_hand = (objective(x + moved) - objective(x - moved)) / (2 * step)
+        torch.testing.assert_close(
+            by_hand.double(), slope.flatten(1)[:, pixel], rtol=0.02, atol=1e-3
+        )
+    constant = objectives.kl(of(ours), of(theirs)(x).softmax(1))
+    (other,) = torch.autograd.grad(constant(leaf).sum(), leaf)
+    assert not torch.allclose(slope, other, atol=1e-3)
+    same = objectives.adaptive_kl(of(ours), of(ours))
+    assert same(x).abs().max() < 1e-6

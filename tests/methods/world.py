@@ -87,12 +87,12 @@ class World(NamedTuple):
         **changes: Any,
     ) -> Method:
         """The method with its settings of the table; `changes` are options of its first term."""
-        terms = name.split("+")
-        options = {term: dict(SETTINGS[term].options.get(term, {})) for term in terms[:1]}
-        options |= (
-            {k: dict(v) for k, v in SETTINGS[name].options.items()} if name in SETTINGS else {}
-        )
-        options.setdefault(terms[0], {}).update(changes)
+        row = SETTINGS.get(name)
+        options = {} if row is None else {term: dict(known) for term, known in row.options.items()}
+        for term in name.split("+") if row is None else ():
+            options |= SETTINGS[term].options if term in SETTINGS else {}
+        first = name.split("+")[0]
+        options[first] = {**options.get(first, {}), **changes}
         more = {} if awp is None else {"awp": awp}
         return create_method(
             name,

@@ -60,7 +60,10 @@ def assert_same(a: Path, b: Path) -> None:
         assert torch.equal(value, others[name]), name
 
 
-CASES = [("pgd-at", "32-true"), ("gacd", "32-true"), ("pgd-at", "bf16-mixed")]
+CASES = [
+    *((name, "32-true") for name in ("pgd-at", "gacd", "crd", "rslad+igdm")),
+    ("pgd-at", "bf16-mixed"),
+]
 
 
 @pytest.fixture(scope="module")

@@ -92,7 +92,8 @@ def rslad(
 
     `adv_weight KL(T(x) || S(x')) + clean_weight KL(T(x) || S(x))`
 
-    Source: Zi et al. 2021 (arXiv:2108.07969), the outer minimisation of RSLAD.
+    Source: Zi et al. 2021 (arXiv:2108.07969), the outer minimisation of RSLAD. Their code averages
+    over the classes too.
     """
     adv = soft_kl(student_adv_logits, teacher_logits)
     clean = soft_kl(student_logits, teacher_logits)

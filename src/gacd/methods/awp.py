@@ -35,7 +35,9 @@ def perturbed_weights(
         if name.startswith("student.") and p.requires_grad and p.ndim > 1
     }
     buffers = {name: buffer.clone() for name, buffer in method.named_buffers()}
-    loss = functional_call(method, buffers, arguments, {"attacked": step.again()}).total
+    first = step.again()
+    first.generator = step.generator.clone_state()  # the same negatives, drawn twice
+    loss = functional_call(method, buffers, arguments, {"attacked": first}).total
     gradients = torch.autograd.grad(loss, list(weights.values()))
     return {
         name: w + gamma * w.detach().norm() * g / g.norm().clamp_min(torch.finfo(g.dtype).tiny)

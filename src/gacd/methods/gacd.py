@@ -13,7 +13,7 @@ from gacd.losses.contrastive import gacd_loss, log_partition
 from gacd.losses.information import info_nce_bound
 from gacd.memory import Normaliser
 from gacd.methods.base import Given, Reweight, Step, Term
-from gacd.methods.crd import TwoMemories
+from gacd.methods.memories import TwoMemories
 from gacd.models.base import Backbone
 from gacd.models.projection import Projection
 from gacd.shapes import Batch, Images, Logits, PerSample

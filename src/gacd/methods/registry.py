@@ -122,6 +122,16 @@ def parse_method(name: str, weights: Mapping[str, float] | None = None) -> Named
     return named
 
 
+def check_settings(term: str, settings: Mapping[str, Any]) -> None:
+    """Refuse a setting that the method does not have; the nearest one is named."""
+    if term not in METHODS:
+        raise unknown("method", term, METHODS)
+    known = inspect.signature(METHODS[term]).parameters.keys() - {"given"}
+    for setting in settings:
+        if setting not in known:
+            raise unknown(f"setting of {term}", setting, known)
+
+
 def method_order(names: Iterable[str]) -> list[str]:
     """Names in the order of `METHODS`, a combination after its first term; others at the end."""
     rank = {name: i for i, name in enumerate(METHODS)}
@@ -157,11 +167,8 @@ def create_method(
     given = Given(student, teacher, bank, seed)
     terms = {}
     for term in named.terms:
-        settings = dict((options or {}).get(term, {}))
-        known = inspect.signature(METHODS[term]).parameters.keys() - {"given"}
-        for setting in settings:
-            if setting not in known:
-                raise unknown(f"setting of {term}", setting, known)
+        settings = (options or {}).get(term, {})
+        check_settings(term, settings)
         terms[term] = METHODS[term](given, **settings)
     combined = weights if "+" in named.name else None
     return Method(student, attack, terms, weights=combined, teacher=teacher, awp=awp)

@@ -63,6 +63,7 @@ def write_run_report(out: Path, title: str | None = None, *, order: Sequence[str
         sections=[
             _accuracies(every),
             *(Section(part.heading, part.text, [part.figure]) for part in shown),
+            *_costs(every),
             *_masking(records, _beside(folders, names, "diagnosis.json")),
         ],
         provenance=provenance(every, "results.json; in full in record.json of each model's folder"),
@@ -155,6 +156,43 @@ def _accuracies(records: Sequence[Record]) -> Section:
             "and the figure to compare."
         ],
         [comparison_table(without_times, worst=True)],
+    )
+
+
+def _costs(records: Sequence[Record]) -> Iterator[Section]:
+    """Passes and FLOPs of every method, so that results can be compared at equal compute."""
+    known = [record for record in records if "cost" in record]
+    if not known:
+        return
+    passes = ("student_forward", "student_backward", "teacher_forward", "teacher_backward")
+    rows = [
+        (
+            _head(record),
+            *(Cell(f"{record['cost'][name]:.3g}") for name in passes),
+            Cell(f"{record['cost']['flops'] / 1e6:,.2f}"),
+            Cell(f"{record['train_flops'] / 1e12:,.3g}"),
+        )
+        for record in known
+    ]
+    yield Section(
+        "Cost of training",
+        [
+            "Counted per training image, the attack included, and averaged over a method's stages: "
+            "passes forward and backward through student and teacher, and floating-point "
+            "operations in matrix products and convolutions."
+        ],
+        [
+            Table(
+                "Passes and millions of operations an image; 10^12 operations in all",
+                (
+                    Column("method"),
+                    *(Column(name.replace("_", " "), numeric=True) for name in passes),
+                    Column("MFLOP", numeric=True),
+                    Column("TFLOP in all", numeric=True),
+                ),
+                tuple(rows),
+            )
+        ],
     )
 
 

@@ -1,0 +1,108 @@
+"""The cost of a method: counts known by hand, FLOPs in closed form; counting moves nothing."""
+
+import re
+from dataclasses import astuple, replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from gacd.methods import METHODS, create_method
+from gacd.methods.awp import AWP
+from gacd.methods.cost import Cost, measure
+from methods.world import ATTACK, SETTINGS, World, network
+
+DOCS = Path(__file__).parents[2] / "docs" / "methods.md"
+TEN = replace(ATTACK, steps=10)
+
+
+def layers(student: str = "digits-cnn-2") -> list[int]:
+    """FLOPs of each layer of the student on one 8x8 image: 2 x multiplications."""
+    flops, side = [], 8
+    for layer in network(student, seed=0).modules():
+        if isinstance(layer, torch.nn.Conv2d):
+            side //= layer.stride[0]
+            flops.append(2 * layer.weight.numel() * side**2)
+        elif isinstance(layer, torch.nn.Linear):
+            flops.append(2 * layer.weight.numel())
+    return flops
+
+
+def test_flops_are_those_of_the_layers(world: World) -> None:
+    """Forward F; backward F to the weights, and F to the inputs but for the first layer's."""
+    first, forward = layers()[0], sum(layers())
+    training = 3 * forward - first
+    natural = measure(world.method("natural"), world.data, batch_size=12)
+    assert natural == Cost(1.0, 1.0, 0.0, 0.0, 0.0, float(training))
+    attacked = measure(world.method("pgd-at", TEN), world.data, batch_size=12)
+    assert attacked == Cost(11.0, 11.0, 10.0, 0.0, 0.0, 20.0 * forward + training)
+    teacher = sum(layers("digits-cnn-3"))
+    kd = measure(world.method("kd"), world.data, batch_size=12)
+    assert kd == Cost(1.0, 1.0, 0.0, 1.0, 0.0, float(training + teacher))
+
+
+def test_what_does_not_depend_on_the_batch_is_shared_out_over_it(world: World) -> None:
+    """GACD projects all 12 anchors every step, forward and backward, whatever the batch."""
+    attack = replace(ATTACK, objective="cosine")  # no product over the batch
+    method = world.method("gacd", attack)
+    small, large, huge = (
+        measure(method, world.data, batch_size=size).flops for size in (4, 8, 10**9)
+    )
+    projected = 2 * 12 * 12 * 6  # anchors x teacher's features x embedding: one way
+    assert small - large == pytest.approx((large - huge) * 1.0, rel=1e-6)
+    assert 2 * projected <= 8 * (large - huge) <= 5 * projected
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_counting_moves_nothing(world: World, name: str) -> None:
+    method = world.method(name, awp=AWP(0.01))
+    method.student.body[1].eval()
+    before = {k: v.clone() for k, v in method.state_dict().items()}
+    modes = [part.training for part in method.modules()]
+    flags = [p.requires_grad for p in method.parameters()]
+    random, teacher = torch.get_rng_state(), world.teacher.module.state_dict()
+    teacher = {k: v.clone() for k, v in teacher.items()}
+    cost = measure(method, world.data, batch_size=12)
+    assert cost == measure(method, world.data, batch_size=12)
+    assert all(value >= 0 for value in astuple(cost)) and cost.flops > 0
+    assert all(torch.equal(v, before[k]) for k, v in method.state_dict().items())
+    assert modes == [part.training for part in method.modules()]
+    assert flags == [p.requires_grad for p in method.parameters()]
+    assert all(p.grad is None for p in method.parameters())
+    assert torch.equal(torch.get_rng_state(), random)
+    assert all(torch.equal(v, teacher[k]) for k, v in world.teacher.module.state_dict().items())
+    for network_ in (method.student, world.teacher.module):
+        assert "forward_features" not in vars(network_)  # no counter left behind
+
+
+def documented() -> dict[str, tuple[float, ...]]:
+    """Passes of student and teacher, forward and backward, as docs/methods.md has them."""
+    row = re.compile(r"\| `([^`]+)`.*\| (\d+) / (\d+) \| (\d+) / (\d+) \| [\d.]+ \|$", re.MULTILINE)
+    return {name: tuple(map(float, n)) for name, *n in row.findall(DOCS.read_text())}
+
+
+def test_the_documentation_has_every_method() -> None:
+    named = {part for name in documented() for part in name.split(", ")[0].split("+")}
+    assert named == METHODS.keys()
+
+
+@pytest.mark.parametrize("name", documented())
+def test_the_documentation_tells_what_is_measured(world: World, name: str) -> None:
+    """Ten steps of the attack, the default settings."""
+    method, _, awp = name.partition(", ")
+    built = create_method(
+        method,
+        network("digits-cnn-2", seed=1),
+        TEN,
+        teacher=world.teacher,
+        bank=world.bank,
+        options={"crd": {"negatives": 8}},
+        awp=AWP(0.005 if awp else 0.0),
+    )
+    cost = measure(built, world.data, batch_size=12)
+    assert documented()[name] == (
+        cost.student_forward,
+        cost.student_backward,
+        cost.teacher_forward,
+        cost.teacher_backward,
+    )

@@ -1,0 +1,101 @@
+"""A method from outside the package: the example of docs/methods.md, run as its reader would."""
+
+import re
+import runpy
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from gacd import cli, runs
+from gacd.errors import UserError
+from gacd.methods import METHODS, Step, Term, register_method
+from gacd.shapes import PerSample
+from gacd.storage import read_json
+from methods.world import World, attacked, known_attack, total
+
+DOCS = Path(__file__).parents[2] / "docs" / "methods.md"
+_STAGES = ("teacher.training", "training", "distillation", "finetune")
+FLAGS = [
+    *("--teacher.model", "digits-cnn-4", "--student", "digits-cnn-2", "--threat.eps", "0.1"),
+    *("--data.train_limit", "200", "--data.test_limit", "40", "--attacks", "natural"),
+    *("--fabric.accelerator", "cpu", "--fabric.precision", "32-true"),
+    *(f"--{stage}.{flag}" for stage in _STAGES for flag in ("epochs=1", "batch_size=32")),
+]
+
+
+@pytest.fixture(autouse=True)
+def put_back(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """No test leaves a method behind, or draws a page."""
+    monkeypatch.setattr(runs, "write_run_report", lambda *_, **__: None)
+    kept = dict(METHODS)
+    yield
+    METHODS.clear()
+    METHODS.update(kept)
+
+
+class Brightness(Term):
+    """Outputs that do not depend on how bright an image is."""
+
+    needs_teacher = True
+
+    def losses(self, step: Step) -> PerSample:
+        return (step.student_adv_logits - step.teacher_logits).square().mean(1)
+
+
+def test_the_example_in_the_documentation_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (code,) = re.findall(r"```python\n(# mine\.py\n.*?)```", DOCS.read_text(), re.DOTALL)
+    script = tmp_path / "mine.py"
+    script.write_text(code)
+    methods = ["--methods", "mine", "gacd+mine", "mine+aft", "--extra.mine", "{margin: 0.5}"]
+    arguments = ["distill", *methods, "--weights.mine", "2", "--out", str(tmp_path / "run")]
+    monkeypatch.setattr(sys, "argv", [str(script), *arguments, *FLAGS, "--gacd.negatives", "64"])
+    with pytest.raises(SystemExit) as stop:
+        runpy.run_path(str(script), run_name="__main__")
+    assert stop.value.code == 0, capsys.readouterr().err
+    results = read_json(tmp_path / "run" / "results.json")
+    assert [row["method"] for row in results] == ["pgd-at", "gacd+mine", "mine", "mine+aft"]
+    assert all(row["cost"]["teacher_forward"] > 0 for row in results[1:])
+    record = read_json(tmp_path / "run" / "mine" / "record.json")
+    assert record["config"]["extra"] == {"mine": {"margin": 0.5}}
+
+
+def test_a_registered_method_is_one_like_the_others(world: World) -> None:
+    register_method("brightness", Brightness)
+    method, batch = world.method("brightness", reweight="teacher"), world.batch()
+    known_attack(method)
+    with torch.no_grad():
+        weights = world.teacher.module(batch.images).softmax(1).gather(1, batch.labels[:, None])
+        difference = method.student(attacked(batch)) - world.teacher.module(batch.images)
+        expected = (weights[:, 0] * difference.square().mean(1)).mean()
+    assert total(method, batch).item() == pytest.approx(expected.item(), rel=1e-4)
+    assert list(world.method("gacd+brightness").terms) == ["gacd", "brightness"]
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("ard", "the method 'ard' exists already: register yours under another name"),
+        ("aft", "the method 'aft' exists already"),
+        ("my+method", "'my\\+method' cannot name a method: use letters, digits, - and _ alone"),
+        ("", "'' cannot name a method"),
+    ],
+)
+def test_names_that_are_taken_or_unfit_are_refused(name: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        register_method(name, Brightness)
+
+
+def test_a_setting_that_it_does_not_have_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    register_method("brightness", Brightness)
+    line = ["distill", "--methods", "brightness", "--extra.brightness", "{reweigh: teacher}"]
+    assert cli.main([*line, "--out", str(tmp_path / "run"), *FLAGS]) == 2
+    assert "unknown setting of brightness 'reweigh': did you mean 'reweight'" in (
+        capsys.readouterr().err
+    )

@@ -17,6 +17,7 @@ _ARCHITECTURES = {
     "resnet56": "ResNet-56",
     "mobilenetv2": "MobileNetV2",
 }
+_DATASETS = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "stl10": "STL-10"}
 
 
 class Stated(NamedTuple):
@@ -114,3 +115,13 @@ def architecture_name(name: str) -> str:
     """As it is written in the paper: ResNet-18, WRN-34-10."""
     key = architecture_key(name)
     return _ARCHITECTURES.get(key, key.upper() if key.startswith("wrn") else name)
+
+
+def dataset_name(name: str) -> str:
+    """As it is written in the paper: CIFAR-10, STL-10."""
+    return _DATASETS.get(name, name)
+
+
+def method_name(name: str) -> str:
+    """As it is written in papers: GACD+AFT, AdaAD."""
+    return name.upper().replace("ADAAD", "AdaAD")

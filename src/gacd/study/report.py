@@ -15,13 +15,17 @@ from gacd.study.arms import sweep
 from gacd.study.claim_tables import evidence_tables, likeness_table, summary
 from gacd.study.claims import Claim, claims_json, judge_claims
 from gacd.study.measure import select
-from gacd.study.paper import paper
+from gacd.study.paper import architecture_name, dataset_name, paper
 from gacd.study.results import Result
 from gacd.study.rule import RULE
 
 Results = Sequence[Result]
 StandIns = Mapping[str, str]
 
+_LEGEND = (
+    "Natural/PGD-20 accuracies or differences in percentage points, [low, high] their 95 % "
+    "intervals. Each claim leads to its evidence; not decided is an answer."
+)
 _WRITTEN = {
     "table1": "Table 1",
     "table2": "Table 2",
@@ -30,7 +34,6 @@ _WRITTEN = {
     "ablation": "Ablation",
     "figure2": "Figure 2",
 }
-_ANALYSES = ("figure3", "figure4", "figure5")
 
 
 class _Drawn(NamedTuple):
@@ -79,7 +82,7 @@ def write_study_report(
 def _parts(
     results: Results, claims: Sequence[Claim], stand_ins: StandIns, scale: str
 ) -> Iterator[_Part]:
-    yield _Part("Claims", [RULE], [summary(claims)])
+    yield _Part("Claims", [_LEGEND], [summary(claims)])
     for study, heading in (("table1", "Table 1"), ("table2", "Table 2")):
         found = list(tables.pair_tables(results, study, stand_ins))
         yield from _section(results, (study,), f"{heading}: students", found)
@@ -94,8 +97,9 @@ def _parts(
     yield from _section(results, ("figure2",), "Figure 2: negatives and temperature", drawn)
     yield from _analyses(results)
     yield from _rivals(results, stand_ins, scale)
+    yield _Part("How claims are decided", RULE, [])
     for claim in claims:
-        text = [f"{claim.text}. Paper: {claim.paper}.", f"{claim.verdict.capitalize()}."]
+        text = [f"{claim.verdict.capitalize()}: {claim.text}. Paper: {claim.paper}."]
         yield _Part(claim.claim, text, evidence_tables(claim))
     yield from _masking(results)
     yield _inconsistencies(results)
@@ -137,9 +141,8 @@ def _analyses(results: Results) -> Iterator[_Part]:
 
 
 def _records(results: Results, study: str) -> list[Mapping[str, Any]]:
-    arm = select(results, (study, *_ANALYSES), "analysis", role="analysis")
-    planned = any(result.study == study for result in results)
-    return [result.record for result in arm.results if result.record] if planned else []
+    arm = select(results, (study,), "analysis", role="analysis")
+    return [result.record for result in arm.results if result.record]
 
 
 def _rivals(results: Results, stand_ins: StandIns, scale: str) -> Iterator[_Part]:
@@ -209,12 +212,15 @@ def _intro(results: Results, stand_ins: StandIns, scale: str) -> list[str]:
         f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}."
     ]
     if stand_ins:
-        standing = ", ".join(f"{ours} for {theirs}" for ours, theirs in stand_ins.items())
+        standing = ", ".join(
+            f"{ours} for {dataset_name(architecture_name(theirs))}"
+            for ours, theirs in stand_ins.items()
+        )
         lines.append(
             f"Smaller networks and other data stand in for the paper's: {standing}. Its figures "
             "are shown beside ours for the direction of differences, not for their size."
         )
-    return lines
+    return [*lines, tables.HOW_TO_READ]
 
 
 def _unique(results: Results) -> list[Result]:

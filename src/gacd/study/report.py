@@ -207,10 +207,9 @@ def _intro(results: Results, stand_ins: StandIns, scale: str) -> list[str]:
     cells = _unique(results)
     done = sum(cell.record is not None for cell in cells)
     seeds = sorted({cell.seed for cell in cells})
-    lines = [
-        f"Scale {scale}: {done} of {len(cells)} cells done, "
-        f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}."
-    ]
+    named = f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}"
+    planned = f"{done} of {len(cells)} cells done, {named}" if cells else "Nothing planned"
+    lines = [f"Scale {scale}: {planned}."]
     if stand_ins:
         standing = ", ".join(
             f"{ours} for {dataset_name(architecture_name(theirs))}"

@@ -11,11 +11,11 @@ from made_up import STAND_INS, Maker, whole_study
 
 from gacd.report.page import slug
 from gacd.study.report import write_study_report
+from gacd.study.rows import relative_cost
 from gacd.study.tables import (
     ablation_tables,
     pair_tables,
     quoted_table,
-    relative_cost,
     rival_arms,
     rival_tables,
     teacher_table,

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from gacd.study.arms import pairs, student, sweep, teacher, transferred
 from gacd.study.evidence import Evidence, Part, Side, minus, missing, sides, weigh
 from gacd.study.measure import Arm, contrast, scalar, select, trend
+from gacd.study.paper import accuracies, written
 from gacd.study.results import Result
 from gacd.study.rule import Verdict, together
 
@@ -180,21 +181,39 @@ class _Stated(NamedTuple):
     parts: Callable[[Results, StandIns], Iterator[Part]]
 
 
+_SAME = {"teacher": "resnet18", "student": "resnet18"}
+_WIDE = {"teacher": "resnet18", "student": "wrn-34-10"}
+_KD = {"teacher": "wrn-34-10", "student": "resnet18"}
+_AFT, _ARD = (accuracies("table1", method, **_WIDE) for method in ("gacd+aft", "ard"))
 _CLAIMS = (
     _Stated(
         "C1",
         "A GACD+AFT student of its teacher's architecture beats that teacher on both accuracies",
-        "82.73/52.75 against 76.54/44.46",
+        f"{written(accuracies('table1', 'gacd+aft', **_SAME))} against "
+        + written(accuracies("table3", "pgd-at", teacher="resnet18")),
         _c1,
     ),
     _Stated(
         "C2",
         "GACD+AFT beats ARD on both accuracies",
-        "+3.2/+1.5 (ResNet-18), +6.3/+5.0 (WRN)",
+        written(
+            accuracies("table1", "gacd+aft", **_SAME), minus=accuracies("table1", "ard", **_SAME)
+        )
+        + f" (ResNet-18), {written(_AFT, minus=_ARD)} (WRN)",
         _c2,
     ),
-    _Stated("C3", "Without reweighting GACD+AFT is worse", "−1.8/−1.0", _reweighting("gacd+aft")),
-    _Stated("C4", "Reweighting helps ARD", "+1.5/+4.1", _reweighting("ard")),
+    _Stated(
+        "C3",
+        "Without reweighting GACD+AFT is worse",
+        written(accuracies("ablation", "gacd+aft, none"), minus=_AFT),
+        _reweighting("gacd+aft"),
+    ),
+    _Stated(
+        "C4",
+        "Reweighting helps ARD",
+        written(accuracies("ablation", "ard, teacher"), minus=_ARD),
+        _reweighting("ard"),
+    ),
     _Stated("C5", "GACD features transfer best, natural and adversarial", "Table 4", _c5),
     _Stated(
         "C6",
@@ -208,7 +227,8 @@ _CLAIMS = (
         "C9",
         "KD alone gives natural accuracy (above its teacher's) and almost no robustness (below "
         f"{NO_ROBUSTNESS:.0f} %) when the teacher is strong",
-        "90.50/4.63 (teacher 84.41/45.75)",
+        f"{written(accuracies('table1', 'kd', **_KD))} (teacher "
+        f"{written(accuracies('table3', 'pgd-at', teacher='wrn-34-10'))})",
         _c9,
     ),
 )

@@ -10,7 +10,7 @@ from gacd.report.pictures import heatmaps
 from gacd.study.evidence import METRICS
 from gacd.study.measure import Arm, Measured, contrast
 from gacd.study.paper import method_name
-from gacd.study.tables import relative_cost
+from gacd.study.rows import relative_cost
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

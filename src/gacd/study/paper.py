@@ -92,6 +92,14 @@ def accuracies(table: str, method: str, **where: str) -> Mapping[str, float]:
     return {}
 
 
+def written(row: Mapping[str, float], minus: Mapping[str, float] | None = None) -> str:
+    """Natural/adversarial as the paper writes it, 82.73/52.75; with `minus` the differences."""
+    if minus is None:
+        return "/".join(f"{value:.2f}" for value in row.values())
+    points = (f"{value - minus[metric]:+.1f}" for metric, value in row.items())
+    return "/".join(points).replace("-", "−")
+
+
 def stated() -> list[Stated]:
     """The differences that the text states, beside those of the tables."""
 

@@ -1,31 +1,26 @@
 """Our figures beside the paper's: Tables 1 to 4, the ablation, the rivals."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from statistics import fmean
 
 from gacd.report.tables import Cell, Column, Table
 from gacd.study.arms import Pair, alone, default_weighting, pairs, student, teacher, transferred
 from gacd.study.evidence import METRICS
-from gacd.study.measure import Arm, contrast, select
+from gacd.study.measure import Arm, select
 from gacd.study.paper import (
     accuracies,
     architecture_key,
-    architecture_name,
     dataset_name,
     method_name,
     paper,
     rivals,
+    written,
 )
 from gacd.study.results import Result
+from gacd.study.rows import Row, StandIns, on, pair_table, row_table, shown
 
 Results = Sequence[Result]
-StandIns = Mapping[str, str]
 
-_Row = tuple[str, Arm, Mapping[str, float]]
-"""What a row is called, its cells, and the paper's accuracies."""
-
-_MISSING = Cell("–")
 _ORDER = ("natural", "kd", "ard", "gacd+aft", "gacd")
 HOW_TO_READ = (
     "Accuracies in %. [low, high]: 95 % interval over seeds and test images; with one seed, over "
@@ -39,7 +34,7 @@ def pair_tables(results: Results, study: str, stand_ins: StandIns) -> Iterator[T
     here = [result for result in results if result.study == study]
     for pair in pairs(results, (study,), None, stand_ins):
         t, s = pair.standing
-        rows: list[_Row] = [
+        rows: list[Row] = [
             (
                 "teacher",
                 teacher(results, pair),
@@ -51,19 +46,19 @@ def pair_tables(results: Results, study: str, stand_ins: StandIns) -> Iterator[T
         for method in methods(here, pair):
             arm = student(here, (study,), method, pair)
             rows.append((arm.name, arm, accuracies(study, method, teacher=t, student=s)))
-        yield _pair_table(pair, stand_ins, rows, alone(here, pair))
+        yield pair_table(pair, stand_ins, rows, alone(here, pair))
 
 
 def teacher_table(results: Results, stand_ins: StandIns) -> Table | None:
     """Table 3."""
     labels = [r.labels for r in results if r.study == "table3" and r.labels["role"] == "teacher"]
-    rows: list[_Row] = []
+    rows: list[Row] = []
     for dataset, name in dict.fromkeys((each.get("dataset"), each["teacher"]) for each in labels):
         arm = select(results, ("table3",), name, role="teacher", teacher=name, dataset=dataset)
         standing = architecture_key(stand_ins.get(name, name))
         theirs = accuracies("table3", "pgd-at", teacher=standing, dataset=str(dataset))
-        rows.append((_on(shown(name, stand_ins), [arm]), arm, theirs))
-    return _table("Teachers, trained adversarially", rows) if rows else None
+        rows.append((on(shown(name, stand_ins), [arm]), arm, theirs))
+    return row_table("Teachers, trained adversarially", rows) if rows else None
 
 
 def transfer_tables(results: Results, stand_ins: StandIns) -> Iterator[Table]:
@@ -76,7 +71,7 @@ def transfer_tables(results: Results, stand_ins: StandIns) -> Iterator[Table]:
         ]
         standing = f" (for {dataset_name(name)})" if name != dataset else ""
         caption = f"Frozen features and a linear layer, {dataset_name(dataset)}{standing}"
-        yield _table(caption, rows, metrics=("natural", "pgd7"))
+        yield row_table(caption, rows, metrics=("natural", "pgd7"))
 
 
 def ablation_tables(results: Results, stand_ins: StandIns) -> Iterator[Table]:
@@ -84,7 +79,7 @@ def ablation_tables(results: Results, stand_ins: StandIns) -> Iterator[Table]:
     here = [result for result in results if result.study == "ablation"]
     for pair in pairs(here, ("ablation",), None, stand_ins):
         where = dict(zip(("teacher", "student"), pair.standing, strict=True))
-        rows: list[_Row] = [("no teacher", alone(here, pair), {})]
+        rows: list[Row] = [("no teacher", alone(here, pair), {})]
         for method in methods(here, pair):
             for reweight in ("teacher", "none"):
                 arm = student(results, ("ablation", "table1"), method, pair, reweight)
@@ -95,8 +90,8 @@ def ablation_tables(results: Results, stand_ins: StandIns) -> Iterator[Table]:
                     else accuracies("ablation", f"{method}, {reweight}", **where)
                 )
                 rows.append((f"{method_name(method)}, {arm.name}", arm, theirs))
-        found = _pair_table(pair, stand_ins, rows)
-        yield replace(found, notes=(*found.notes, _ABLATED))
+        found = pair_table(pair, stand_ins, rows)
+        yield replace(found, notes=(*found.notes, _ablated()))
 
 
 def rival_arms(results: Results) -> Iterator[tuple[Pair, dict[str, Arm]]]:
@@ -117,9 +112,9 @@ def rival_arms(results: Results) -> Iterator[tuple[Pair, dict[str, Arm]]]:
 def rival_tables(results: Results, stand_ins: StandIns) -> Iterator[Table]:
     """Every method with the same teacher and student."""
     for pair, arms in rival_arms(results):
-        rows: list[_Row] = [("teacher", teacher(results, pair), {})]
+        rows: list[Row] = [("teacher", teacher(results, pair), {})]
         rows += [(name, arm, {}) for name, arm in arms.items()]
-        yield _pair_table(pair, stand_ins, rows, arms.get("no teacher"))
+        yield pair_table(pair, stand_ins, rows, arms.get("no teacher"))
 
 
 def quoted_table() -> Table:
@@ -153,117 +148,12 @@ def methods(results: Results, pair: Pair) -> list[str]:
     return sorted(found, key=lambda name: rank.get(name, len(rank)))
 
 
-def relative_cost(arm: Arm, baseline: Arm | None) -> tuple[float, str] | None:
-    """Training relative to the baseline's, and by what it is counted: FLOPs, or else seconds."""
-    if baseline is None:
-        return None
-    for key, unit in (("train_flops", "FLOPs"), ("train_seconds", "time")):
-        ours, theirs = _spent(arm, key), _spent(baseline, key)
-        if ours and theirs:
-            return ours / theirs, unit
-    return None
-
-
-def _spent(arm: Arm, key: str) -> float | None:
-    """Mean over seeds; a fine-tuned model's record counts the fine-tuning alone."""
-    records = [r.record for r in arm.results if r.record and r.record.get(key)]
-    if not records:
-        return None
-    spent = fmean(float(record[key]) for record in records)
-    if arm.start is None or not str(records[0]["method"]).endswith("fine-tuned"):
-        return spent
-    before = _spent(arm.start, key)
-    return None if before is None else before + spent
-
-
-def shown(name: str, stand_ins: StandIns) -> str:
-    """An architecture, and which of the paper's it stands for."""
-    if name not in stand_ins or architecture_key(stand_ins[name]) == name:
-        return architecture_name(name)
-    return f"{name} (for {architecture_name(stand_ins[name])})"
-
-
-_ABLATED = (
-    "The paper's ablation, ResNet-18 to WRN-34-10: GACD+AFT 85.35/55.19, not reweighted "
-    "83.53/54.23; ARD 79.05/50.16, reweighted 80.59/54.23."
-)
-
-
-def _pair_table(
-    pair: Pair, stand_ins: StandIns, rows: Sequence[_Row], baseline: Arm | None = None
-) -> Table:
-    caption = f"{shown(pair.teacher, stand_ins)} → {shown(pair.student, stand_ins)}"
-    return _table(_on(caption, [arm for _, arm, _ in rows]), rows, baseline)
-
-
-def _on(text: str, arms: Sequence[Arm]) -> str:
-    """With the data that the records name."""
-    names = dict.fromkeys(str(r.record["dataset"]) for arm in arms for r in arm.results if r.record)
-    return ", ".join([text, *names])
-
-
-def _table(
-    caption: str,
-    rows: Sequence[_Row],
-    baseline: Arm | None = None,
-    metrics: Sequence[str] = ("natural", "pgd20", "autoattack"),
-) -> Table:
-    """Our accuracies, the paper's beside them where it has any, seeds, and cost where known."""
-    rows = [row for row in rows if row[1].results]
-    costs = [relative_cost(arm, baseline) if name != "teacher" else None for name, arm, _ in rows]
-    columns = [Column("method")]
-    for metric in metrics:
-        columns.append(Column(METRICS[metric], numeric=True))
-        if any(metric in theirs for _, _, theirs in rows):
-            columns.append(Column("paper", numeric=True))
-    columns.append(Column("seeds", numeric=True))
-    if any(costs):
-        columns.append(Column("cost", numeric=True))
-    cells = []
-    for (name, arm, _), cost, theirs in zip(rows, costs, [row[2] for row in rows], strict=True):
-        line = [Cell(name)]
-        for metric in metrics:
-            line.append(accuracy(arm, metric))
-            if any(metric in other for _, _, other in rows):
-                line.append(Cell(f"{theirs[metric]:.2f}") if metric in theirs else _MISSING)
-        line.append(_seeds(arm, metrics[0]))
-        if any(costs):
-            line.append(Cell(f"{cost[0]:.2g}×", f"({cost[1]})") if cost else _MISSING)
-        cells.append(tuple(line))
-    notes = (_sizes([arm for _, arm, _ in rows], metrics),)
-    return Table(caption, tuple(columns), tuple(cells), notes)
-
-
-def accuracy(arm: Arm, metric: str) -> Cell:
-    """Mean over the seeds in percent, and its interval."""
-    found = contrast([(1.0, Arm(arm.name, arm.results))], metric)
-    if found is None:
-        return _MISSING
-    low, high = found.accuracy_interval()
-    return Cell(f"{found.mean:.1f}", f"[{low:.1f}, {high:.1f}]")
-
-
-def _seeds(arm: Arm, metric: str) -> Cell:
-    done, planned = len(arm.done(metric)), len(arm.results)
-    return Cell(str(done) if done == planned else f"{done} of {planned}")
-
-
-def _sizes(arms: Sequence[Arm], metrics: Sequence[str]) -> str:
-    """How many test images the figures stand on."""
-    said = []
-    for metric in metrics:
-        ns = sorted(
-            {
-                int(r.record.get(f"{metric}_n") or r.record["n"])
-                for arm in arms
-                for r in arm.done(metric).values()
-                if r.record
-            }
-        )
-        if ns:
-            said.append((METRICS[metric], " or ".join(f"{n:,}" for n in ns)))
-    if not said:
-        return "Nothing measured yet."
-    if len({n for _, n in said}) == 1:
-        return f"n = {said[0][1]} test images."
-    return "Test images: " + ", ".join(f"{name} {n}" for name, n in said) + "."
+def _ablated() -> str:
+    """The paper's ablation, which is of one pair."""
+    pair = {"teacher": "resnet18", "student": "wrn-34-10"}
+    gacd, ard = (accuracies("table1", method, **pair) for method in ("gacd+aft", "ard"))
+    none, teacher = (accuracies("ablation", m) for m in ("gacd+aft, none", "ard, teacher"))
+    return (
+        f"The paper's ablation, ResNet-18 to WRN-34-10: GACD+AFT {written(gacd)}, not reweighted "
+        f"{written(none)}; ARD {written(ard)}, reweighted {written(teacher)}."
+    )

@@ -4,9 +4,9 @@ import dataclasses
 import json
 
 import pytest
-from made_up import STAND_INS, Maker, likeness, whole_study
 
 from gacd.study.claims import NO_ROBUSTNESS, Claim, claims_json, judge_claims
+from made_up import STAND_INS, Maker, likeness, whole_study
 
 EVERY = [f"C{i}" for i in range(1, 10)]
 

@@ -7,7 +7,6 @@ import re
 import xml.etree.ElementTree as ET
 
 import pytest
-from made_up import STAND_INS, Maker, whole_study
 
 from gacd.report.page import slug
 from gacd.study.report import write_study_report
@@ -21,6 +20,7 @@ from gacd.study.tables import (
     teacher_table,
     transfer_tables,
 )
+from made_up import STAND_INS, Maker, whole_study
 
 STUDIES = (
     "table1",

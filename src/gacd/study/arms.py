@@ -69,20 +69,24 @@ def student(
     return replace(found, start=student(results, studies, start, pair, reweight))
 
 
-def alone(
-    results: Sequence[Result], pair: Pair, method: str = "pgd-at", name: str = "no teacher"
-) -> Arm:
+def alone(results: Sequence[Result], pair: Pair, method: str = "pgd-at") -> Arm:
     """The same student trained without a teacher, in whichever of these studies comes first."""
     studies = list(dict.fromkeys(result.study for result in results))
     return select(
         results,
         studies,
-        name,
+        student_name(method),
         role=("baseline", "undefended"),
         method=method,
         student=pair.student,
         dataset=pair.dataset,
     )
+
+
+def student_name(method: str) -> str:
+    """What the student of a method is called in a table."""
+    alone = {"natural": "undefended", "pgd-at": "no teacher"}
+    return alone.get(method, method_name(method))
 
 
 def default_weighting(method: str) -> str:
@@ -112,9 +116,7 @@ def transferred(results: Sequence[Result]) -> dict[str, dict[str, Arm]]:
         found = select(
             results,
             ("table4",),
-            {"pgd-at (teacher)": "teacher", "pgd-at": "no teacher"}.get(
-                source, method_name(source)
-            ),
+            "teacher" if "teacher" in source else student_name(source),
             role="transfer",
             source=source,
             dataset=dataset,

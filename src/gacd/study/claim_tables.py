@@ -5,10 +5,10 @@ from typing import Any
 
 from gacd.report.page import Check, Checks
 from gacd.report.tables import Cell, Column, Table
+from gacd.study.arms import student_name
 from gacd.study.claims import Claim
 from gacd.study.evidence import METRICS, Evidence, Side
 from gacd.study.measure import scalar
-from gacd.study.paper import method_name
 from gacd.study.rule import HELD, NOT_DECIDED, NOT_HELD
 
 _PASSED = {HELD: True, NOT_HELD: False, NOT_DECIDED: None}
@@ -44,7 +44,11 @@ def evidence_tables(claim: Claim) -> list[Table]:
         Column("images", numeric=True),
     ]
     rows = [_part(each) for each in claim.evidence]
-    notes = ["Differences in percentage points, in brackets their 95 % intervals."]
+    notes = [
+        "In brackets: 95 % intervals."
+        if any(e.metric not in METRICS for e in claim.evidence)
+        else "Differences in percentage points, in brackets their 95 % intervals."
+    ]
     if len(bases) == 1:
         notes.append(f"Intervals: {bases[0]}.")
     else:
@@ -78,7 +82,7 @@ def _models(claim: Claim) -> Table | None:
         side = next(iter(found.values()))
         lines.append(
             (
-                Cell(name, where),
+                Cell(name, f"({where})" * bool(where)),
                 *(_value(found[metric]) if metric in found else Cell("–") for metric in metrics),
                 Cell(", ".join(map(str, side.seeds))),
                 Cell(", ".join(key[:7] for key in cells)),
@@ -103,7 +107,7 @@ def likeness_table(records: Sequence[Mapping[str, Any]], view: str) -> Table:
             interval = found.interval() if found.variances else None
             aside = f"[{interval[0]:.3f}, {interval[1]:.3f}]" if interval else ""
             cells.append(Cell(f"{found.mean:.3f}", aside))
-        rows.append((Cell(method_name(name)), *cells, Cell(str(len(have)))))
+        rows.append((Cell(student_name(name)), *cells, Cell(str(len(have)))))
     columns = (
         Column("student"),
         Column("mean |Δ corr|", numeric=True),
@@ -128,7 +132,7 @@ def _here(claim: Claim) -> str:
     groups: dict[str, list[Evidence]] = {}
     for each in judged:
         groups.setdefault(each.where or each.what, []).append(each)
-    if len(groups) == 1:
+    if len(judged) <= 2:
         found = (f"{METRICS.get(e.metric, e.metric)} {_value(e)}" for e in known)
         return ", ".join(found) + counted
     if len(groups) <= _SHOWN and len(judged) <= 2 * len(groups):
@@ -160,7 +164,7 @@ def _value(each: Evidence | Side) -> Cell:
 
 def _part(each: Evidence) -> tuple[Cell, ...]:
     return (
-        Cell(each.what, each.where),
+        Cell(each.what, f"({each.where})" * bool(each.where)),
         Cell(METRICS.get(each.metric, each.metric)),
         _value(each),
         Cell(f"{each.claimed} %" if each.unit == "%" else each.claimed),

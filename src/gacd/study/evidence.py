@@ -64,7 +64,9 @@ class Part:
 def weigh(part: Part, parts: int) -> Evidence:
     """The evidence of one of the `parts` of a claim. One seed alone decides nothing."""
     found = part.measured
-    low, high = found.interval() if found and found.variances else (None, None)
+    low, high = None, None
+    if found and found.variances:
+        low, high = found.accuracy_interval() if part.unit == "%" else found.interval()
     decided = NOT_DECIDED
     if found and not found.alone:
         decided = verdict(

@@ -85,16 +85,16 @@ def _parts(
     yield _Part("Claims", [_LEGEND], [summary(claims)])
     for study, heading in (("table1", "Table 1"), ("table2", "Table 2")):
         found = list(tables.pair_tables(results, study, stand_ins))
-        yield from _section(results, (study,), f"{heading}: students", found)
+        yield from _section(results, study, f"{heading}: students", found)
     teachers = tables.teacher_table(results, stand_ins)
-    yield from _section(results, ("table3",), "Table 3: teachers", [teachers] if teachers else [])
+    yield from _section(results, "table3", "Table 3: teachers", [teachers] if teachers else [])
     transfers = list(tables.transfer_tables(results, stand_ins))
-    yield from _section(results, ("table4",), "Table 4: transfer", transfers)
+    yield from _section(results, "table4", "Table 4: transfer", transfers)
     ablation = list(tables.ablation_tables(results, stand_ins))
-    yield from _section(results, ("ablation",), "Ablation: reweighting", ablation)
+    yield from _section(results, "ablation", "Ablation: reweighting", ablation)
     swept = figures.sweeps({k: sweep(results, k) for k in ("negatives", "temperature")})
     drawn = [_Drawn("figure2", swept)] if swept else []
-    yield from _section(results, ("figure2",), "Figure 2: negatives and temperature", drawn)
+    yield from _section(results, "figure2", "Figure 2: negatives and temperature", drawn)
     yield from _analyses(results)
     yield from _rivals(results, stand_ins, scale)
     yield _Part("How claims are decided", RULE, [])
@@ -106,12 +106,16 @@ def _parts(
 
 
 def _section(
-    results: Results, studies: Sequence[str], heading: str, content: Sequence[Table | _Drawn]
+    results: Results,
+    study: str,
+    heading: str,
+    content: Sequence[Table | _Drawn],
+    said: str = "",
 ) -> Iterator[_Part]:
     """Left out where the study is not planned; one line where cells of it are not done."""
-    here = [result for result in results if result.study in studies]
+    here = [result for result in results if result.study == study]
     if here:
-        yield _Part(heading, [text] if (text := _waiting(here)) else [], content)
+        yield _Part(heading, [text for text in (_waiting(here), said) if text], content)
 
 
 def _waiting(results: Results) -> str:
@@ -128,16 +132,19 @@ def _analyses(results: Results) -> Iterator[_Part]:
     for study, (view, heading) in views.items():
         records = _records(results, study)
         title = "Absolute differences of class correlations from the teacher's"
-        drawn = figures.correlations(records, view, f"{title}, {view} images")
-        content: list[Table | _Drawn] = []
+        over = f", mean over {len(records)} seeds" * (len(records) > 1)
+        drawn = figures.correlations(records, view, f"{title}, {view} images{over}")
+        content: list[Table | _Drawn] = [likeness_table(records, view)] if records else []
         if drawn:
-            content = [likeness_table(records, view), _Drawn(study, drawn)]
-        yield from _section(results, (study,), heading, content)
+            content.append(_Drawn(study, drawn))
+        yield from _section(results, study, heading, content)
     records = _records(results, "figure5")
     content = []
     if records:
         content = [geometry_table(records[0]), _Drawn("figure5", embedding_figure(records[0]))]
-    yield from _section(results, ("figure5",), "Figure 5: features of two classes", content)
+    said = f"Of seed {records[0]['seed']} alone." if len(records) > 1 else ""
+    heading = "Figure 5: features of two classes"
+    yield from _section(results, "figure5", heading, content, said)
 
 
 def _records(results: Results, study: str) -> list[Mapping[str, Any]]:
@@ -153,7 +160,7 @@ def _rivals(results: Results, stand_ins: StandIns, scale: str) -> Iterator[_Part
             content.append(_Drawn("rivals" + f"-{index + 1}" * bool(index), drawn))
     if scale == "full":
         content.append(tables.quoted_table())
-    yield from _section(results, ("rivals",), "Rivals", content)
+    yield from _section(results, "rivals", "Rivals", content)
 
 
 def _masking(results: Results) -> Iterator[_Part]:

@@ -4,7 +4,16 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from gacd.report.tables import Cell, Column, Table
-from gacd.study.arms import Pair, alone, default_weighting, pairs, student, teacher, transferred
+from gacd.study.arms import (
+    Pair,
+    alone,
+    default_weighting,
+    pairs,
+    student,
+    student_name,
+    teacher,
+    transferred,
+)
 from gacd.study.evidence import METRICS
 from gacd.study.measure import Arm, select
 from gacd.study.paper import (
@@ -101,10 +110,10 @@ def rival_arms(results: Results) -> Iterator[tuple[Pair, dict[str, Arm]]]:
         labels = [r.labels for r in here if r.labels["role"] in ("baseline", "undefended")]
         arms = {}
         for method in dict.fromkeys(str(label["method"]) for label in labels):
-            name = {"natural": "undefended", "pgd-at": "no teacher"}.get(
-                method, f"{method_name(method)}, no teacher"
-            )
-            arms[name] = alone(here, pair, method, name)
+            name = student_name(method)
+            if name == method_name(method):
+                name += ", no teacher"
+            arms[name] = alone(here, pair, method)
         arms |= {method_name(m): student(here, ("rivals",), m, pair) for m in methods(here, pair)}
         yield pair, {name: arm for name, arm in arms.items() if arm.results}
 

@@ -6,6 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from gacd.study.report import write_study_report
+from made_up import STAND_INS, Maker, whole_study
+
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 OPTIONS = ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage")
 
@@ -41,6 +44,15 @@ def show(driver, page: Path, width: int, scheme: str = "light") -> None:
     driver.get(page.as_uri())
 
 
+@pytest.fixture(scope="module")
+def study_page(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of a made-up study in all its parts."""
+    folder = tmp_path_factory.mktemp("study")
+    results = whole_study(Maker(folder / "cells"), seeds=(0, 1))
+    write_study_report(results, folder, title="Made up", stand_ins=STAND_INS, scale="full")
+    return folder / "report.html"
+
+
 @pytest.mark.parametrize("width", [360, 768, 1200])
 def test_figures_are_there_and_the_page_fits(driver, page, width):
     show(driver, page, width)
@@ -73,6 +85,34 @@ def test_what_the_page_refuses_would_be_logged(driver, page, tmp_path):
     outside.write_text(text.replace("<main>", '<main><img src="x.png" alt="">'), encoding="utf-8")
     show(driver, outside, 1200)
     assert any("Content Security Policy" in entry["message"] for entry in driver.get_log("browser"))
+
+
+@pytest.mark.parametrize("width", [360, 1200])
+def test_the_page_of_a_study_fits_and_its_tables_leave_room_for_figures(driver, study_page, width):
+    show(driver, study_page, width)
+    assert driver.get_log("browser") == []
+    sizes = driver.execute_script(
+        "return [...document.images].map(i => [i.naturalWidth, i.clientWidth, i.clientHeight])"
+    )
+    assert len(sizes) == 5
+    assert all(min(size) > 100 for size in sizes)
+    overflow = "return document.documentElement.scrollWidth - document.documentElement.clientWidth"
+    assert driver.execute_script(overflow) == 0
+    shares = driver.execute_script(
+        "return [...document.querySelectorAll('tbody th')]"
+        ".map(th => th.offsetWidth / th.closest('.scroll').clientWidth)"
+    )
+    assert len(shares) > 100
+    assert max(shares) < 0.5
+
+
+def test_a_claim_leads_to_its_evidence(driver, study_page):
+    show(driver, study_page, 1200)
+    driver.execute_script("document.documentElement.style.scrollBehavior = 'auto'")
+    driver.execute_script("document.querySelector('.checks li:nth-child(7) a').click()")
+    top = "return document.getElementById('c7').getBoundingClientRect().top"
+    assert driver.execute_script("return location.hash") == "#c7"
+    assert abs(driver.execute_script(top)) < 100
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

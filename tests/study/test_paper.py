@@ -4,6 +4,7 @@ from collections import Counter
 
 import pytest
 
+from gacd.study.claims import judge_claims
 from gacd.study.paper import (
     accuracies,
     architecture_key,
@@ -65,6 +66,20 @@ def test_figures_that_the_claims_quote():
     strong = {"teacher": "wrn-34-10", "student": "resnet18"}
     assert tuple(accuracies("table1", "kd", **strong).values()) == (90.50, 4.63)
     assert accuracies("table1", "rslad", **pair) == {}
+
+
+def test_the_claims_quote_the_figures_that_the_paper_states():
+    assert [claim.paper for claim in judge_claims([])] == [
+        "82.73/52.75 against 76.54/44.46",
+        "+3.2/+1.5 (ResNet-18), +6.3/+5.0 (WRN)",
+        "−1.8/−1.0",
+        "+1.5/+4.1",
+        "Table 4",
+        "Figures 3 and 4",
+        "Figure 2a",
+        "Figure 2b",
+        "90.50/4.63 (teacher 84.41/45.75)",
+    ]
 
 
 @pytest.mark.parametrize("line", stated(), ids=lambda line: line.what)

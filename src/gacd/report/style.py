@@ -38,7 +38,8 @@ thead th { border-bottom: 2px solid var(--ink); font-weight: 600; vertical-align
   white-space: normal; }
 tbody tr:nth-child(even) { background: var(--stripe); }
 tbody tr + tr td { border-top: 1px solid var(--line); }
-tbody th { font-weight: 600; position: sticky; left: 0; background: var(--paper); }
+tbody th { font-weight: 600; white-space: normal; min-width: min(11rem, 34vw);
+  position: sticky; left: 0; background: var(--paper); }
 tbody tr:nth-child(even) th { background: var(--stripe); }
 tbody tr + tr th { border-top: 1px solid var(--line); }
 .number { text-align: right; }

@@ -2,10 +2,11 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 from gacd.study.measure import Arm, select
-from gacd.study.paper import architecture_key
+from gacd.study.paper import architecture_key, method_name
 from gacd.study.results import Result
 
 
@@ -49,12 +50,13 @@ def student(
     reweight: str | None = None,
 ) -> Arm:
     """Its cells. One that does not say how it is weighted has the default: GACD by the teacher."""
-    default = "teacher" if method.startswith("gacd") else "none"
-    words = {None: "", "teacher": ", reweighted", "none": ", not reweighted"}[reweight]
-    return select(
+    default = default_weighting(method)
+    start = method.removesuffix("+aft")
+    words = {None: method_name(method), "teacher": "reweighted", "none": "not reweighted"}
+    found = select(
         results,
         studies,
-        method.upper() + words,
+        words[reweight],
         role="student",
         method=method,
         teacher=pair.teacher,
@@ -62,6 +64,34 @@ def student(
         dataset=pair.dataset,
         reweight=(default, None) if reweight in (None, default) else reweight,
     )
+    if start == method:
+        return found
+    return replace(found, start=student(results, studies, start, pair, reweight))
+
+
+def alone(results: Sequence[Result], pair: Pair, method: str = "pgd-at") -> Arm:
+    """The same student trained without a teacher, in whichever of these studies comes first."""
+    studies = list(dict.fromkeys(result.study for result in results))
+    return select(
+        results,
+        studies,
+        student_name(method),
+        role=("baseline", "undefended"),
+        method=method,
+        student=pair.student,
+        dataset=pair.dataset,
+    )
+
+
+def student_name(method: str) -> str:
+    """What the student of a method is called in a table."""
+    alone = {"natural": "undefended", "pgd-at": "no teacher"}
+    return alone.get(method, method_name(method))
+
+
+def default_weighting(method: str) -> str:
+    """How a method weights its samples if nothing is said."""
+    return "teacher" if method.startswith("gacd") else "none"
 
 
 def teacher(results: Sequence[Result], pair: Pair) -> Arm:
@@ -86,7 +116,7 @@ def transferred(results: Sequence[Result]) -> dict[str, dict[str, Arm]]:
         found = select(
             results,
             ("table4",),
-            f"{source} features",
+            "teacher" if "teacher" in source else student_name(source),
             role="transfer",
             source=source,
             dataset=dataset,

@@ -5,13 +5,14 @@ from typing import Any
 
 from gacd.report.page import Check, Checks
 from gacd.report.tables import Cell, Column, Table
+from gacd.study.arms import student_name
 from gacd.study.claims import Claim
 from gacd.study.evidence import METRICS, Evidence, Side
 from gacd.study.measure import scalar
 from gacd.study.rule import HELD, NOT_DECIDED, NOT_HELD
 
 _PASSED = {HELD: True, NOT_HELD: False, NOT_DECIDED: None}
-_SHOWN = 4  # parts whose figures are written out in the summary
+_SHOWN = 3  # comparisons whose figures are written out in the summary
 
 
 def summary(claims: Sequence[Claim]) -> Checks:
@@ -32,42 +33,63 @@ def evidence_tables(claim: Claim) -> list[Table]:
     """Every part with its interval and verdict; then every model with its cells."""
     if not claim.evidence:
         return []
-    parts = Table(
-        f"{claim.claim}, by part",
-        (
-            Column("part"),
-            Column("found", numeric=True),
-            Column("claimed"),
-            Column("verdict"),
-            Column("seeds", numeric=True),
-            Column("images", numeric=True),
-            Column("interval over"),
-        ),
-        tuple(map(_part, claim.evidence)),
-        ("In brackets: 95 % interval.", *_beside(claim)),
+    bases = list(dict.fromkeys(each.basis for each in claim.evidence))
+    columns = [
+        Column("part"),
+        Column("accuracy"),
+        Column("found", numeric=True),
+        Column("claimed"),
+        Column("verdict"),
+        Column("seeds", numeric=True),
+        Column("images", numeric=True),
+    ]
+    rows = [_part(each) for each in claim.evidence]
+    notes = [
+        "In brackets: 95 % intervals."
+        if any(e.metric not in METRICS for e in claim.evidence)
+        else "Differences in percentage points, in brackets their 95 % intervals."
+    ]
+    if len(bases) == 1:
+        notes.append(f"Intervals: {bases[0]}.")
+    else:
+        columns.append(Column("interval over"))
+        rows = [(*row, Cell(e.basis)) for row, e in zip(rows, claim.evidence, strict=True)]
+    if not all(each.judged for each in claim.evidence):
+        notes.append("Beside: the claim is not judged by it.")
+    parts = Table(f"{claim.claim}: parts", tuple(columns), tuple(rows), tuple(notes))
+    models = _models(claim)
+    return [parts, models] if models else [parts]
+
+
+def _models(claim: Claim) -> Table | None:
+    """Every model compared: a row for the same cells, a column for each accuracy."""
+    rows: dict[tuple[str, str, tuple[str, ...]], dict[str, Side]] = {}
+    for each in claim.evidence:
+        for side in each.arms:
+            if side.mean is not None:
+                rows.setdefault((side.name, each.where, side.cells), {})[side.metric] = side
+    if not rows:
+        return None
+    metrics = list(dict.fromkeys(metric for found in rows.values() for metric in found))
+    columns = (
+        Column("model"),
+        *(Column(METRICS.get(metric, metric), numeric=True) for metric in metrics),
+        Column("seeds"),
+        Column("cells"),
     )
-    sides = {
-        (side.name, side.metric, side.cells, side.seeds): side
-        for each in claim.evidence
-        for side in each.arms
-        if side.mean is not None
-    }
-    if not sides:
-        return [parts]
-    models = Table(
-        f"{claim.claim}, the models compared",
-        (
-            Column("model"),
-            Column("measured"),
-            Column("mean", numeric=True),
-            Column("seeds"),
-            Column("images", numeric=True),
-            Column("cells"),
-        ),
-        tuple(map(_side, sides.values())),
-        ("Cells: the beginnings of their keys; in full in claims.json.",),
-    )
-    return [parts, models]
+    lines = []
+    for (name, where, cells), found in rows.items():
+        side = next(iter(found.values()))
+        lines.append(
+            (
+                Cell(name, f"({where})" * bool(where)),
+                *(_value(found[metric]) if metric in found else Cell("–") for metric in metrics),
+                Cell(", ".join(map(str, side.seeds))),
+                Cell(", ".join(key[:7] for key in cells)),
+            )
+        )
+    note = "Over the seeds compared. Cells: the beginnings of their keys; in full in claims.json."
+    return Table(f"{claim.claim}: models", columns, tuple(lines), (note,))
 
 
 def likeness_table(records: Sequence[Mapping[str, Any]], view: str) -> Table:
@@ -85,7 +107,7 @@ def likeness_table(records: Sequence[Mapping[str, Any]], view: str) -> Table:
             interval = found.interval() if found.variances else None
             aside = f"[{interval[0]:.3f}, {interval[1]:.3f}]" if interval else ""
             cells.append(Cell(f"{found.mean:.3f}", aside))
-        rows.append((Cell(name.upper()), *cells, Cell(str(len(have)))))
+        rows.append((Cell(student_name(name)), *cells, Cell(str(len(have)))))
     columns = (
         Column("student"),
         Column("mean |Δ corr|", numeric=True),
@@ -102,36 +124,35 @@ def likeness_table(records: Sequence[Mapping[str, Any]], view: str) -> Table:
 
 def _here(claim: Claim) -> str:
     judged = [each for each in claim.evidence if each.judged]
-    if not judged:
-        return "no cell of it in this study"
     known = [each for each in judged if each.estimate is not None]
     if not known:
-        return "not run yet"
-    if len(judged) <= _SHOWN:
-        return "; ".join(f"{_short(each)} {_found(each)}" for each in known)
+        return "not run yet" if judged else "no cell of it in this study"
+    seeds = min(len(each.seeds) for each in known)
+    counted = f"; {seeds} seed{'s' * (seeds > 1)}"
+    groups: dict[str, list[Evidence]] = {}
+    for each in judged:
+        groups.setdefault(each.where or each.what, []).append(each)
+    if len(judged) <= 2:
+        found = (f"{METRICS.get(e.metric, e.metric)} {_value(e)}" for e in known)
+        return ", ".join(found) + counted
+    if len(groups) <= _SHOWN and len(judged) <= 2 * len(groups):
+        found = (
+            "/".join(_value(each).text for each in group) + f" ({group[0].where or group[0].what})"
+            for group in groups.values()
+        )
+        return ", ".join(found) + counted
     counts = {v: sum(e.verdict == v for e in judged) for v in (HELD, NOT_HELD, NOT_DECIDED)}
     said = ", ".join(f"{n} {word}" for word, n in counts.items() if n)
-    return f"{len(judged)} parts: {said}"
-
-
-def _short(each: Evidence) -> str:
-    """Which accuracy it is about."""
-    named = [name for name in METRICS.values() if f"{name} " in each.what]
-    return named[0] if named else each.what.partition(", ")[2] or each.what
-
-
-def _found(each: Evidence | Side) -> str:
-    return str(_value(each))
+    return f"{len(judged)} parts, {said}{counted}"
 
 
 def _value(each: Evidence | Side) -> Cell:
-    value = each.mean if isinstance(each, Side) else each.estimate
+    """With its interval; differences and slopes signed."""
+    value = each.estimate if isinstance(each, Evidence) else each.mean
     if value is None:
         return Cell("–")
     signed = isinstance(each, Evidence) and each.unit != "%"
-    places = 3 if abs(value) < 1 and not getattr(each, "unit", "x") else 1
-    if isinstance(each, Side) and each.metric not in METRICS:
-        places = 3
+    places = 1 if each.metric in METRICS else 3
 
     def number(x: float) -> str:
         return f"{x:+.{places}f}".replace("-", "−") if signed else f"{x:.{places}f}"
@@ -142,30 +163,12 @@ def _value(each: Evidence | Side) -> Cell:
 
 
 def _part(each: Evidence) -> tuple[Cell, ...]:
-    beside = "" if each.judged else "(beside)"
     return (
-        Cell(each.what),
+        Cell(each.what, f"({each.where})" * bool(each.where)),
+        Cell(METRICS.get(each.metric, each.metric)),
         _value(each),
-        Cell(f"{each.claimed} {each.unit}".rstrip()),
-        Cell(each.verdict, beside),
+        Cell(f"{each.claimed} %" if each.unit == "%" else each.claimed),
+        Cell(each.verdict, "" if each.judged else "(beside)"),
         Cell(str(len(each.seeds)) if each.seeds else "–"),
         Cell(f"{each.n:,}" if each.n else "–"),
-        Cell(each.basis),
     )
-
-
-def _side(side: Side) -> tuple[Cell, ...]:
-    return (
-        Cell(side.name),
-        Cell(METRICS.get(side.metric, side.metric)),
-        _value(side),
-        Cell(", ".join(map(str, side.seeds))),
-        Cell(f"{side.n:,}"),
-        Cell(", ".join(key[:7] for key in side.cells)),
-    )
-
-
-def _beside(claim: Claim) -> tuple[str, ...]:
-    if all(each.judged for each in claim.evidence):
-        return ()
-    return ("Beside: AutoAttack's verdict, on which the claim does not stand.",)

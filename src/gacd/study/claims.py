@@ -5,9 +5,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
-from gacd.study.arms import Pair, pairs, student, sweep, teacher, transferred
-from gacd.study.evidence import METRICS, Evidence, Part, Side, minus, missing, sides, weigh
+from gacd.study.arms import pairs, student, sweep, teacher, transferred
+from gacd.study.evidence import Evidence, Part, Side, minus, missing, sides, weigh
 from gacd.study.measure import Arm, contrast, scalar, select, trend
+from gacd.study.paper import accuracies, written
 from gacd.study.results import Result
 from gacd.study.rule import Verdict, together
 
@@ -22,6 +23,7 @@ _BESIDE = "autoattack"
 _STRONG = "wrn-34-10"
 _QUOTED = {("resnet18", "resnet18"), ("resnet18", "wrn-34-10")}  # the pairs that C2 quotes
 _TABLE = ("table1",)
+_SOURCES = ("pgd-at (teacher)", "kd", "ard")  # that GACD is compared with in Table 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,14 +51,14 @@ def _c1(results: Results, stand_ins: StandIns) -> Iterator[Part]:
     for pair in pairs(results, _TABLE, "gacd+aft", stand_ins):
         if pair.standing[0] == pair.standing[1]:
             ours = student(results, _TABLE, "gacd+aft", pair)
-            yield from _both(ours, teacher(results, pair), pair)
+            yield from _both(ours, teacher(results, pair), str(pair))
 
 
 def _c2(results: Results, stand_ins: StandIns) -> Iterator[Part]:
     found = pairs(results, _TABLE, "gacd+aft", stand_ins)
     for pair in [pair for pair in found if pair.standing in _QUOTED] or found:
         ours, theirs = (student(results, _TABLE, m, pair) for m in ("gacd+aft", "ard"))
-        yield from _both(ours, theirs, pair)
+        yield from _both(ours, theirs, str(pair))
 
 
 def _reweighting(method: str) -> Callable[[Results, StandIns], Iterator[Part]]:
@@ -67,21 +69,22 @@ def _reweighting(method: str) -> Callable[[Results, StandIns], Iterator[Part]]:
                 student(results, studies, method, pair, reweight)
                 for reweight in ("teacher", "none")
             )
-            yield from _both(ours, theirs, pair)
+            yield from _both(ours, theirs, str(pair))
 
     return parts
 
 
 def _c5(results: Results, stand_ins: StandIns) -> Iterator[Part]:
     for dataset, arms in transferred(results).items():
-        ours = arms.pop("gacd", Arm("features of gacd", ()))
-        for theirs in arms.values():
-            for metric in ("natural", "pgd7"):
-                yield minus(ours, theirs, metric, dataset)
+        ours = arms.pop("gacd", Arm("GACD", ()))
+        for source, theirs in arms.items():
+            if source in (*_SOURCES, "pgd-at"):
+                for metric in ("natural", "pgd7"):
+                    yield minus(ours, theirs, metric, dataset, judged=source in _SOURCES)
 
 
 def _c6(results: Results, stand_ins: StandIns) -> Iterator[Part]:
-    arm = select(results, ("figure3", "figure4", "figure5"), "the analysis", role="analysis")
+    arm = select(results, ("figure3", "figure4"), "the analysis", role="analysis")
     done = {
         seed: result
         for seed, result in arm.done("correlations").items()
@@ -113,7 +116,8 @@ def _c6(results: Results, stand_ins: StandIns) -> Iterator[Part]:
                 )
             )
         yield Part(
-            what=f"ARD − GACD: mean |Δ corr| from the teacher, {view} images",
+            what="ARD − GACD",
+            metric=f"|Δ corr|, {view}",
             measured=scalar({s: means["ard"][s] - means["gacd"][s] for s in done}, n),
             arms=tuple(compared),
             missing=missing([arm], "correlations"),
@@ -125,7 +129,8 @@ def _c7(results: Results, stand_ins: StandIns) -> Iterator[Part]:
     arms = sweep(results, "negatives")
     for metric in (*_JUDGED, _BESIDE):
         yield Part(
-            what=f"slope of {METRICS[metric]} accuracy for each doubling of k",
+            what="slope for each doubling of k",
+            metric=metric,
             measured=trend({math.log2(k): arm for k, arm in arms.items()}, metric),
             arms=sides(list(arms.values()), metric, None),
             missing="fewer than two values of k were run",
@@ -150,7 +155,9 @@ def _c9(results: Results, stand_ins: StandIns) -> Iterator[Part]:
         for metric in ("pgd20", _BESIDE):
             found = contrast([(1.0, kd)], metric)
             yield Part(
-                what=f"KD: {METRICS[metric]} accuracy, {pair}",
+                what="KD",
+                where=str(pair),
+                metric=metric,
                 measured=found,
                 arms=sides([kd], metric, found),
                 missing=missing([kd], metric),
@@ -161,10 +168,10 @@ def _c9(results: Results, stand_ins: StandIns) -> Iterator[Part]:
             )
 
 
-def _both(a: Arm, b: Arm, pair: Pair | None = None) -> Iterator[Part]:
+def _both(a: Arm, b: Arm, where: str = "") -> Iterator[Part]:
     """Natural and PGD-20, on which the claim stands, and AutoAttack beside them."""
     for metric in (*_JUDGED, _BESIDE):
-        yield minus(a, b, metric, str(pair or ""), judged=metric != _BESIDE)
+        yield minus(a, b, metric, where, judged=metric != _BESIDE)
 
 
 class _Stated(NamedTuple):
@@ -174,21 +181,39 @@ class _Stated(NamedTuple):
     parts: Callable[[Results, StandIns], Iterator[Part]]
 
 
+_SAME = {"teacher": "resnet18", "student": "resnet18"}
+_WIDE = {"teacher": "resnet18", "student": "wrn-34-10"}
+_KD = {"teacher": "wrn-34-10", "student": "resnet18"}
+_AFT, _ARD = (accuracies("table1", method, **_WIDE) for method in ("gacd+aft", "ard"))
 _CLAIMS = (
     _Stated(
         "C1",
         "A GACD+AFT student of its teacher's architecture beats that teacher on both accuracies",
-        "82.73/52.75 against 76.54/44.46",
+        f"{written(accuracies('table1', 'gacd+aft', **_SAME))} against "
+        + written(accuracies("table3", "pgd-at", teacher="resnet18")),
         _c1,
     ),
     _Stated(
         "C2",
         "GACD+AFT beats ARD on both accuracies",
-        "+3.2/+1.5 (ResNet-18), +6.3/+5.0 (WRN)",
+        written(
+            accuracies("table1", "gacd+aft", **_SAME), minus=accuracies("table1", "ard", **_SAME)
+        )
+        + f" (ResNet-18), {written(_AFT, minus=_ARD)} (WRN)",
         _c2,
     ),
-    _Stated("C3", "Without reweighting GACD+AFT is worse", "−1.8/−1.0", _reweighting("gacd+aft")),
-    _Stated("C4", "Reweighting helps ARD", "+1.5/+4.1", _reweighting("ard")),
+    _Stated(
+        "C3",
+        "Without reweighting GACD+AFT is worse",
+        written(accuracies("ablation", "gacd+aft, none"), minus=_AFT),
+        _reweighting("gacd+aft"),
+    ),
+    _Stated(
+        "C4",
+        "Reweighting helps ARD",
+        written(accuracies("ablation", "ard, teacher"), minus=_ARD),
+        _reweighting("ard"),
+    ),
     _Stated("C5", "GACD features transfer best, natural and adversarial", "Table 4", _c5),
     _Stated(
         "C6",
@@ -202,7 +227,8 @@ _CLAIMS = (
         "C9",
         "KD alone gives natural accuracy (above its teacher's) and almost no robustness (below "
         f"{NO_ROBUSTNESS:.0f} %) when the teacher is strong",
-        "90.50/4.63 (teacher 84.41/45.75)",
+        f"{written(accuracies('table1', 'kd', **_KD))} (teacher "
+        f"{written(accuracies('table3', 'pgd-at', teacher='wrn-34-10'))})",
         _c9,
     ),
 )

@@ -28,6 +28,8 @@ class Evidence:
     """One part of a claim: a quantity with its 95 % interval, and what was claimed of it."""
 
     what: str
+    where: str
+    metric: str
     claimed: str
     unit: str
     estimate: float | None
@@ -48,8 +50,10 @@ class Part:
     """Evidence before it is weighed: how many parts the claim has decides how strictly."""
 
     what: str
+    metric: str
     measured: Measured | None
     arms: tuple[Side, ...]
+    where: str = ""
     missing: str = ""
     above: bool = True
     bound: float = 0.0
@@ -60,7 +64,9 @@ class Part:
 def weigh(part: Part, parts: int) -> Evidence:
     """The evidence of one of the `parts` of a claim. One seed alone decides nothing."""
     found = part.measured
-    low, high = found.interval() if found and found.variances else (None, None)
+    low, high = None, None
+    if found and found.variances:
+        low, high = found.accuracy_interval() if part.unit == "%" else found.interval()
     decided = NOT_DECIDED
     if found and not found.alone:
         decided = verdict(
@@ -68,7 +74,9 @@ def weigh(part: Part, parts: int) -> Evidence:
         )
     return Evidence(
         what=part.what,
-        claimed=f"{'above' if part.above else 'below'} {part.bound:g}",
+        where=part.where,
+        metric=part.metric,
+        claimed=f"{'>' if part.above else '<'} {part.bound:g}",
         unit=part.unit,
         estimate=found.mean if found else None,
         low=low,
@@ -86,7 +94,9 @@ def minus(a: Arm, b: Arm, metric: str, where: str = "", *, judged: bool = True) 
     """One model's accuracy minus another's, claimed to be above 0."""
     found = contrast([(1.0, a), (-1.0, b)], metric)
     return Part(
-        what=f"{a.name} − {b.name}: {METRICS[metric]} accuracy" + f", {where}" * bool(where),
+        what=f"{a.name} − {b.name}",
+        where=where,
+        metric=metric,
         measured=found,
         arms=sides([a, b], metric, found),
         missing=missing([a, b], metric),

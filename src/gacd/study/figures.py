@@ -1,21 +1,22 @@
 """A study's figures: Figure 2's sweeps, the differences of correlations, the rivals."""
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from gacd.report.canvas import INK, NARROW, QUIET, WIDE, Figure, canvas, draw, line_style
+from gacd.report.canvas import NARROW, WIDE, Figure, canvas, draw, line_style
 from gacd.report.pictures import heatmaps
 from gacd.study.evidence import METRICS
 from gacd.study.measure import Arm, Measured, contrast
-from gacd.study.tables import relative_cost
+from gacd.study.paper import method_name
+from gacd.study.rows import relative_cost
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure as Canvas
 
+_CORRELATED = ("ard", "gacd", "gacd+aft")  # drawn; every student stands in the table
 _SWEPT = {
     "negatives": "negatives k (log scale)",
     "temperature": "temperature T (log scale)",
@@ -38,12 +39,14 @@ def sweeps(arms: Mapping[str, Mapping[float, Arm]]) -> Figure | None:
         return None
 
     def drawing(narrow: bool) -> "Canvas":
-        size = (NARROW, 2.7 * len(found)) if narrow else (WIDE, 3.4)
+        size = (NARROW, 2.6 * len(found) + 0.7) if narrow else (WIDE, 3.7)
         whole = canvas(*size)
         shape = (len(found), 1) if narrow else (1, len(found))
         axes = whole.subplots(*shape, squeeze=False).ravel()
         for ax, (label, metrics) in zip(axes, found.items(), strict=True):
             _sweep(ax, label, metrics)
+        handles, labels = axes[0].get_legend_handles_labels()
+        whole.legend(handles, labels, loc="outside lower left", ncols=1 if narrow else 3)
         return whole
 
     said = []
@@ -70,7 +73,9 @@ def correlations(records: Sequence[Mapping[str, object]], view: str, title: str)
         assert isinstance(names, list)
         classes = [str(name) for name in names]
         for name, views in differences.items():
-            matrices.setdefault(str(name).upper(), []).append(
+            if name not in _CORRELATED:
+                continue
+            matrices.setdefault(method_name(str(name)), []).append(
                 np.array(views[view]["matrix"], float)
             )
     if not matrices:
@@ -83,6 +88,8 @@ def rivals_figure(arms: Mapping[str, Arm], baseline: Arm | None) -> Figure | Non
     """Natural against AutoAttack accuracy, a labelled point a method, its area the cost."""
     points = {}
     for name, arm in arms.items():
+        if name == "undefended":
+            continue  # far from all others
         pair = [contrast([(1.0, arm)], metric) for metric in ("natural", "autoattack")]
         if pair[0] and pair[1]:
             points[name] = (pair[0], pair[1])
@@ -92,11 +99,10 @@ def rivals_figure(arms: Mapping[str, Arm], baseline: Arm | None) -> Figure | Non
     units = {cost[1] for cost in costs.values() if cost}
 
     def drawing(narrow: bool) -> "Canvas":
-        whole = canvas(NARROW, 3.6) if narrow else canvas(WIDE, 5.0)
+        whole = canvas(NARROW, 3.1 + 0.2 * len(points)) if narrow else canvas(WIDE, 4.4)
         ax = whole.subplots()
         for index, (name, (x, y)) in enumerate(points.items()):
-            style = line_style(index)
-            cost = costs[name]
+            style, cost = line_style(index), costs[name]
             ax.errorbar(
                 x.mean,
                 y.mean,
@@ -104,19 +110,19 @@ def rivals_figure(arms: Mapping[str, Arm], baseline: Arm | None) -> Figure | Non
                 yerr=_bars(y),
                 color=style.color,
                 elinewidth=0.8,
-                alpha=0.55,
+                alpha=0.5,
             )
             ax.scatter(
                 x.mean,
                 y.mean,
-                s=70 * (cost[0] if cost else 1.0),
+                s=60 * (cost[0] if cost else 1.0),
                 marker=style.marker,
                 facecolor=style.color if cost else "none",
                 edgecolor=style.color,
-                alpha=0.85,
                 zorder=3,
             )
-        _label(ax, {name: (x.mean, y.mean) for name, (x, y) in points.items()}, narrow=narrow)
+            ax.plot([], [], style.marker, color=style.color, markersize=7, label=name)
+        whole.legend(loc="outside lower left" if narrow else "outside right upper")
         ax.set_xlabel("natural accuracy, %")
         ax.set_ylabel("accuracy under AutoAttack, %")
         return whole
@@ -146,47 +152,17 @@ def _sweep(ax: "Axes", label: str, metrics: Mapping[str, Mapping[float, Measured
             yerr=np.array([_bars(p) for p in points.values()]).reshape(-1, 2).T,
             elinewidth=1,
             capsize=2.5,
+            label=METRICS[metric],
             **style._asdict(),
-        )
-        last = list(points.items())[-1]
-        ax.annotate(
-            METRICS[metric],
-            (last[0], last[1].mean),
-            xytext=(7, 0),
-            textcoords="offset points",
-            va="center",
-            color=INK,
-            fontsize=8.5,
         )
     ax.set_xscale("log", base=2)
     ax.set_xticks(values, [f"{value:g}" for value in values])
     ax.minorticks_off()
-    margin = (values[-1] / values[0]) ** 0.04 if len(values) > 1 else 1.2
-    ax.set_xlim(values[0] / margin, values[-1] * margin ** (7 if len(values) > 1 else 2))
+    margin = (values[-1] / values[0]) ** 0.05 if len(values) > 1 else 1.2
+    ax.set_xlim(values[0] / margin, values[-1] * margin)
     ax.set_xlabel(_SWEPT[label])
     ax.set_ylabel("accuracy, %")
     ax.set_ylim(bottom=0)
-
-
-def _label(ax: "Axes", places: Mapping[str, tuple[float, float]], *, narrow: bool) -> None:
-    """Names beside their points, apart from one another, with a thin line to a far one."""
-    low, high = ax.get_ylim()
-    left, right = ax.get_xlim()
-    ax.set_xlim(left, right + (0.45 if narrow else 0.2) * (right - left))
-    step = (0.055 if narrow else 0.045) * (high - low)
-    ceiling = math.inf
-    for name, (x, y) in sorted(places.items(), key=lambda item: -item[1][1]):
-        height = min(y, ceiling - step)
-        ceiling = height
-        ax.annotate(
-            name,
-            (x, y),
-            xytext=(right + 0.02 * (right - left), height),
-            va="center",
-            fontsize=8,
-            color=INK,
-            arrowprops={"arrowstyle": "-", "color": QUIET, "linewidth": 0.5},
-        )
 
 
 def _bars(found: Measured) -> "np.ndarray":

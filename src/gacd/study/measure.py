@@ -24,11 +24,14 @@ OUTCOMES = "outcomes.safetensors"
 
 @dataclass(frozen=True)
 class Arm:
-    """One model of a study, trained with several seeds; `fixed` if one training serves all."""
+    """One model of a study, trained with several seeds."""
 
     name: str
     results: tuple[Result, ...]
     fixed: bool = False
+    """One training serves the other models' every seed: a teacher's."""
+    start: "Arm | None" = None
+    """Where these were fine-tuned from, if they were."""
 
     def done(self, metric: str) -> dict[int, Result]:
         """The finished cells that measured this, by seed."""

@@ -17,6 +17,7 @@ _ARCHITECTURES = {
     "resnet56": "ResNet-56",
     "mobilenetv2": "MobileNetV2",
 }
+_DATASETS = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "stl10": "STL-10"}
 
 
 class Stated(NamedTuple):
@@ -91,6 +92,14 @@ def accuracies(table: str, method: str, **where: str) -> Mapping[str, float]:
     return {}
 
 
+def written(row: Mapping[str, float], minus: Mapping[str, float] | None = None) -> str:
+    """Natural/adversarial as the paper writes it, 82.73/52.75; with `minus` the differences."""
+    if minus is None:
+        return "/".join(f"{value:.2f}" for value in row.values())
+    points = (f"{value - minus[metric]:+.1f}" for metric, value in row.items())
+    return "/".join(points).replace("-", "−")
+
+
 def stated() -> list[Stated]:
     """The differences that the text states, beside those of the tables."""
 
@@ -114,3 +123,13 @@ def architecture_name(name: str) -> str:
     """As it is written in the paper: ResNet-18, WRN-34-10."""
     key = architecture_key(name)
     return _ARCHITECTURES.get(key, key.upper() if key.startswith("wrn") else name)
+
+
+def dataset_name(name: str) -> str:
+    """As it is written in the paper: CIFAR-10, STL-10."""
+    return _DATASETS.get(name, name)
+
+
+def method_name(name: str) -> str:
+    """As it is written in papers: GACD+AFT, AdaAD."""
+    return name.upper().replace("ADAAD", "AdaAD")

@@ -15,13 +15,17 @@ from gacd.study.arms import sweep
 from gacd.study.claim_tables import evidence_tables, likeness_table, summary
 from gacd.study.claims import Claim, claims_json, judge_claims
 from gacd.study.measure import select
-from gacd.study.paper import paper
+from gacd.study.paper import architecture_name, dataset_name, paper
 from gacd.study.results import Result
 from gacd.study.rule import RULE
 
 Results = Sequence[Result]
 StandIns = Mapping[str, str]
 
+_LEGEND = (
+    "Natural/PGD-20 accuracies or differences in percentage points, [low, high] their 95 % "
+    "intervals. Each claim leads to its evidence; not decided is an answer."
+)
 _WRITTEN = {
     "table1": "Table 1",
     "table2": "Table 2",
@@ -30,7 +34,6 @@ _WRITTEN = {
     "ablation": "Ablation",
     "figure2": "Figure 2",
 }
-_ANALYSES = ("figure3", "figure4", "figure5")
 
 
 class _Drawn(NamedTuple):
@@ -79,35 +82,40 @@ def write_study_report(
 def _parts(
     results: Results, claims: Sequence[Claim], stand_ins: StandIns, scale: str
 ) -> Iterator[_Part]:
-    yield _Part("Claims", [RULE], [summary(claims)])
+    yield _Part("Claims", [_LEGEND], [summary(claims)])
     for study, heading in (("table1", "Table 1"), ("table2", "Table 2")):
         found = list(tables.pair_tables(results, study, stand_ins))
-        yield from _section(results, (study,), f"{heading}: students", found)
+        yield from _section(results, study, f"{heading}: students", found)
     teachers = tables.teacher_table(results, stand_ins)
-    yield from _section(results, ("table3",), "Table 3: teachers", [teachers] if teachers else [])
+    yield from _section(results, "table3", "Table 3: teachers", [teachers] if teachers else [])
     transfers = list(tables.transfer_tables(results, stand_ins))
-    yield from _section(results, ("table4",), "Table 4: transfer", transfers)
+    yield from _section(results, "table4", "Table 4: transfer", transfers)
     ablation = list(tables.ablation_tables(results, stand_ins))
-    yield from _section(results, ("ablation",), "Ablation: reweighting", ablation)
+    yield from _section(results, "ablation", "Ablation: reweighting", ablation)
     swept = figures.sweeps({k: sweep(results, k) for k in ("negatives", "temperature")})
     drawn = [_Drawn("figure2", swept)] if swept else []
-    yield from _section(results, ("figure2",), "Figure 2: negatives and temperature", drawn)
+    yield from _section(results, "figure2", "Figure 2: negatives and temperature", drawn)
     yield from _analyses(results)
     yield from _rivals(results, stand_ins, scale)
+    yield _Part("How claims are decided", RULE, [])
     for claim in claims:
-        text = [f"{claim.text}. Paper: {claim.paper}.", f"{claim.verdict.capitalize()}."]
+        text = [f"{claim.verdict.capitalize()}: {claim.text}. Paper: {claim.paper}."]
         yield _Part(claim.claim, text, evidence_tables(claim))
     yield from _masking(results)
     yield _inconsistencies(results)
 
 
 def _section(
-    results: Results, studies: Sequence[str], heading: str, content: Sequence[Table | _Drawn]
+    results: Results,
+    study: str,
+    heading: str,
+    content: Sequence[Table | _Drawn],
+    said: str = "",
 ) -> Iterator[_Part]:
     """Left out where the study is not planned; one line where cells of it are not done."""
-    here = [result for result in results if result.study in studies]
+    here = [result for result in results if result.study == study]
     if here:
-        yield _Part(heading, [text] if (text := _waiting(here)) else [], content)
+        yield _Part(heading, [text for text in (_waiting(here), said) if text], content)
 
 
 def _waiting(results: Results) -> str:
@@ -124,22 +132,24 @@ def _analyses(results: Results) -> Iterator[_Part]:
     for study, (view, heading) in views.items():
         records = _records(results, study)
         title = "Absolute differences of class correlations from the teacher's"
-        drawn = figures.correlations(records, view, f"{title}, {view} images")
-        content: list[Table | _Drawn] = []
+        over = f", mean over {len(records)} seeds" * (len(records) > 1)
+        drawn = figures.correlations(records, view, f"{title}, {view} images{over}")
+        content: list[Table | _Drawn] = [likeness_table(records, view)] if records else []
         if drawn:
-            content = [likeness_table(records, view), _Drawn(study, drawn)]
-        yield from _section(results, (study,), heading, content)
+            content.append(_Drawn(study, drawn))
+        yield from _section(results, study, heading, content)
     records = _records(results, "figure5")
     content = []
     if records:
         content = [geometry_table(records[0]), _Drawn("figure5", embedding_figure(records[0]))]
-    yield from _section(results, ("figure5",), "Figure 5: features of two classes", content)
+    said = f"Of seed {records[0]['seed']} alone." if len(records) > 1 else ""
+    heading = "Figure 5: features of two classes"
+    yield from _section(results, "figure5", heading, content, said)
 
 
 def _records(results: Results, study: str) -> list[Mapping[str, Any]]:
-    arm = select(results, (study, *_ANALYSES), "analysis", role="analysis")
-    planned = any(result.study == study for result in results)
-    return [result.record for result in arm.results if result.record] if planned else []
+    arm = select(results, (study,), "analysis", role="analysis")
+    return [result.record for result in arm.results if result.record]
 
 
 def _rivals(results: Results, stand_ins: StandIns, scale: str) -> Iterator[_Part]:
@@ -150,7 +160,7 @@ def _rivals(results: Results, stand_ins: StandIns, scale: str) -> Iterator[_Part
             content.append(_Drawn("rivals" + f"-{index + 1}" * bool(index), drawn))
     if scale == "full":
         content.append(tables.quoted_table())
-    yield from _section(results, ("rivals",), "Rivals", content)
+    yield from _section(results, "rivals", "Rivals", content)
 
 
 def _masking(results: Results) -> Iterator[_Part]:
@@ -204,17 +214,19 @@ def _intro(results: Results, stand_ins: StandIns, scale: str) -> list[str]:
     cells = _unique(results)
     done = sum(cell.record is not None for cell in cells)
     seeds = sorted({cell.seed for cell in cells})
-    lines = [
-        f"Scale {scale}: {done} of {len(cells)} cells done, "
-        f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}."
-    ]
+    named = f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}"
+    planned = f"{done} of {len(cells)} cells done, {named}" if cells else "Nothing planned"
+    lines = [f"Scale {scale}: {planned}."]
     if stand_ins:
-        standing = ", ".join(f"{ours} for {theirs}" for ours, theirs in stand_ins.items())
+        standing = ", ".join(
+            f"{ours} for {dataset_name(architecture_name(theirs))}"
+            for ours, theirs in stand_ins.items()
+        )
         lines.append(
             f"Smaller networks and other data stand in for the paper's: {standing}. Its figures "
             "are shown beside ours for the direction of differences, not for their size."
         )
-    return lines
+    return [*lines, tables.HOW_TO_READ]
 
 
 def _unique(results: Results) -> list[Result]:

@@ -22,15 +22,18 @@ NOT_DECIDED: Verdict = "not decided"
 
 RULE = (
     "Models are compared on the same test images, seed by seed. The 95 % interval of a mean "
-    "difference is d ± √(t²v + t'²v'): v is the variance of the mean over seeds (n − 1 degrees of "
-    "freedom: few seeds, a wide interval), v' that over images, where one made-up image at either "
-    "extreme is added so that a handful of images decides nothing. A claim has held if every part "
-    "of it is on the claimed side of its interval; it has not held if some part is on the other "
-    "side at 95 % shared among the parts (Bonferroni); otherwise it is not decided. One seed alone "
-    "decides nothing: another training could have turned out otherwise. A trend over k is a line "
-    "through all runs, and v the variance of its slope from their scatter about it (runs − 2 "
-    "degrees of freedom), which one seed allows."
+    "difference is d ± √(t²v + t'²v'). v is the variance of the mean over seeds, with one degree "
+    "of freedom less than seeds: few seeds, a wide interval. v' is that over images, where one "
+    "made-up image at either extreme is added, so that a handful of images decides nothing.",
+    "Held: every part of the claim lies on the claimed side with its whole 95 % interval. Not "
+    "held: some part lies on the other side, with an interval of 95 % shared among the parts "
+    "(Bonferroni). Not decided: anything else. If there is no difference, either verdict is given "
+    "in at most 2.5 % of studies.",
+    "One seed alone decides nothing: another training could have turned out otherwise. A trend "
+    "over k is a line through all runs; v is the variance of its slope from their scatter about "
+    "the line, with two degrees of freedom less than runs, so one seed of several k may do.",
 )
+"""In words, for a report."""
 
 
 class Variance(NamedTuple):

@@ -1,26 +1,40 @@
 """Our figures beside the paper's: Tables 1 to 4, the ablation, the rivals."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from statistics import fmean
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 from gacd.report.tables import Cell, Column, Table
-from gacd.study.arms import Pair, pairs, student, teacher, transferred
+from gacd.study.arms import (
+    Pair,
+    alone,
+    default_weighting,
+    pairs,
+    student,
+    student_name,
+    teacher,
+    transferred,
+)
 from gacd.study.evidence import METRICS
-from gacd.study.measure import Arm, contrast, select
-from gacd.study.paper import accuracies, architecture_key, architecture_name, paper, rivals
+from gacd.study.measure import Arm, select
+from gacd.study.paper import (
+    accuracies,
+    architecture_key,
+    dataset_name,
+    method_name,
+    paper,
+    rivals,
+    written,
+)
 from gacd.study.results import Result
+from gacd.study.rows import Row, StandIns, on, pair_table, row_table, shown
 
 Results = Sequence[Result]
-StandIns = Mapping[str, str]
 
-_Row = tuple[str, Arm, Mapping[str, float]]
-"""What a row is called, its cells, and the paper's accuracies."""
-
-_MISSING = Cell("–")
 _ORDER = ("natural", "kd", "ard", "gacd+aft", "gacd")
-_NOTES = (
-    "[low, high]: 95 % interval over seeds and test images; with one seed, over the images alone.",
-    "Cost: training of the student relative to adversarial training without a teacher.",
+HOW_TO_READ = (
+    "Accuracies in %. [low, high]: 95 % interval over seeds and test images; with one seed, over "
+    "the images alone. No teacher: the same student trained adversarially by itself, a row that "
+    "the paper lacks. Cost: training of the student relative to that row."
 )
 
 
@@ -29,29 +43,31 @@ def pair_tables(results: Results, study: str, stand_ins: StandIns) -> Iterator[T
     here = [result for result in results if result.study == study]
     for pair in pairs(results, (study,), None, stand_ins):
         t, s = pair.standing
-        baseline = without_teacher(here, pair)
-        rows = [
-            ("teacher", teacher(results, pair), accuracies("table3", "pgd-at", teacher=t)),
-            ("undefended", _alone(here, pair, "undefended"), {}),
-            ("no teacher", baseline, {}),
+        rows: list[Row] = [
+            (
+                "teacher",
+                teacher(results, pair),
+                accuracies("table3", "pgd-at", teacher=t, dataset=str(pair.dataset)),
+            ),
+            ("undefended", alone(here, pair, "natural"), {}),
+            ("no teacher", alone(here, pair), {}),
         ]
         for method in methods(here, pair):
             arm = student(here, (study,), method, pair)
             rows.append((arm.name, arm, accuracies(study, method, teacher=t, student=s)))
-        caption = f"{shown(pair.teacher, stand_ins)} → {shown(pair.student, stand_ins)}"
-        yield _table(f"{caption}, {pair.dataset}", rows, baseline)
+        yield pair_table(pair, stand_ins, rows, alone(here, pair))
 
 
 def teacher_table(results: Results, stand_ins: StandIns) -> Table | None:
     """Table 3."""
     labels = [r.labels for r in results if r.study == "table3" and r.labels["role"] == "teacher"]
-    keys = dict.fromkeys((label.get("dataset"), label["teacher"]) for label in labels)
-    rows = []
-    for dataset, name in keys:
+    rows: list[Row] = []
+    for dataset, name in dict.fromkeys((each.get("dataset"), each["teacher"]) for each in labels):
         arm = select(results, ("table3",), name, role="teacher", teacher=name, dataset=dataset)
-        theirs = accuracies("table3", "pgd-at", teacher=_standing(name, stand_ins))
-        rows.append((f"{shown(name, stand_ins)}, {dataset}", arm, theirs))
-    return _table("Teachers, trained adversarially", rows) if rows else None
+        standing = architecture_key(stand_ins.get(name, name))
+        theirs = accuracies("table3", "pgd-at", teacher=standing, dataset=str(dataset))
+        rows.append((on(shown(name, stand_ins), [arm]), arm, theirs))
+    return row_table("Teachers, trained adversarially", rows) if rows else None
 
 
 def transfer_tables(results: Results, stand_ins: StandIns) -> Iterator[Table]:
@@ -59,49 +75,55 @@ def transfer_tables(results: Results, stand_ins: StandIns) -> Iterator[Table]:
     for dataset, arms in transferred(results).items():
         name = stand_ins.get(dataset, dataset)
         rows = [
-            (source, arm, accuracies("table4", source, dataset=name))
+            (arm.name, arm, accuracies("table4", source, dataset=name))
             for source, arm in arms.items()
         ]
-        standing = f" (for {name})" if name != dataset else ""
-        caption = f"Frozen features and a linear layer, {dataset}{standing}"
-        yield _table(caption, rows, metrics=("natural", "pgd7"))
+        standing = f" (for {dataset_name(name)})" if name != dataset else ""
+        caption = f"Frozen features and a linear layer, {dataset_name(dataset)}{standing}"
+        yield row_table(caption, rows, metrics=("natural", "pgd7"))
 
 
 def ablation_tables(results: Results, stand_ins: StandIns) -> Iterator[Table]:
     """Reweighted by the teacher, and not."""
-    for pair in pairs(results, ("ablation",), None, stand_ins):
-        t, s = pair.standing
-        rows: list[_Row] = []
-        for method in methods([r for r in results if r.study == "ablation"], pair):
-            default = "teacher" if method.startswith("gacd") else "none"
+    here = [result for result in results if result.study == "ablation"]
+    for pair in pairs(here, ("ablation",), None, stand_ins):
+        where = dict(zip(("teacher", "student"), pair.standing, strict=True))
+        rows: list[Row] = [("no teacher", alone(here, pair), {})]
+        for method in methods(here, pair):
             for reweight in ("teacher", "none"):
                 arm = student(results, ("ablation", "table1"), method, pair, reweight)
-                where = {"teacher": t, "student": s}
+                usual = reweight == default_weighting(method)
                 theirs = (
                     accuracies("table1", method, **where)
-                    if reweight == default
+                    if usual
                     else accuracies("ablation", f"{method}, {reweight}", **where)
                 )
-                rows.append((arm.name, arm, theirs if (t, s) == _ABLATED else {}))
-        caption = f"{shown(pair.teacher, stand_ins)} → {shown(pair.student, stand_ins)}"
-        yield _table(f"{caption}, {pair.dataset}", rows)
+                rows.append((f"{method_name(method)}, {arm.name}", arm, theirs))
+        found = pair_table(pair, stand_ins, rows)
+        yield replace(found, notes=(*found.notes, _ablated()))
 
 
 def rival_arms(results: Results) -> Iterator[tuple[Pair, dict[str, Arm]]]:
-    """Every method of the study `rivals` by its name, with the student that has no teacher."""
+    """Every method of the study `rivals` by its name; those without a teacher come first."""
     here = [result for result in results if result.study == "rivals"]
     for pair in pairs(here, ("rivals",), None, {}):
-        arms = {"no teacher": without_teacher(here, pair)}
-        arms |= {m.upper(): student(here, ("rivals",), m, pair) for m in methods(here, pair)}
+        labels = [r.labels for r in here if r.labels["role"] in ("baseline", "undefended")]
+        arms = {}
+        for method in dict.fromkeys(str(label["method"]) for label in labels):
+            name = student_name(method)
+            if name == method_name(method):
+                name += ", no teacher"
+            arms[name] = alone(here, pair, method)
+        arms |= {method_name(m): student(here, ("rivals",), m, pair) for m in methods(here, pair)}
         yield pair, {name: arm for name, arm in arms.items() if arm.results}
 
 
 def rival_tables(results: Results, stand_ins: StandIns) -> Iterator[Table]:
     """Every method with the same teacher and student."""
     for pair, arms in rival_arms(results):
-        caption = f"{shown(pair.teacher, stand_ins)} → {shown(pair.student, stand_ins)}"
-        rows: list[_Row] = [(name, arm, {}) for name, arm in arms.items()]
-        yield _table(f"{caption}, {pair.dataset}", rows, arms.get("no teacher"))
+        rows: list[Row] = [("teacher", teacher(results, pair), {})]
+        rows += [(name, arm, {}) for name, arm in arms.items()]
+        yield pair_table(pair, stand_ins, rows, arms.get("no teacher"))
 
 
 def quoted_table() -> Table:
@@ -109,8 +131,8 @@ def quoted_table() -> Table:
     data = paper()["rivals"]
     rows = tuple(
         (
-            Cell(row.method.upper()),
-            Cell(row.dataset),
+            Cell(method_name(row.method)),
+            Cell(dataset_name(row.dataset)),
             *(Cell(f"{value:.2f}") for value in row.accuracies.values()),
         )
         for row in rivals()
@@ -135,107 +157,12 @@ def methods(results: Results, pair: Pair) -> list[str]:
     return sorted(found, key=lambda name: rank.get(name, len(rank)))
 
 
-def without_teacher(results: Results, pair: Pair) -> Arm:
-    """The same student trained adversarially by itself."""
-    return _alone(results, pair, "baseline")
-
-
-def relative_cost(arm: Arm, baseline: Arm | None) -> tuple[float, str] | None:
-    """Training relative to the baseline's, and by what it is counted: FLOPs, or else seconds."""
-    if baseline is None:
-        return None
-    for key, unit in (("train_flops", "FLOPs"), ("train_seconds", "time")):
-        ours, theirs = (
-            [float(r.record[key]) for r in each.results if r.record and r.record.get(key)]
-            for each in (arm, baseline)
-        )
-        if ours and theirs:
-            return fmean(ours) / fmean(theirs), unit
-    return None
-
-
-def shown(name: str, stand_ins: StandIns) -> str:
-    """An architecture, and which of the paper's it stands for."""
-    if name not in stand_ins or architecture_key(stand_ins[name]) == name:
-        return architecture_name(name)
-    return f"{name} (for {architecture_name(stand_ins[name])})"
-
-
-_ABLATED = ("resnet18", "wrn-34-10")
-
-
-def _standing(name: str, stand_ins: StandIns) -> str:
-    return architecture_key(stand_ins.get(name, name))
-
-
-def _alone(results: Results, pair: Pair, role: str) -> Arm:
-    studies = list(dict.fromkeys(result.study for result in results))
-    where = {"student": pair.student, "dataset": pair.dataset}
-    return select(results, studies, role, role=role, **where)
-
-
-def _table(
-    caption: str,
-    rows: Sequence[_Row],
-    baseline: Arm | None = None,
-    metrics: Sequence[str] = ("natural", "pgd20", "autoattack"),
-) -> Table:
-    """Our accuracies, the paper's beside them where it has any, seeds, and cost where known."""
-    rows = [row for row in rows if row[1].results]
-    costs = [relative_cost(arm, baseline) if name != "teacher" else None for name, arm, _ in rows]
-    columns = [Column("method")]
-    for metric in metrics:
-        columns.append(Column(METRICS[metric], numeric=True))
-        if any(metric in theirs for _, _, theirs in rows):
-            columns.append(Column("paper", numeric=True))
-    columns.append(Column("seeds", numeric=True))
-    if any(costs):
-        columns.append(Column("cost", numeric=True))
-    cells = []
-    for (name, arm, _), cost, theirs in zip(rows, costs, [row[2] for row in rows], strict=True):
-        line = [Cell(name)]
-        for metric in metrics:
-            line.append(accuracy(arm, metric))
-            if any(metric in other for _, _, other in rows):
-                line.append(Cell(f"{theirs[metric]:.2f}") if metric in theirs else _MISSING)
-        line.append(_seeds(arm, metrics[0]))
-        if any(costs):
-            line.append(Cell(f"{cost[0]:.2g}×", f"({cost[1]})") if cost else _MISSING)
-        cells.append(tuple(line))
-    notes = (_sizes([arm for _, arm, _ in rows], metrics), *_NOTES[: 1 + any(map(bool, costs))])
-    return Table(caption, tuple(columns), tuple(cells), tuple(filter(None, notes)))
-
-
-def accuracy(arm: Arm, metric: str) -> Cell:
-    """Mean over the seeds in percent, and its interval."""
-    found = contrast([(1.0, Arm(arm.name, arm.results))], metric)
-    if found is None:
-        return _MISSING
-    low, high = found.accuracy_interval()
-    return Cell(f"{found.mean:.1f}", f"[{low:.1f}, {high:.1f}]")
-
-
-def _seeds(arm: Arm, metric: str) -> Cell:
-    done, planned = len(arm.done(metric)), len(arm.results)
-    return Cell(str(done) if done == planned else f"{done} of {planned}")
-
-
-def _sizes(arms: Sequence[Arm], metrics: Sequence[str]) -> str:
-    """How many test images the figures stand on."""
-    said = []
-    for metric in metrics:
-        ns = sorted(
-            {
-                int(r.record.get(f"{metric}_n") or r.record["n"])
-                for arm in arms
-                for r in arm.done(metric).values()
-                if r.record
-            }
-        )
-        if ns:
-            said.append((METRICS[metric], " or ".join(f"{n:,}" for n in ns)))
-    if not said:
-        return "Nothing measured yet."
-    if len({n for _, n in said}) == 1:
-        return f"n = {said[0][1]} test images."
-    return "Test images: " + ", ".join(f"{name} {n}" for name, n in said) + "."
+def _ablated() -> str:
+    """The paper's ablation, which is of one pair."""
+    pair = {"teacher": "resnet18", "student": "wrn-34-10"}
+    gacd, ard = (accuracies("table1", method, **pair) for method in ("gacd+aft", "ard"))
+    none, teacher = (accuracies("ablation", m) for m in ("gacd+aft, none", "ard, teacher"))
+    return (
+        f"The paper's ablation, ResNet-18 to WRN-34-10: GACD+AFT {written(gacd)}, not reweighted "
+        f"{written(none)}; ARD {written(ard)}, reweighted {written(teacher)}."
+    )

@@ -1,0 +1,128 @@
+"""A table's rows: our accuracies with their intervals, the paper's, seeds and cost."""
+
+from collections.abc import Mapping, Sequence
+from statistics import fmean
+
+from gacd.report.tables import Cell, Column, Table
+from gacd.study.arms import Pair
+from gacd.study.evidence import METRICS
+from gacd.study.measure import Arm, contrast
+from gacd.study.paper import architecture_key, architecture_name
+
+StandIns = Mapping[str, str]
+
+Row = tuple[str, Arm, Mapping[str, float]]
+"""What a row is called, its cells, and the paper's accuracies."""
+
+_MISSING = Cell("–")
+
+
+def pair_table(
+    pair: Pair, stand_ins: StandIns, rows: Sequence[Row], baseline: Arm | None = None
+) -> Table:
+    """A table of one pair, captioned by it and by the data that the records name."""
+    caption = f"{shown(pair.teacher, stand_ins)} → {shown(pair.student, stand_ins)}"
+    return row_table(on(caption, [arm for _, arm, _ in rows]), rows, baseline)
+
+
+def on(text: str, arms: Sequence[Arm]) -> str:
+    """A text, with the data that the records name."""
+    names = dict.fromkeys(str(r.record["dataset"]) for arm in arms for r in arm.results if r.record)
+    return ", ".join([text, *names])
+
+
+def row_table(
+    caption: str,
+    rows: Sequence[Row],
+    baseline: Arm | None = None,
+    metrics: Sequence[str] = ("natural", "pgd20", "autoattack"),
+) -> Table:
+    """Our accuracies, the paper's beside them where it has any, seeds, and cost where known."""
+    rows = [row for row in rows if row[1].results]
+    costs = [relative_cost(arm, baseline) if name != "teacher" else None for name, arm, _ in rows]
+    columns = [Column("method")]
+    for metric in metrics:
+        columns.append(Column(METRICS[metric], numeric=True))
+        if any(metric in theirs for _, _, theirs in rows):
+            columns.append(Column("paper", numeric=True))
+    columns.append(Column("seeds", numeric=True))
+    if any(costs):
+        columns.append(Column("cost", numeric=True))
+    cells = []
+    for (name, arm, _), cost, theirs in zip(rows, costs, [row[2] for row in rows], strict=True):
+        line = [Cell(name)]
+        for metric in metrics:
+            line.append(_accuracy(arm, metric))
+            if any(metric in other for _, _, other in rows):
+                line.append(Cell(f"{theirs[metric]:.2f}") if metric in theirs else _MISSING)
+        line.append(_seeds(arm, metrics[0]))
+        if any(costs):
+            line.append(Cell(f"{cost[0]:.2g}×", f"({cost[1]})") if cost else _MISSING)
+        cells.append(tuple(line))
+    notes = (_sizes([arm for _, arm, _ in rows], metrics),)
+    return Table(caption, tuple(columns), tuple(cells), notes)
+
+
+def _accuracy(arm: Arm, metric: str) -> Cell:
+    """Mean over the seeds in percent, and its interval."""
+    found = contrast([(1.0, Arm(arm.name, arm.results))], metric)
+    if found is None:
+        return _MISSING
+    low, high = found.accuracy_interval()
+    return Cell(f"{found.mean:.1f}", f"[{low:.1f}, {high:.1f}]")
+
+
+def _seeds(arm: Arm, metric: str) -> Cell:
+    done, planned = len(arm.done(metric)), len(arm.results)
+    return Cell(str(done) if done == planned else f"{done} of {planned}")
+
+
+def _sizes(arms: Sequence[Arm], metrics: Sequence[str]) -> str:
+    """How many test images the figures stand on."""
+    said = []
+    for metric in metrics:
+        ns = sorted(
+            {
+                int(r.record.get(f"{metric}_n") or r.record["n"])
+                for arm in arms
+                for r in arm.done(metric).values()
+                if r.record
+            }
+        )
+        if ns:
+            said.append((METRICS[metric], " or ".join(f"{n:,}" for n in ns)))
+    if not said:
+        return "Nothing measured yet."
+    if len({n for _, n in said}) == 1:
+        return f"n = {said[0][1]} test images."
+    return "Test images: " + ", ".join(f"{name} {n}" for name, n in said) + "."
+
+
+def relative_cost(arm: Arm, baseline: Arm | None) -> tuple[float, str] | None:
+    """Training relative to the baseline's, and by what it is counted: FLOPs, or else seconds."""
+    if baseline is None:
+        return None
+    for key, unit in (("train_flops", "FLOPs"), ("train_seconds", "time")):
+        ours, theirs = _spent(arm, key), _spent(baseline, key)
+        if ours and theirs:
+            return ours / theirs, unit
+    return None
+
+
+def _spent(arm: Arm, key: str) -> float | None:
+    """Mean over seeds; a fine-tuned model's record counts the fine-tuning alone."""
+    records = [r.record for r in arm.results if r.record and r.record.get(key)]
+    if not records:
+        return None
+    spent = fmean(float(record[key]) for record in records)
+    if arm.start is None or not str(records[0]["method"]).endswith("fine-tuned"):
+        return spent
+    before = _spent(arm.start, key)
+    return None if before is None else before + spent
+
+
+def shown(name: str, stand_ins: StandIns) -> str:
+    """An architecture, and which of the paper's it stands for."""
+    if name not in stand_ins or architecture_key(stand_ins[name]) == name:
+        return architecture_name(name)
+    return f"{name} (for {architecture_name(stand_ins[name])})"

@@ -1,0 +1,227 @@
+"""The report of made-up studies: what it says, what it leaves out, and that every link leads."""
+
+import dataclasses
+import json
+import random
+import re
+import xml.etree.ElementTree as ET
+
+import pytest
+
+from gacd.report.page import slug
+from gacd.study.report import write_study_report
+from gacd.study.rows import relative_cost
+from gacd.study.tables import (
+    ablation_tables,
+    pair_tables,
+    quoted_table,
+    rival_arms,
+    rival_tables,
+    teacher_table,
+    transfer_tables,
+)
+from made_up import STAND_INS, Maker, whole_study
+
+STUDIES = (
+    "table1",
+    "table3",
+    "table4",
+    "ablation",
+    "figure2",
+    "figure3",
+    "figure4",
+    "figure5",
+    "rivals",
+)
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    return whole_study(Maker(tmp_path_factory.mktemp("cells")))
+
+
+@pytest.fixture(scope="module")
+def out(results, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("report")
+    write(results, folder)
+    return folder
+
+
+def write(results, out, scale="small", stand_ins=STAND_INS):
+    write_study_report(results, out, title="Made up", stand_ins=stand_ins, scale=scale)
+
+
+def waiting(result):
+    return dataclasses.replace(result, record=None)
+
+
+def rows(table):
+    """Cells' texts by the row's name and the column's heading, numbered if it repeats."""
+    seen = []
+    for column in table.columns:
+        count = sum(name.split("#")[0] == column.heading for name in seen)
+        seen.append(f"{column.heading}#{count}" if count else column.heading)
+    return {str(r[0]): dict(zip(seen, (c.text for c in r), strict=True)) for r in table.rows}
+
+
+def test_the_files_are_there_and_every_figure_is_linked(out):
+    text = (out / "report.md").read_text()
+    linked = re.findall(r"\]\((figures/[^)]+)\)", text)
+    assert sorted(linked) == [
+        f"figures/{n}.svg" for n in ("figure2", "figure3", "figure4", "figure5", "rivals")
+    ]
+    assert {f"figures/{p.name}" for p in (out / "figures").iterdir()} == set(linked)
+    for name in linked:
+        assert ET.parse(out / name).getroot().tag.endswith("svg")
+    assert len(json.loads((out / "claims.json").read_text())) == 9
+
+
+def test_every_claim_leads_to_its_evidence(out):
+    text = (out / "report.md").read_text()
+    headings = {slug(line[3:]) for line in text.splitlines() if line.startswith("## ")}
+    links = re.findall(r"\]\(#([^)]+)\)", text)
+    assert links == [f"c{i}" for i in range(1, 10)]
+    assert set(links) <= headings
+    page = (out / "report.html").read_text()
+    for link in links:
+        assert page.count(f'<a href="#{link}">') == 2  # in the summary, and among the sections
+        assert page.count(f'id="{link}"') == 1
+
+
+def test_markdown_and_page_have_the_same_sections(out):
+    text, page = ((out / f"report.{kind}").read_text() for kind in ("md", "html"))
+    headings = [line[3:] for line in text.splitlines() if line.startswith("## ")]
+    assert re.findall(r'<h2 id="[^"]*">([^<]*)</h2>', page) == headings[:-1]
+    assert headings[-1] == "How this was made"
+    assert "How this was made" in page
+
+
+def test_markdown_tables_are_whole(out):
+    text = (out / "report.md").read_text()
+    for block in text.split("\n\n"):
+        if block.startswith("| "):
+            assert len({line.count(" | ") for line in block.splitlines()[2:]}) == 1
+
+
+def test_table_1_has_ours_beside_the_papers(results):
+    found = list(pair_tables(results, "table1", STAND_INS))
+    assert [table.caption for table in found] == [
+        f"{t} → {s}, CIFAR-10 (JPEG)"
+        for t in ("wrn-10-1 (for ResNet-18)", "wrn-10-2 (for WRN-34-10)")
+        for s in ("wrn-10-1 (for ResNet-18)", "wrn-10-2 (for WRN-34-10)")
+    ]
+    same = rows(found[0])
+    assert list(same) == ["teacher", "no teacher", "KD", "ARD", "GACD+AFT", "GACD"]
+    assert same["GACD+AFT"]["paper"] == "82.73"
+    assert same["GACD+AFT"]["paper#1"] == "52.75"
+    assert same["teacher"]["paper"] == "76.54"
+    assert same["no teacher"]["paper"] == "–"
+    assert float(same["GACD+AFT"]["natural"]) == pytest.approx(62.0, abs=0.2)
+    assert same["GACD+AFT"]["seeds"] == "3"
+    assert rows(found[2])["KD"]["paper#1"] == "4.63"
+
+
+def test_table_2_takes_no_figure_of_another_data_set(maker):
+    labels = {"teacher": "wrn-10-2", "student": "wrn-10-1", "dataset": "cifar100"}
+    made = [
+        maker("table2", 0, {"natural": 40, "pgd20": 20}, role="student", method="ard", **labels),
+        maker("table2", 0, {"natural": 40, "pgd20": 20}, role="teacher", method="pgd-at", **labels),
+    ]
+    (table,) = pair_tables(made, "table2", STAND_INS)
+    assert "paper" not in [column.heading for column in table.columns]
+    paper = {"wrn-10-1": "WRN-16-2", "wrn-10-2": "WRN-40-2"}
+    (table,) = pair_tables(made, "table2", paper)
+    assert rows(table)["ARD"]["paper"] == "49.27"
+    assert rows(table)["teacher"]["paper"] == "60.27"
+
+
+def test_tables_3_and_4_and_the_ablation(results):
+    teachers = teacher_table(results, STAND_INS)
+    assert [row["paper"] for row in rows(teachers).values()] == ["76.54", "84.41"]
+    stand_ins = {**STAND_INS, "animals": "stl10", "vehicles": "cifar100"}
+    animals, vehicles = map(rows, transfer_tables(results, stand_ins))
+    assert list(animals) == ["teacher", "KD", "ARD", "GACD"]
+    assert animals["teacher"]["paper"] == "48.81"
+    assert vehicles["GACD"]["paper#1"] == "16.02"
+    (ablation,) = map(rows, ablation_tables(results, STAND_INS))
+    assert {name: row.get("paper") for name, row in ablation.items()} == {
+        "ARD, reweighted": "80.59",
+        "ARD, not reweighted": "79.05",
+        "GACD+AFT, reweighted": "85.35",
+        "GACD+AFT, not reweighted": "83.53",
+    }
+
+
+def test_costs_are_relative_and_count_what_came_before_fine_tuning(results):
+    costly = []
+    for r in results:
+        seconds = {"rslad": 250.0, "gacd": 70.0, "gacd+aft": 30.0}.get(r.labels.get("method"))
+        record = {**r.record, "train_seconds": seconds} if seconds else r.record
+        if r.labels.get("method") == "gacd+aft":
+            record["method"] = "pgd-at fine-tuned"
+        costly.append(dataclasses.replace(r, record=record))
+    (table,) = rival_tables(costly, STAND_INS)
+    costs = {name: row["cost"] for name, row in rows(table).items()}
+    assert costs["RSLAD"] == "2.5×"
+    assert costs["no teacher"] == "1×"
+    assert costs["GACD+AFT"] == "–"  # nothing is known of what it was tuned from
+    (baseline, tuned) = (
+        next(arms[name] for _, arms in rival_arms(costly)) for name in ("no teacher", "GACD+AFT")
+    )
+    start = [r for r in costly if r.labels.get("method") == "gacd"][:3]
+    known = dataclasses.replace(
+        tuned, start=dataclasses.replace(tuned, results=tuple(start), start=None)
+    )
+    assert relative_cost(known, baseline) == (1.0, "time")
+
+
+def test_quoted_figures_stand_at_full_scale_alone(results, tmp_path, out):
+    assert "Published elsewhere" not in (out / "report.md").read_text()
+    write([waiting(r) for r in results if r.study == "rivals"], tmp_path, scale="full")
+    assert quoted_table().markdown().strip() in (tmp_path / "report.md").read_text()
+
+
+def test_masked_gradients_are_listed_by_model(results, tmp_path):
+    failed = {"name": "AutoAttack is near PGD", "passed": False, "text": "12.0 points below pgd20"}
+    moved = []
+    for index, result in enumerate(results[:4]):
+        folder = tmp_path / str(index)
+        folder.mkdir()
+        checks = [{**failed, "passed": index != 2}]
+        (folder / "diagnosis.json").write_text(json.dumps(checks))
+        moved.append(dataclasses.replace(result, folder=folder))
+    write(moved, tmp_path)
+    text = (tmp_path / "report.md").read_text()
+    assert "3 of 4 models passed every check" in text
+    line = next(line for line in text.splitlines() if "12.0 points below pgd20" in line)
+    assert "kd (student), wrn-10-1 → wrn-10-1" in line
+    assert "seed 0" in line
+
+
+def test_what_is_not_run_is_said_in_a_line(results, tmp_path):
+    ablation = [r for r in results if r.study == "ablation"]
+    write([waiting(r) if r.seed == 2 else r for r in ablation], tmp_path)
+    text = (tmp_path / "report.md").read_text()
+    assert "4 of 12 cells not run yet." in text
+    assert "2 of 3" in text
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3])
+def test_any_part_of_a_study_can_be_reported(results, tmp_path, share):
+    generator = random.Random(share)
+    partly = [r if generator.random() < share else waiting(r) for r in results]
+    write(partly, tmp_path)
+    text = (tmp_path / "report.md").read_text()
+    assert all(f"## {name.capitalize()[:5]}" in text for name in ("table1", "figure2", "rivals"))
+    if share == 0.0:
+        assert not (tmp_path / "figures").exists()
+        assert "How this was made" not in text
+
+
+@pytest.mark.parametrize("study", [*STUDIES, None])
+def test_each_study_by_itself_and_none(results, tmp_path, study):
+    write([r for r in results if r.study == study], tmp_path, stand_ins={})
+    text = (tmp_path / "report.md").read_text()
+    assert ("cells done, seeds 0, 1, 2" in text) == (study is not None)
+    assert ("Nothing planned" in text) == (study is None)
+    assert "contradicts itself" in text

@@ -17,7 +17,7 @@ from gacd.evaluation.record import make_record
 from gacd.evaluation.robust import epsilon_curve, evaluate
 from gacd.methods.cost import Cost
 from gacd.models.checkpoints import load_model
-from gacd.storage import read_json, write_json
+from gacd.storage import load_meta, read_json, write_json
 
 MODEL = "model.safetensors"
 TEACHER = "teacher"
@@ -37,6 +37,12 @@ class Spent:
         return Spent(
             self.seconds + other.seconds, self.images + other.images, self.cost + other.cost
         )
+
+    @classmethod
+    def read(cls, path: Path) -> "Spent":
+        """What went into the network of a file, as far as the file says."""
+        meta = load_meta(path).get("spent") if path.suffix == ".safetensors" else None
+        return cls() if meta is None else cls(**{**meta, "cost": Cost(**meta["cost"])})
 
     def record(self) -> dict[str, Any]:
         """For a record: the cost of an image, a mean over the stages, and FLOPs in all."""

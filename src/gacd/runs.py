@@ -78,8 +78,12 @@ class Run:
         teacher: Teacher | None = None,
         bank: AnchorBank | None = None,
         weights: dict[str, float] | None = None,
+        before: Spent | None = None,
     ) -> Spent:
-        """Train `model` in the stage folder `name` and keep it there; returns what it took."""
+        """Train `model` in the stage folder `name` and keep it there.
+
+        Returns what it took, with what earlier stages took `before`.
+        """
         out = self.cfg.out / name
         built = create_method(
             method,
@@ -96,14 +100,27 @@ class Run:
         plan = build.plan(training, self.cfg.data, self.cfg.fabric, self.cfg.seed)
         summary = fit(self.fabric, built, self.splits, plan, out=out, name=name)
         model.requires_grad_(True)  # a head that had no part in this has one in what follows
-        self.keep(out, model, architecture, method)
-        return Spent(summary.seconds, summary.images, cost * summary.images)
+        here = Spent(summary.seconds, summary.images, cost * summary.images)
+        spent = here if before is None else before + here
+        self.keep(out, model, architecture, method, spent)
+        return spent
 
-    def keep(self, out: Path, model: Backbone, architecture: str, method: str) -> None:
-        """Write `model.safetensors`, which evaluates and fine-tunes anywhere."""
+    def keep(
+        self,
+        out: Path,
+        model: Backbone,
+        architecture: str,
+        method: str,
+        spent: Spent | None = None,
+    ) -> None:
+        """Write `model.safetensors`, which evaluates and fine-tunes anywhere.
+
+        What was `spent` on it goes along, for whoever trains it further.
+        """
         if self.fabric.is_global_zero and not (out / MODEL).is_file():
             meta = {"architecture": architecture, "method": method, "seed": self.cfg.seed}
-            save_model(out / MODEL, model, meta)
+            known = {} if spent is None else {"spent": asdict(spent)}
+            save_model(out / MODEL, model, meta | known)
 
     def measure(self, row: Row) -> None:
         """Attack a finished model and write its record; done once per row.
@@ -163,7 +180,9 @@ def finetune(cfg: c.Finetune, *, goal: Goal = "report") -> None:
         source, source_name = _checkpoint(cfg.source, None, run)
         run.keep(cfg.out / SOURCE, source, source_name, cfg.source.stem)
     method = "finetuned"
-    spent = run.train(method, cfg.method, model, name, cfg.training)
+    assert cfg.checkpoint is not None
+    before = Spent.read(cfg.checkpoint)
+    spent = run.train(method, cfg.method, model, name, cfg.training, before=before)
     run.measure(Row(method, name, cfg.method + " fine-tuned", "student", spent))
     run.finish(f"{name}, fine-tuned on {run.splits.test.name}")
 
@@ -337,13 +356,13 @@ def _student(run: Run, cfg: c.Distill, method: str, teacher: Teacher) -> Spent:
         weights=cfg.weights,
     )
     if not named.trains_head:
-        spent += _head(run, cfg, named.name, student)
+        spent = _head(run, cfg, named.name, student, spent)
     if named.aft:
-        spent += run.train(method, "pgd-at", student, cfg.student, cfg.finetune)
+        spent = run.train(method, "pgd-at", student, cfg.student, cfg.finetune, before=spent)
     return spent
 
 
-def _head(run: Run, cfg: c.Distill, name: str, student: Backbone) -> Spent:
+def _head(run: Run, cfg: c.Distill, name: str, student: Backbone, spent: Spent) -> Spent:
     """Fit the linear layer of distilled features, once for a method with and without +aft."""
     folder = run.cfg.out / name
     path, done = folder / MODEL, folder / "linear.json"
@@ -352,10 +371,11 @@ def _head(run: Run, cfg: c.Distill, name: str, student: Backbone) -> Spent:
         print(f"{name}: fitting the linear layer on frozen features", flush=True)
         fitted = asdict(fit_head(student, run.splits))
         write_json(done, {**fitted, "seconds": time.monotonic() - started})
-        run.keep(folder, student, cfg.student, name)
+        spent += Spent(read_json(done)["seconds"])
+        run.keep(folder, student, cfg.student, name, spent)
     run.fabric.barrier()
     load_weights(student, path)
-    return Spent(read_json(done)["seconds"])
+    return Spent.read(path)
 
 
 def _bank(run: Run, teacher: Teacher, dtype: str, folder: Path | None) -> AnchorBank:

@@ -90,7 +90,9 @@ def test_autoattack_is_reported_beside_and_does_not_judge(true):
     assert part.metric == "autoattack"
     assert not part.judged
     assert part.estimate is None
-    assert "not run yet" in part.basis
+    assert part.basis == "; ".join(
+        f"{name} not measured under AutoAttack" for name in ("GACD+AFT", "ARD")
+    )
     assert verdicts(beside)["C2"] == "held"
     assert judged(true)["C2"].evidence[2].verdict == "held"
 
@@ -109,6 +111,7 @@ def test_c1_takes_one_teacher_for_all_seeds(true):
     part = judged(kept)["C1"].evidence[0]
     assert part.seeds == (0, 1, 2)
     assert [len(side.cells) for side in part.arms] == [3, 1]
+    assert part.basis == "seeds and images, one teacher"
     assert verdicts(kept)["C1"] == "held"
 
 

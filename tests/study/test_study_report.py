@@ -218,6 +218,12 @@ def test_any_part_of_a_study_can_be_reported(results, tmp_path, share):
         assert "How this was made" not in text
 
 
+def test_a_claim_of_which_nothing_is_planned_says_so(results, tmp_path):
+    write([r for r in results if r.study == "table3"], tmp_path)
+    text = (tmp_path / "report.md").read_text()
+    assert text.count("Here: no cell of it in this study.") == 9
+
+
 @pytest.mark.parametrize("study", [*STUDIES, None])
 def test_each_study_by_itself_and_none(results, tmp_path, study):
     write([r for r in results if r.study == study], tmp_path, stand_ins={})

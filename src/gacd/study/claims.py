@@ -85,6 +85,8 @@ def _c5(results: Results, stand_ins: StandIns) -> Iterator[Part]:
 
 def _c6(results: Results, stand_ins: StandIns) -> Iterator[Part]:
     arm = select(results, ("figure3", "figure4"), "the analysis", role="analysis")
+    if not arm.results:
+        return
     done = {
         seed: result
         for seed, result in arm.done("correlations").items()
@@ -127,7 +129,7 @@ def _c6(results: Results, stand_ins: StandIns) -> Iterator[Part]:
 
 def _c7(results: Results, stand_ins: StandIns) -> Iterator[Part]:
     arms = sweep(results, "negatives")
-    for metric in (*_JUDGED, _BESIDE):
+    for metric in (*_JUDGED, _BESIDE) if arms else ():
         yield Part(
             what="slope for each doubling of k",
             metric=metric,

@@ -111,8 +111,14 @@ def sides(arms: Sequence[Arm], metric: str, found: Measured | None) -> tuple[Sid
 
 def missing(arms: Sequence[Arm], metric: str) -> str:
     """Why there is no figure."""
-    said = [f"no cell of {arm.name}" for arm in arms if not arm.results]
-    said += [f"{a.name} not run yet" for a in arms if a.results and not a.done(metric)]
+    said = []
+    for arm in arms:
+        if not arm.results:
+            said.append(f"no cell of {arm.name}")
+        elif not any(result.record for result in arm.results):
+            said.append(f"{arm.name} not run yet")
+        elif not arm.done(metric):
+            said.append(f"{arm.name} not measured under {METRICS.get(metric, metric)}")
     return "; ".join(said) or "no seed is done for all of them"
 
 

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from gacd.report.canvas import NARROW, WIDE, Figure, canvas, draw, line_style
+from gacd.report.canvas import INK, NARROW, WIDE, Figure, canvas, draw, line_style
 from gacd.report.pictures import heatmaps
 from gacd.study.evidence import METRICS
 from gacd.study.measure import Arm, Measured, contrast
@@ -85,7 +85,7 @@ def correlations(records: Sequence[Mapping[str, object]], view: str, title: str)
 
 
 def rivals_figure(arms: Mapping[str, Arm], baseline: Arm | None) -> Figure | None:
-    """Natural against AutoAttack accuracy, a labelled point a method, its area the cost."""
+    """Natural against AutoAttack accuracy, a numbered point a method, its area the cost."""
     points = {}
     for name, arm in arms.items():
         if name == "undefended":
@@ -121,7 +121,18 @@ def rivals_figure(arms: Mapping[str, Arm], baseline: Arm | None) -> Figure | Non
                 edgecolor=style.color,
                 zorder=3,
             )
-            ax.plot([], [], style.marker, color=style.color, markersize=7, label=name)
+            number = f"{index + 1}"
+            ax.annotate(
+                number,
+                (x.mean, y.mean),
+                xytext=(6, 5),
+                textcoords="offset points",
+                fontsize=8,
+                color=INK,
+                zorder=4,
+            )
+            label = f"{number}  {name}"
+            ax.plot([], [], style.marker, color=style.color, markersize=7, label=label)
         whole.legend(loc="outside lower left" if narrow else "outside right upper")
         ax.set_xlabel("natural accuracy, %")
         ax.set_ylabel("accuracy under AutoAttack, %")

@@ -108,7 +108,9 @@ def contrast(terms: Sequence[tuple[float, Arm]], metric: str) -> Measured | None
         variances=(found.variance, *([seed_part] if seed_part else [])),
         seeds=tuple(seeds),
         n=found.n,
-        basis=("seeds and images" if seed_part else "images alone, one seed") + found.unpaired,
+        basis=("seeds and images" if seed_part else "images alone, one seed")
+        + found.unpaired
+        + ", one teacher" * any(arm.fixed and len(seeds) > 1 for _, arm in terms),
         alone=seed_part is None,
     )
 

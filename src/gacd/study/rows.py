@@ -103,9 +103,9 @@ def relative_cost(arm: Arm, baseline: Arm | None) -> tuple[float, str] | None:
     if baseline is None:
         return None
     for key, unit in (("train_flops", "FLOPs"), ("train_seconds", "time")):
-        ours, theirs = _spent(arm, key), _spent(baseline, key)
-        if ours and theirs:
-            return ours / theirs, unit
+        if theirs := _spent(baseline, key):
+            ours = _spent(arm, key)
+            return None if ours is None else (ours / theirs, unit)
     return None
 
 

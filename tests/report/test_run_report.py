@@ -189,10 +189,9 @@ def test_the_intro_says_what_was_run(run):
 def test_rows_follow_the_order_given(run):
     page = (run / "report.html").read_text(encoding="utf-8")
     heads = re.findall(r'<th scope="row">(.*?)</th>', page)
-    assert [re.sub(r"<.*?>", "", head) for head in heads] == [
-        "pgd-at (teacher)",
-        "gacd (student)",
-    ] * 2
+    names = [re.sub(r"<.*?>", "", head) for head in heads]
+    assert names[:2] == names[-2:] == ["pgd-at (teacher)", "gacd (student)"]
+    assert names[2:-2] == ["pgd-at (teacher)"]  # the cost, known of one
 
 
 def test_all_attacks_are_shown_with_their_intervals(run):

@@ -18,7 +18,7 @@ import gacd
 from gacd import cli, runs
 from gacd import config as c
 from gacd.errors import UserError
-from gacd.methods.registry import parse_method
+from gacd.methods.registry import METHODS, parse_method
 from gacd.models import create_model
 from gacd.models.checkpoints import save_model
 
@@ -179,6 +179,14 @@ def test_bad_input_is_refused_in_one_line(
     capsys: pytest.CaptureFixture[str], line: str, message: str
 ) -> None:
     assert re.search(message, refusal(capsys, *line.split()))
+
+
+def test_help_names_every_method(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["distill", "--help"]) == 0
+    text = capsys.readouterr().out
+    listed = text[text.index("  --methods") :]
+    listed = listed[: listed.index("  --weights")]
+    assert METHODS.keys() <= set(re.findall(r"[a-z][a-z-]+", listed))
 
 
 @pytest.mark.parametrize(

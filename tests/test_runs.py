@@ -272,13 +272,17 @@ def test_a_model_is_fine_tuned(finished: Path, tmp_path: Path, method: str) -> N
     assert all(0 < distance < 1 for distance in moved)
 
 
-@pytest.mark.parametrize("method", ["natural", "trades"])
-def test_one_network_is_trained_and_reported(tmp_path: Path, method: str) -> None:
+@pytest.mark.parametrize(("method", "awp", "forward"), [("natural", 0, 1), ("mart", 0.005, 14)])
+def test_one_network_is_trained_and_reported(
+    tmp_path: Path, method: str, awp: float, forward: int
+) -> None:
     stage = ["--training.epochs", "1", "--training.batch_size", "32", "--method", method]
+    stage += ["--training.awp", str(awp)]
     command = ["train", "--model", "digits-cnn-2", "--out", str(tmp_path), *stage, *COMMON]
     assert cli.main(command) == 0
     (row,) = read_json(tmp_path / "results.json")
     assert (row["model"], row["method"]) == ("digits-cnn-2", method)
+    assert row["cost"]["student_forward"] == forward
     page = tmp_path / "report.html"
     page.unlink()
     assert cli.main(["report", "--out", str(tmp_path)]) == 0

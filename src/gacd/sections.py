@@ -299,8 +299,13 @@ class IGDM:
 class Regression:
     """Plain regression onto the teacher's features."""
 
+    beta: float = 100.0
+    """Weight of the squared error, a mean over the width."""
     reweight: Reweight = "none"
     """Weigh each image by the teacher's probability of its true class."""
+
+    def __post_init__(self) -> None:
+        positive(beta=self.beta)
 
 
 @dataclass(kw_only=True)

@@ -69,7 +69,7 @@ def papers_losses(name: str, method: Method, world: World, progress: float) -> l
             case "adaad":
                 loss = reference.adaad(s_adv[i], s[i], t_adv[i], t[i], adv_weight=0.8)
             case "regression":
-                loss = reference.feature_regression(own[i], other[i])
+                loss = 3.0 * reference.feature_regression(own[i], other[i])
         losses.append(loss)
     return losses
 

@@ -41,7 +41,9 @@ SETTINGS: dict[str, Row] = {
     "iad": Row({"iad": {"temperature": 2.0, "beta": 0.4}}, "ce", 2),
     "adaad": Row({"adaad": {"alpha": 0.8}}, "adaptive-kl", 2),
     "rslad+igdm": Row({"rslad": {"alpha": 0.7}, "igdm": {"alpha": 3.0}}, "teacher-kl", 3),
-    "regression": Row({}, "transport", 1, trains_head=False, projections=1),
+    "regression": Row(
+        {"regression": {"beta": 3.0}}, "transport", 1, trains_head=False, projections=1
+    ),
     "crd": Row({"crd": {"negatives": NEGATIVES, "dim": 6, "beta": 0.7}}, None, 1, projections=2),
     "gacd": Row(
         {"gacd": {"temperature": TEMPERATURE, "negatives": NEGATIVES, "dim": 6}},

@@ -31,6 +31,16 @@ ENVIRONMENT = {
 }
 
 
+COST = {
+    "student_forward": 11.0,
+    "student_backward": 10.667,
+    "student_input_backward": 10.0,
+    "teacher_forward": 2.0,
+    "teacher_backward": 0.0,
+    "flops": 1.25e9,
+}
+
+
 def record(method: str, role: str, model: str, parameters: int, **more: Any) -> dict[str, Any]:
     accuracies = {"natural": 97.0, "fgsm": 70.5, "pgd20": 60.0, "autoattack": 50.0}
     return {
@@ -112,7 +122,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         out / "teacher" / "record.json",
         record(
             "pgd-at", "teacher", "big", 131178,
-            natural=91.5, timestamp="2026-01-02T12:30:45+00:00", environment=late,
+            natural=91.5, timestamp="2026-01-02T12:30:45+00:00", environment=late, cost=COST,
+            train_flops=3.5e12,
         ),
     )  # fmt: skip
     write(out / "teacher" / "examples.json", example(1))
@@ -146,6 +157,7 @@ def test_every_section_is_there(run):
         "Accuracy against the budget",
         "Natural against robust accuracy",
         "Training",
+        "Cost of training",
         "Are the gradients masked?",
         "How this was made",
     ]
@@ -177,10 +189,9 @@ def test_the_intro_says_what_was_run(run):
 def test_rows_follow_the_order_given(run):
     page = (run / "report.html").read_text(encoding="utf-8")
     heads = re.findall(r'<th scope="row">(.*?)</th>', page)
-    assert [re.sub(r"<.*?>", "", head) for head in heads] == [
-        "pgd-at (teacher)",
-        "gacd (student)",
-    ] * 2
+    names = [re.sub(r"<.*?>", "", head) for head in heads]
+    assert names[:2] == names[-2:] == ["pgd-at (teacher)", "gacd (student)"]
+    assert names[2:-2] == ["pgd-at (teacher)"]  # the cost, known of one
 
 
 def test_all_attacks_are_shown_with_their_intervals(run):
@@ -204,6 +215,10 @@ def test_of_an_epoch_logged_twice_the_later_row_counts(run):
     assert "teacher, epoch 2: loss 1, 50.0 % clean" in text
     assert "gacd/features, epoch 2: loss 1, 42.5 % clean, 20.0 % attacked." in text
     assert "InfoNCE" in text
+
+
+def test_the_cost_is_shown_where_it_is_known(run):
+    assert "pgd-at (teacher) 11 10.7 2 0 1,250.00 3.5" in said(run)
 
 
 def test_failed_checks_are_named_with_their_figures(run):

@@ -12,19 +12,21 @@ from gacd.shapes import Images, Logits, PerSample
 
 
 class Regression(Term):
-    """mean_e (P f_s(x') - f_t(x))_e^2, P linear, trained along; x' scatters the features.
+    """beta mean_e (P f_s(x') - f_t(x))_e^2, P linear, trained along; x' scatters the features.
 
-    FitNets' hint (Romero et al. 2015, Eq. 3) at the penultimate layer, on attacked images. The
-    student's head is fitted afterwards; until then the teacher's head reads P f_s.
+    FitNets' hint (Romero et al. 2015, Eq. 3) at the penultimate layer, on attacked images; beta is
+    that of CRD's benchmark for FitNets (at 1 the digits' student learns the mean feature and no
+    more). The student's head is fitted afterwards; until then the teacher's head reads P f_s.
     """
 
     objective = "transport"
     needs_teacher = True
     trains_head = False
 
-    def __init__(self, given: Given, *, reweight: Reweight = "none") -> None:
+    def __init__(self, given: Given, *, beta: float = 100.0, reweight: Reweight = "none") -> None:
         super().__init__(given, reweight=reweight)
         assert given.teacher is not None
+        self.beta = beta
         self.teacher = given.teacher
         width = given.teacher.module.num_features
         self.projection = Projection(given.student.num_features, width, seed=given.seed).linear
@@ -33,7 +35,7 @@ class Regression(Term):
         """The attacked student's projected features against the teacher's clean ones."""
         with torch.autocast(step.batch.images.device.type, enabled=False):
             projected = self.projection(step.student_adv_features.float())
-            return feature_regression(projected, step.teacher_features)
+            return self.beta * feature_regression(projected, step.teacher_features)
 
     def predictor(self, student: Backbone) -> Callable[[Images], Logits]:
         """The teacher's head on the student's projected features."""

@@ -22,12 +22,12 @@ from torch import Tensor
 
 from gacd.errors import UserError
 from gacd.losses.fused import (
-    LogSumExp,
+    Others,
     Scores,
-    SoftplusSum,
     at_least_float32,
-    over_anchors,
+    log_sum_exp,
     positive_scores,
+    softplus_sum,
 )
 from gacd.shapes import Labels, PerSample
 
@@ -101,12 +101,12 @@ def gacd_loss(
     )
     positive_B = positive_scores(student_BE, positive_BE, temperature)
     if log_z is None:
-        others = LogSumExp(index_B, anchor_index_M)
+        own = None if index_B is None else Others(index_B, anchor_index_M)
         with torch.set_grad_enabled(z_gradient and torch.is_grad_enabled()):
-            log_z = _log_partition(scores, positive_B, others, size)
+            log_z = _log_partition(scores, positive_B, own, size)
     offset_B = (log_z + math.log(negatives / size)).expand(len(student_BE)).to(scores.wide)
-    term = SoftplusSum(labels_B, anchor_labels_M, anchor_weights_M)
-    sum_B, terms_B = over_anchors(scores, term, offset_B)
+    others = Others(labels_B, anchor_labels_M)
+    sum_B, terms_B = softplus_sum(scores, offset_B, others, anchor_weights_M)
     loss_B = F.softplus(offset_B - positive_B)
     if weights_B is not None:
         loss_B = weights_B * loss_B
@@ -172,7 +172,7 @@ def log_partition(
         student_BE, anchors_MD, projection_weight_ED, projection_bias_E, temperature=temperature
     )
     positive_B = positive_scores(student_BE, positive_BE, temperature)
-    others = LogSumExp(index_B, anchor_index_M)
+    others = None if index_B is None else Others(index_B, anchor_index_M)
     return _log_partition(scores, positive_B, others, size)
 
 
@@ -260,9 +260,11 @@ def _size(dataset_size: int | None, anchors_MD: Tensor) -> int:
     return size
 
 
-def _log_partition(scores: Scores, positive_B: Tensor, others: LogSumExp, size: int) -> Tensor:
-    lse_B, terms_B = over_anchors(scores, others)
-    if others.index_B is None:
+def _log_partition(
+    scores: Scores, positive_B: Tensor, others: Others | None, size: int
+) -> Tensor:
+    lse_B, terms_B = log_sum_exp(scores, others)
+    if others is None:
         return lse_B + math.log(size) - terms_B.log()
     log_mean_B = lse_B - terms_B.clamp(min=1).log()
     return torch.logaddexp(positive_B, log_mean_B + math.log(max(size - 1, 1)))

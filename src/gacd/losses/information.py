@@ -19,7 +19,7 @@ from gacd.losses.contrastive import (
     ProjectionWeight,
     gacd_loss,
 )
-from gacd.losses.fused import LogSumExp, Scores, over_anchors, positive_scores
+from gacd.losses.fused import Others, Scores, log_sum_exp, positive_scores
 from gacd.shapes import Scalar
 
 
@@ -55,7 +55,8 @@ def info_nce_bound(
     scores = Scores(
         student_BE, anchors_MD, projection_weight_ED, projection_bias_E, temperature=temperature
     )
-    lse_B, terms_B = over_anchors(scores, LogSumExp(index_B, anchor_index_M))
+    others = None if index_B is None else Others(index_B, anchor_index_M)
+    lse_B, terms_B = log_sum_exp(scores, others)
     positive_B = positive_scores(student_BE, positive_BE, temperature)
     log_n_B = (terms_B + 1).log()
     bound_B = log_n_B + positive_B - torch.logaddexp(positive_B, lse_B)

@@ -101,11 +101,11 @@ def gacd_loss(
     )
     positive_B = positive_scores(student_BE, positive_BE, temperature)
     if log_z is None:
-        own = None if index_B is None else Others(index_B, anchor_index_M)
+        own = None if index_B is None else Others(index_B, anchor_index_M, len(anchors_MD))
         with torch.set_grad_enabled(z_gradient and torch.is_grad_enabled()):
             log_z = _log_partition(scores, positive_B, own, size)
     offset_B = (log_z + math.log(negatives / size)).expand(len(student_BE)).to(scores.wide)
-    others = Others(labels_B, anchor_labels_M)
+    others = Others(labels_B, anchor_labels_M, len(anchors_MD))
     sum_B, terms_B = softplus_sum(scores, offset_B, others, anchor_weights_M)
     loss_B = F.softplus(offset_B - positive_B)
     if weights_B is not None:
@@ -172,7 +172,7 @@ def log_partition(
         student_BE, anchors_MD, projection_weight_ED, projection_bias_E, temperature=temperature
     )
     positive_B = positive_scores(student_BE, positive_BE, temperature)
-    others = None if index_B is None else Others(index_B, anchor_index_M)
+    others = None if index_B is None else Others(index_B, anchor_index_M, len(anchors_MD))
     return _log_partition(scores, positive_B, others, size)
 
 

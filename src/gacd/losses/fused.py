@@ -31,8 +31,9 @@ from gacd.errors import UserError
 KEPT_BYTES = 32 * 2**20
 # Elements of a chunk's scores and of its projected anchors: on a CPU they should stay in the cache,
 # elsewhere they should fill the device.
-CPU_ELEMENTS, DEVICE_ELEMENTS = 2**18, 2**22
+CPU_ELEMENTS, DEVICE_ELEMENTS = 2**19, 2**22
 
+WINDOW = 2**16  # Anchors whose labels are looked up together.
 LOG2_E = 1 / math.log(2)
 
 
@@ -148,14 +149,16 @@ class Others:
     """For every image the anchors whose label is not its own: classes, or rows of the data set.
 
     Without `anchor_labels_M` anchor j is labelled j. Anchors fall into groups: those labelled as
-    some image is, and those labelled as none.
+    some image is, and those labelled as none. Groups are found for a window of chunks at a time.
     """
 
-    def __init__(self, labels_B: Tensor, anchor_labels_M: Tensor | None) -> None:
-        self.anchor_labels_M = anchor_labels_M
-        self.sorted_B = labels_B.sort().values
-        self.group_B = torch.searchsorted(self.sorted_B, labels_B)  # the first of equal ones
+    def __init__(self, labels_B: Tensor, anchor_labels_M: Tensor | None, anchors: int) -> None:
+        self.anchor_labels_M, self.anchors = anchor_labels_M, anchors
+        sorted_B = labels_B.sort().values
+        self.sorted_B, self.label_G = sorted_B, torch.cat((sorted_B, sorted_B[-1:]))
+        self.group_B = torch.searchsorted(sorted_B, labels_B)  # the first of equal ones
         self.none = len(labels_B)
+        self._start, self._window = 0, self.group_B[:0]
 
     def offsets(self, offset_B: Tensor) -> Tensor:
         """What to subtract from a score, by the anchor's group [G, B]: infinity for one's own."""
@@ -165,28 +168,32 @@ class Others:
 
     def groups(self, rows: slice) -> Tensor:
         """The group of each anchor of a chunk [c]."""
-        if self.anchor_labels_M is not None:
-            labels_c = self.anchor_labels_M[rows].to(self.sorted_B.dtype)
-            group_c = torch.searchsorted(self.sorted_B, labels_c)
-            label_G = torch.cat((self.sorted_B, self.sorted_B[-1:]))
-            return torch.where(label_G[group_c] == labels_c, group_c, self.none)
-        size = rows.stop - rows.start
-        place_B = self.sorted_B - rows.start
-        place_B = torch.where((place_B >= 0) & (place_B < size), place_B, size)
-        group_c = torch.full((size + 1,), self.none, device=place_B.device)
-        return group_c.scatter_(0, place_B, self.group_B.sort().values)[:size]
+        if not self._start <= rows.start < rows.stop <= self._start + len(self._window):
+            stop = min(max(rows.stop, rows.start + WINDOW), self.anchors)
+            self._start, self._window = rows.start, self._groups(rows.start, stop)
+        return self._window[rows.start - self._start : rows.stop - self._start]
 
-    def count(self, group_c: Tensor) -> Tensor:
-        """How many of these anchors each image has [B]."""
-        own_G = torch.zeros(self.none + 1, dtype=torch.int64, device=group_c.device)
-        own_G.index_add_(0, group_c, torch.ones_like(group_c))
-        return len(group_c) - own_G[self.group_B]
+    def _groups(self, start: int, stop: int) -> Tensor:
+        if self.anchor_labels_M is None:
+            label_c = torch.arange(start, stop, device=self.sorted_B.device)
+        else:
+            label_c = self.anchor_labels_M[start:stop].to(self.sorted_B.dtype)
+        group_c = torch.searchsorted(self.sorted_B, label_c)
+        return torch.where(self.label_G[group_c] == label_c, group_c, self.none)
+
+    def count(self) -> Tensor:
+        """How many anchors each image has [B]."""
+        own_G = torch.zeros(self.none + 1, dtype=torch.int64, device=self.group_B.device)
+        for start in range(0, self.anchors, WINDOW):
+            group_c = self.groups(slice(start, min(start + WINDOW, self.anchors)))
+            own_G.index_add_(0, group_c, torch.ones_like(group_c))
+        return self.anchors - own_G[self.group_B]
 
 
 class Terms:
     """w_j f(s_ij - o_i) over the others, or over all anchors, one chunk at a time.
 
-    f gives value and slope of y from y log2(e), and may write over its argument.
+    f gives log2(e) times the value at y, and the slope, from y log2(e), which it may write over.
     """
 
     def __init__(
@@ -201,19 +208,23 @@ class Terms:
         self.offset_B = offset_B * LOG2_E
         self.offset_GB = None if others is None else others.offsets(self.offset_B)
 
-    def exponents(self, chunk: Chunk) -> tuple[Tensor, Tensor | int]:
-        """(s_ij - o_i) log2(e) [c, B], -infinity for one's own; how many are not one's own [B]."""
+    def exponents(self, chunk: Chunk) -> Tensor:
+        """(s_ij - o_i) log2(e) [c, B], -infinity for one's own."""
         x_cB = self.scores.of(chunk)
         if self.others is None or self.offset_GB is None:
-            return x_cB.sub_(self.offset_B), len(x_cB)
-        group_c = self.others.groups(chunk.rows)
-        x_cB.sub_(self.offset_GB.index_select(0, group_c))
-        return x_cB, self.others.count(group_c)
+            return x_cB.sub_(self.offset_B)
+        return x_cB.sub_(self.offset_GB.index_select(0, self.others.groups(chunk.rows)))
+
+    def count(self) -> Tensor:
+        """How many terms each image has [B]."""
+        if self.others is None:
+            return self.scores.zeros() + len(self.scores.anchors_MD)
+        return self.others.count().to(self.scores.wide)
 
     def weights(self, chunk: Chunk) -> Tensor:
         """w_j [c]."""
         if self.weights_M is None:
-            return self.scores.zeros().new_ones(len(chunk.z_cE))
+            return self.offset_B.new_ones(len(chunk.z_cE))
         return self.weights_M[chunk.rows].to(self.scores.wide)
 
     def narrow(self, slope_cB: Tensor, chunk: Chunk) -> Tensor:
@@ -252,34 +263,32 @@ def softplus_sum(
 
 @torch.no_grad()
 def _log_sum_exp(scores: Scores, others: Others | None) -> tuple[Tensor, Tensor]:
-    value_B, terms_B = scores.zeros().fill_(-math.inf), scores.zeros()
+    value_B = scores.zeros().fill_(-math.inf)
     terms = Terms(scores, scores.zeros(), others, None, _exp)
     with scores.no_autocast():
         for chunk in scores:
-            x_cB, more_B = terms.exponents(chunk)
+            x_cB = terms.exponents(chunk)
             peak_B = x_cB.amax(0).clamp_(min=torch.finfo(x_cB.dtype).min)
             chunk_B = x_cB.sub_(peak_B).exp2_().sum(0).log2_().add_(peak_B)
             value_B = torch.logaddexp2(value_B, chunk_B)
-            terms_B += more_B
-    return value_B / LOG2_E, terms_B
+    return value_B / LOG2_E, terms.count()
 
 
 def _exp(x_cB: Tensor) -> tuple[Tensor, Tensor]:
-    """e^y and its slope, from y log2(e)."""
-    x_cB.exp2_()
-    return x_cB, x_cB
+    slope_cB = x_cB.exp2_()
+    return slope_cB * LOG2_E, slope_cB
 
 
 def _softplus(x_cB: Tensor) -> tuple[Tensor, Tensor]:
-    """log(1 + e^y) and its slope, from y log2(e)."""
+    """log2(1 + e^y) and the slope of log(1 + e^y), from x = y log2(e)."""
     if x_cB.device.type != "cpu":
-        return F.softplus(x_cB.div_(LOG2_E)), x_cB.sigmoid()
+        return F.softplus(x_cB, beta=1 / LOG2_E), (x_cB / LOG2_E).sigmoid_()
     # By hand, as torch's own takes five times as long there.
     exp_cB = x_cB.clamp(max=126).exp2_()
     sum_cB = exp_cB + 1
     log_cB = torch.maximum(sum_cB.log2(), x_cB)  # x where e^y is beyond the range
     lost_cB = exp_cB - torch.sub(sum_cB, 1, out=x_cB)  # to rounding, in 1 + e^y
-    return log_cB.div_(LOG2_E).add_(lost_cB), exp_cB.div_(sum_cB)
+    return log_cB.add_(lost_cB, alpha=LOG2_E), exp_cB.div_(sum_cB)
 
 
 class _Sum(torch.autograd.Function):
@@ -296,16 +305,14 @@ class _Sum(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         scores = terms.scores
         to_student, to_weight, to_bias, to_offset = ctx.needs_input_grad[:4]
-        value_B, terms_B, slopes_B = scores.zeros(), scores.zeros(), scores.zeros()
+        value_B, slopes_B = scores.zeros(), scores.zeros()
         d_student_BE = torch.zeros_like(student_BE, dtype=scores.wide)
         ctx.slopes = []
         with scores.no_autocast():
             for chunk in scores:
-                x_cB, more_B = terms.exponents(chunk)
-                f_cB, slope_cB = terms.f(x_cB)
+                f_cB, slope_cB = terms.f(terms.exponents(chunk))
                 weight_c = terms.weights(chunk)
                 value_B += weight_c @ f_cB
-                terms_B += more_B
                 if to_offset:
                     slopes_B += weight_c @ slope_cB
                 if to_student or to_weight or to_bias:
@@ -317,9 +324,9 @@ class _Sum(torch.autograd.Function):
                         chunk.products_cB = None
         # The parameters are saved so that autograd notices if they change before the backward pass.
         ctx.save_for_backward(student_BE, weight_ED, bias_E, d_student_BE, slopes_B)
-        ctx.terms = terms
+        ctx.terms, terms_B = terms, terms.count()
         ctx.mark_non_differentiable(terms_B)
-        return value_B, terms_B
+        return value_B / LOG2_E, terms_B
 
     @staticmethod
     @once_differentiable
@@ -337,7 +344,7 @@ class _Sum(torch.autograd.Function):
                     if n < len(ctx.slopes):
                         narrow_cB = ctx.slopes[n]
                     else:
-                        narrow_cB = terms.narrow(terms.f(terms.exponents(chunk)[0])[1], chunk)
+                        narrow_cB = terms.narrow(terms.f(terms.exponents(chunk))[1], chunk)
                     d_z_cE = narrow_cB @ gs_BE
                     radial_c = torch.linalg.vecdot(d_z_cE, chunk.z_cE) * chunk.inverse_c**2
                     d_z_cE.addcmul_(chunk.z_cE, radial_c.to(scores.dtype)[:, None], value=-1)

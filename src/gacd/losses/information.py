@@ -55,7 +55,7 @@ def info_nce_bound(
     scores = Scores(
         student_BE, anchors_MD, projection_weight_ED, projection_bias_E, temperature=temperature
     )
-    others = None if index_B is None else Others(index_B, anchor_index_M)
+    others = None if index_B is None else Others(index_B, anchor_index_M, len(anchors_MD))
     lse_B, terms_B = log_sum_exp(scores, others)
     positive_B = positive_scores(student_BE, positive_BE, temperature)
     log_n_B = (terms_B + 1).log()

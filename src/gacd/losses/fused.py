@@ -31,7 +31,7 @@ from gacd.errors import UserError
 KEPT_BYTES = 32 * 2**20
 # Elements of a chunk's scores and of its projected anchors: on a CPU they should stay in the cache,
 # elsewhere they should fill the device.
-CPU_ELEMENTS, DEVICE_ELEMENTS = 2**19, 2**22
+CPU_ELEMENTS, DEVICE_ELEMENTS = 2**20, 2**22
 
 WINDOW = 2**16  # Anchors whose labels are looked up together.
 LOG2_E = 1 / math.log(2)
@@ -281,14 +281,14 @@ def _exp(x_cB: Tensor) -> tuple[Tensor, Tensor]:
 
 def _softplus(x_cB: Tensor) -> tuple[Tensor, Tensor]:
     """log2(1 + e^y) and the slope of log(1 + e^y), from x = y log2(e)."""
-    if x_cB.device.type != "cpu":
+    if x_cB.device.type != "cpu" or float(x_cB.max()) > 126:
         return F.softplus(x_cB, beta=1 / LOG2_E), (x_cB / LOG2_E).sigmoid_()
-    # By hand, as torch's own takes five times as long there.
-    exp_cB = x_cB.clamp(max=126).exp2_()
+    # By hand, as torch's own takes five times as long there. Not beyond the range of 2^x.
+    exp_cB = x_cB.exp2_()
     sum_cB = exp_cB + 1
-    log_cB = torch.maximum(sum_cB.log2(), x_cB)  # x where e^y is beyond the range
-    lost_cB = exp_cB - torch.sub(sum_cB, 1, out=x_cB)  # to rounding, in 1 + e^y
-    return log_cB.add_(lost_cB, alpha=LOG2_E), exp_cB.div_(sum_cB)
+    lost_cB = sum_cB - 1
+    torch.sub(exp_cB, lost_cB, out=lost_cB)  # what rounding took from the sum
+    return sum_cB.log2().add_(lost_cB, alpha=LOG2_E), exp_cB.div_(sum_cB)
 
 
 class _Sum(torch.autograd.Function):
@@ -349,7 +349,7 @@ class _Sum(torch.autograd.Function):
                     radial_c = torch.linalg.vecdot(d_z_cE, chunk.z_cE) * chunk.inverse_c**2
                     d_z_cE.addcmul_(chunk.z_cE, radial_c.to(scores.dtype)[:, None], value=-1)
                     if d_weight is not None:
-                        d_weight += d_z_cE.T @ scores.anchors(chunk.rows)
+                        d_weight += (d_z_cE.T @ scores.anchors(chunk.rows)).to(scores.wide)
                     if d_bias is not None:
                         d_bias += d_z_cE.sum(0)
         scale_B1 = grad_B[:, None] / scores.temperature

@@ -31,7 +31,7 @@ from gacd.errors import UserError
 KEPT_BYTES = 32 * 2**20
 # Elements of a chunk's scores and of its projected anchors: on a CPU they should stay in the cache,
 # elsewhere they should fill the device.
-CPU_ELEMENTS, DEVICE_ELEMENTS = 2**20, 2**22
+CPU_ELEMENTS, DEVICE_ELEMENTS = 2**19, 2**22
 
 WINDOW = 2**16  # Anchors whose labels are looked up together.
 LOG2_E = 1 / math.log(2)

@@ -242,15 +242,20 @@ def crd_nce(
     return student_B + (teacher_B if weights_B is None else weights_B * teacher_B)
 
 
+@torch.no_grad()
 def project_anchors(
     features_MD: Float[Tensor, "M D"],
-    weight_ED: ProjectionWeight,
+    weight_ED: ProjectionWeight | None,
     bias_E: ProjectionBias | None = None,
 ) -> Float[Tensor, "M E"]:
-    """normalize(features W' + b), without gradient, in the features' dtype: a frozen projection."""
-    with torch.no_grad():
-        bias = None if bias_E is None else bias_E.to(features_MD.dtype)
-        return F.normalize(F.linear(features_MD, weight_ED.to(features_MD.dtype), bias), dim=1)
+    """normalize(features W' + b), without gradient, in the features' dtype: a frozen projection.
+
+    Without W: normalize(features).
+    """
+    if weight_ED is None:
+        return F.normalize(features_MD, dim=1)
+    bias = None if bias_E is None else bias_E.to(features_MD.dtype)
+    return F.normalize(F.linear(features_MD, weight_ED.to(features_MD.dtype), bias), dim=1)
 
 
 def _size(dataset_size: int | None, anchors_MD: Tensor) -> int:

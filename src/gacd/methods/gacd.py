@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Generator, Tensor
+from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
 from gacd.anchors import Anchors
@@ -12,6 +12,7 @@ from gacd.errors import unknown
 from gacd.losses.contrastive import gacd_loss, log_partition
 from gacd.losses.information import info_nce_bound
 from gacd.memory import Normaliser
+from gacd.methods.anchoring import Anchoring
 from gacd.methods.base import Given, Reweight, Step, Term
 from gacd.methods.memories import TwoMemories
 from gacd.models.base import Backbone
@@ -44,6 +45,8 @@ class GACD(Term):
         estimator: str = "exact",
         normaliser: str = "exact",
         positive: str = "view",
+        teacher_projection: str = "live",
+        refresh: int = 10,
         reweight: Reweight = "teacher",
     ) -> None:
         super().__init__(given, reweight=reweight)
@@ -57,14 +60,16 @@ class GACD(Term):
         self.bank = given.bank
         self.temperature, self.negatives = temperature, negatives
         self.estimator, self.positive = estimator, positive
-        student, teacher = given.student.num_features, given.teacher.module.num_features
-        self.student_projection = Projection(student, dim, seed=given.seed)
-        self.teacher_projection = Projection(teacher, dim, seed=given.seed + 1)
+        self.anchoring = Anchoring(
+            given.bank, dim, kind=teacher_projection, refresh=refresh, seed=given.seed + 1
+        )
+        width = self.anchoring.width
+        self.student_projection = Projection(given.student.num_features, width, seed=given.seed)
         self.normaliser = Normaliser(normaliser)
         if estimator == "memory":
             self.contrast = TwoMemories(
                 given.bank,
-                dim,
+                width,
                 negatives=negatives,
                 temperature=temperature,
                 normaliser=normaliser,
@@ -80,17 +85,19 @@ class GACD(Term):
         batch, features = step.batch, step.student_adv_features
         own = self.bank.rows(batch.index, device=features.device)
         seen = own.features_MD if self.positive == "bank" else step.teacher_features
+        self.anchoring.advance()
         with torch.autocast(features.device.type, enabled=False):
             s_BE = self.student_projection(features.float())
-            t_BE = self.teacher_projection(seen.float())
+            t_BE = self.anchoring.current(seen.float())
             anchors = self._anchors(step.generator, s_BE.device)
+            anchors_MD, projection = self.anchoring.anchors(anchors)
             settings: dict[str, Any] = {
                 "index_B": batch.index,
                 "anchor_index_M": anchors.index_M,
-                "projection_weight_ED": self.teacher_projection.linear.weight,
-                "projection_bias_E": self.teacher_projection.linear.bias,
                 "temperature": self.temperature,
+                **projection,
             }
+            anchors = anchors._replace(features_MD=anchors_MD)
             if self.estimator == "memory":
                 weights_M = self.bank.weights_M if self.reweight == "teacher" else None
                 loss: PerSample = self.contrast(s_BE, t_BE, batch, step.generator, weights_M)
@@ -98,7 +105,7 @@ class GACD(Term):
                 loss = self._bank_loss(s_BE, t_BE, batch, own, anchors, settings)
             bound = info_nce_bound(s_BE, t_BE, anchors.features_MD, **settings)
         step.logs |= {"mi": bound.nats, "mi_ceiling": bound.ceiling}
-        return loss
+        return loss + self.anchoring.idle()
 
     def _bank_loss(
         self,
@@ -130,6 +137,11 @@ class GACD(Term):
         if self.estimator != "sampled":
             return self.bank.all()
         return self.bank.rows(self.bank.draw(self.negatives, generator), device=device)
+
+    @property
+    def teacher_projection(self) -> nn.Module:
+        """Of the teacher's features into the embedding."""
+        return self.anchoring.projection
 
     @torch.no_grad()
     def predictor(self, student: Backbone) -> Callable[[Images], Logits]:

@@ -4,8 +4,8 @@ Scores s_ij = t_j.s_i / T are formed for one chunk of anchors at a time, reduced
 later pass forms them again. What a pass has formed, projected anchors above all, is kept for the
 leading chunks up to a fixed number of bytes, so memory does not grow with M.
 
-For sum_j w_j f(s_ij - o_i), with t_j = z_j / |z_j|, z_j = W f_j + b, slopes c_ij = w_j f'(s_ij - o_i)
-and an incoming gradient g_i:
+For sum_j w_j f(s_ij - o_i), with t_j = z_j / |z_j|, z_j = W f_j + b, an incoming gradient g_i, and
+slopes c_ij = w_j f'(s_ij - o_i):
 
     dL/ds_i = g_i sum_j c_ij t_j / T    dL/dz_j = (v_j - (v_j.t_j) t_j) / |z_j|
     dL/dW   = sum_j dL/dz_j f_j'        v_j     = sum_i c_ij g_i s_i / T

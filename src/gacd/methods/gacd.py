@@ -1,7 +1,6 @@
 """Guided adversarial contrastive distillation (Bai et al. 2020, Eq. 7 to 10 and Algorithm 1)."""
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Generator, Tensor, nn
@@ -9,8 +8,8 @@ from torch.nn import functional as F
 
 from gacd.anchors import Anchors
 from gacd.errors import unknown
-from gacd.losses.contrastive import gacd_loss, log_partition
-from gacd.losses.information import info_nce_bound
+from gacd.losses.information import info_nce_bound_of
+from gacd.losses.pairs import Pairs
 from gacd.memory import Normaliser
 from gacd.methods.anchoring import Anchoring
 from gacd.methods.base import Given, Reweight, Step, Term
@@ -91,46 +90,37 @@ class GACD(Term):
             t_BE = self.anchoring.current(seen.float())
             anchors = self._anchors(step.generator, s_BE.device)
             anchors_MD, projection = self.anchoring.anchors(anchors)
-            settings: dict[str, Any] = {
-                "index_B": batch.index,
-                "anchor_index_M": anchors.index_M,
-                "temperature": self.temperature,
+            pairs = Pairs(
+                s_BE,
+                t_BE,
+                anchors_MD,
+                index_B=batch.index,
+                anchor_index_M=anchors.index_M,
+                temperature=self.temperature,
+                dataset_size=len(self.bank),
                 **projection,
-            }
-            anchors = anchors._replace(features_MD=anchors_MD)
+            )
+            bound = info_nce_bound_of(pairs)
             if self.estimator == "memory":
                 weights_M = self.bank.weights_M if self.reweight == "teacher" else None
                 loss: PerSample = self.contrast(s_BE, t_BE, batch, step.generator, weights_M)
             else:
-                loss = self._bank_loss(s_BE, t_BE, batch, own, anchors, settings)
-            bound = info_nce_bound(s_BE, t_BE, anchors.features_MD, **settings)
+                loss = self._bank_loss(pairs, batch, own, anchors)
         step.logs |= {"mi": bound.nats, "mi_ceiling": bound.ceiling}
         return loss + self.anchoring.idle()
 
-    def _bank_loss(
-        self,
-        s_BE: Tensor,
-        t_BE: Tensor,
-        batch: Batch,
-        own: Anchors,
-        anchors: Anchors,
-        settings: dict[str, Any],
-    ) -> PerSample:
-        settings = {**settings, "dataset_size": len(self.bank)}
+    def _bank_loss(self, pairs: Pairs, batch: Batch, own: Anchors, anchors: Anchors) -> PerSample:
         if self.normaliser.wants_write:
-            self.normaliser.write(log_partition(s_BE, t_BE, anchors.features_MD, **settings))
+            with torch.no_grad():
+                self.normaliser.write(pairs.log_partition())
         weighted = self.reweight == "teacher"
-        return gacd_loss(
-            s_BE,
-            t_BE,
-            anchors.features_MD,
+        return pairs.gacd_loss(
             labels_B=batch.labels,
             anchor_labels_M=anchors.labels_M,
             weights_B=own.weights_M if weighted else None,
             anchor_weights_M=anchors.weights_M if weighted else None,
             negatives=self.negatives,
             log_z=self.normaliser.read(),
-            **settings,
         )
 
     def _anchors(self, generator: Generator, device: torch.device) -> Anchors:

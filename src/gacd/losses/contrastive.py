@@ -71,7 +71,7 @@ def gacd_loss(
         log_z: log Z, one constant for all images: 0 is the formula as printed, a
             `gacd.memory.Normaliser` keeps CRD's. None is `log_partition`, each image its own.
         z_gradient: whether the gradient runs through `log_partition` as well.
-        setting: rows, projection, temperature, size of the data set: see `losses.pairs.Setting`.
+        setting: rows, projection, temperature, size of the data set: see `losses.pairs`.
 
     Raises:
         UserError: on a temperature or a k that is not positive, or on shapes that do not fit.

@@ -346,6 +346,7 @@ class _Sum(torch.autograd.Function):
                     else:
                         narrow_cB = terms.narrow(terms.f(terms.exponents(chunk))[1], chunk)
                     d_z_cE = narrow_cB @ gs_BE
+                    assert chunk.inverse_c is not None  # there is a projection
                     radial_c = torch.linalg.vecdot(d_z_cE, chunk.z_cE) * chunk.inverse_c**2
                     d_z_cE.addcmul_(chunk.z_cE, radial_c.to(scores.dtype)[:, None], value=-1)
                     if d_weight is not None:

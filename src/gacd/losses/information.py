@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from gacd.losses.pairs import AnchorFeatures, Embeddings, Pairs, Setting
+from gacd.losses.pairs import AnchorFeatures, Embeddings, Pairs, Projected, Setting
 from gacd.shapes import Scalar
 
 
@@ -61,7 +61,7 @@ def nce_bound(
     index_B: Int[Tensor, "B"],
     anchor_index_M: Int[Tensor, "M"],
     negatives: int = 16384,
-    **setting: Unpack[Setting],
+    **setting: Unpack[Projected],
 ) -> Bound:
     """The bound behind the paper's objective, unweighted, negatives of all classes.
 

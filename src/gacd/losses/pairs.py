@@ -21,24 +21,30 @@ ProjectionWeight = Float[Tensor, "E D"]
 ProjectionBias = Float[Tensor, "E"]
 
 
-class Setting(TypedDict):
+class Projected(TypedDict):
     """What every estimate over anchors can be told, and what it assumes if not.
 
-    index_B: the images' rows in the data set, which tell their own anchors from the others; no
-        anchor is an image's own if not given.
-    anchor_index_M: the anchors' rows in the data set; 0 to M - 1, the whole bank in order.
     projection_weight_ED: linear projection of raw anchors; they are embeddings already.
     projection_bias_E: its bias; none.
     temperature: T; 0.1.
     dataset_size: N, how many anchors those at hand stand for; as many as there are.
     """
 
-    index_B: NotRequired[Int[Tensor, "B"] | None]
-    anchor_index_M: NotRequired[Int[Tensor, "M"] | None]
     projection_weight_ED: NotRequired[ProjectionWeight | None]
     projection_bias_E: NotRequired[ProjectionBias | None]
     temperature: NotRequired[float]
     dataset_size: NotRequired[int | None]
+
+
+class Setting(Projected):
+    """The same, and which anchors are an image's own.
+
+    index_B: the images' rows in the data set; no anchor is an image's own if not given.
+    anchor_index_M: the anchors' rows in the data set; 0 to M - 1, the whole bank in order.
+    """
+
+    index_B: NotRequired[Int[Tensor, "B"] | None]
+    anchor_index_M: NotRequired[Int[Tensor, "M"] | None]
 
 
 class Pairs:

@@ -48,8 +48,10 @@ class Anchoring(nn.Module):
         features = bank.features_MD.shape[1]
         self.refresh = {"live": 1, "refreshed": refresh}.get(kind, 0)  # steps; 0: never
         self.width = features if kind == "identity" else dim
-        self.projection = Unit() if kind == "identity" else Projection(features, dim, seed=seed)
-        if kind == "pca":
+        self.projection: Projection | Unit = Unit()
+        if kind != "identity":
+            self.projection = Projection(features, dim, seed=seed)
+        if kind == "pca" and isinstance(self.projection, Projection):
             weight_ED, bias_E = principal_projection(bank.features_MD, dim)
             self.projection.linear.weight.data.copy_(weight_ED)
             self.projection.linear.bias.data.copy_(bias_E)
@@ -86,8 +88,9 @@ class Anchoring(nn.Module):
 
     def anchors(self, anchors: Anchors) -> tuple[Tensor, dict[str, Any]]:
         """Anchors as a loss takes them, with the projection that is still to be applied."""
-        linear = getattr(self.current, "linear", None)
-        weight_ED, bias_E = (None, None) if linear is None else (linear.weight, linear.bias)
+        weight_ED = bias_E = None
+        if isinstance(self.current, Projection):
+            weight_ED, bias_E = self.current.linear.weight, self.current.linear.bias
         if self.is_live:
             return anchors.features_MD, {
                 "projection_weight_ED": weight_ED,

@@ -167,6 +167,22 @@ def test_a_refreshed_projection_trains_now_and_then_and_is_held_between(
     assert total(resumed, world.batch()).item() == pytest.approx(losses[5], rel=1e-6)
 
 
+@pytest.mark.parametrize("balanced", [False, True])
+def test_anchors_are_drawn_as_said(
+    world: World, balanced: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[bool] = []
+    draw = world.bank.draw
+
+    def noted(k: int, generator: torch.Generator, *, balanced: bool = False) -> Tensor:
+        asked.append(balanced)
+        return draw(k, generator, balanced=balanced)
+
+    monkeypatch.setattr(world.bank, "draw", noted)
+    total(world.method("gacd", estimator="sampled", balanced=balanced), world.batch())
+    assert asked == [balanced]
+
+
 def test_bad_projections_are_refused(world: World) -> None:
     with pytest.raises(UserError, match="did you mean 'refreshed'"):
         world.method("gacd", teacher_projection="refresh")

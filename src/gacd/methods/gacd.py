@@ -42,6 +42,7 @@ class GACD(Term):
         negatives: int = 16384,
         dim: int = 128,
         estimator: str = "exact",
+        balanced: bool = False,
         normaliser: str = "exact",
         positive: str = "view",
         teacher_projection: str = "live",
@@ -58,7 +59,7 @@ class GACD(Term):
                 raise unknown(what, value, known)
         self.bank = given.bank
         self.temperature, self.negatives = temperature, negatives
-        self.estimator, self.positive = estimator, positive
+        self.estimator, self.balanced, self.positive = estimator, balanced, positive
         self.anchoring = Anchoring(
             given.bank, dim, kind=teacher_projection, refresh=refresh, seed=given.seed + 1
         )
@@ -126,7 +127,8 @@ class GACD(Term):
     def _anchors(self, generator: Generator, device: torch.device) -> Anchors:
         if self.estimator != "sampled":
             return self.bank.all()
-        return self.bank.rows(self.bank.draw(self.negatives, generator), device=device)
+        rows = self.bank.draw(self.negatives, generator, balanced=self.balanced)
+        return self.bank.rows(rows, device=device)
 
     @property
     def teacher_projection(self) -> nn.Module:

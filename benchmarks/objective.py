@@ -101,16 +101,16 @@ def steps(batch: int, device: torch.device, peer: Path | None) -> dict[str, Step
         loss_B = F.softplus(-logits_BJ[:, 0]) + F.softplus(logits_BJ[:, 1:]).sum(1)
         loss_B.mean().backward()
 
-    s_BE, slope_BM = normal(batch, E).bfloat16(), normal(batch, 2048).bfloat16()
+    s_BE, slope_MB = normal(batch, E).bfloat16(), normal(8192, batch).bfloat16()
     weight_ED = teacher.weight.detach().bfloat16()
 
     def products() -> None:
-        for rows_cD, z_cE in zip(bank_MD.split(2048), frozen_ME.split(2048), strict=True):
-            slope_Bc = slope_BM[:, : len(rows_cD)]
+        for rows_cD, z_cE in zip(bank_MD.split(8192), frozen_ME.split(8192), strict=True):
+            slope_cB = slope_MB[: len(rows_cD)]
             rows_cD @ weight_ED.T
-            s_BE @ z_cE.T
-            slope_Bc @ z_cE
-            (slope_Bc.T @ s_BE).T @ rows_cD
+            z_cE @ s_BE.T
+            slope_cB.T @ z_cE
+            (slope_cB @ s_BE).T @ rows_cD
 
     contestants: dict[str, Step] = {
         "exact": ours,

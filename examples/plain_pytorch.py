@@ -1,12 +1,13 @@
 """GACD in a training loop of one's own: plain tensors, hand-made networks, one import of ours.
 
-    python examples/plain_pytorch.py
+    python examples/plain_pytorch.py [EPOCHS]
 
 scikit-learn's digits; a teacher trained adversarially, a student a quarter of its width distilled
 from its features, then a linear layer on the frozen student. Half a minute on a laptop. Accuracies
 are on held-out images, the robust ones under PGD-20 within eps = 0.1.
 """
 
+import sys
 from collections.abc import Callable, Iterator
 from functools import partial
 
@@ -17,7 +18,8 @@ from torch import Tensor, nn
 
 from gacd.losses.contrastive import gacd_loss
 
-EPS, STEP, EPOCHS, EMBEDDING = 0.1, 0.025, 20, 64
+EPS, STEP, EMBEDDING = 0.1, 0.025, 64
+EPOCHS = int(sys.argv[1]) if len(sys.argv) > 1 else 20
 
 
 def network(width: int) -> nn.Sequential:

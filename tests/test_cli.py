@@ -160,6 +160,8 @@ def test_version_and_help_of_commands(capsys: pytest.CaptureFixture[str]) -> Non
         ("distill --methods", "methods is empty"),
         ("distill --kd.alpha 1.5", "alpha is 1.5, but must be from 0 to 1"),
         ("distill --gacd.temperature 0", "temperature is 0.0, but must be above 0"),
+        ("distill --gacd.refresh 1", "refresh is 1, but must be at least 2"),
+        ("distill --gacd.balanced true", "balanced draws anchors, but estimator exact draws none"),
         ("distill --gacd.estimator exat", "estimator 'exat': did you mean 'exact'?"),
         ("distill --distillation.attack.objective ce", "needs the student's head"),
         ("distill --student digits-cnn-0", "no digits-cnn has width 0"),

@@ -358,9 +358,16 @@ class GACD:
     """Width of the shared embedding."""
     estimator: Literal["exact", "sampled", "memory"] = "exact"
     """All anchors, some of them, or CRD's momentum memory (with a constant normaliser)."""
+    balanced: bool = False
+    """With `sampled`: draw every class equally often, whatever its size."""
     normaliser: Literal["none", "first-batch", "running", "exact"] = "exact"
     positive: Literal["bank", "view"] = "view"
     """The teacher's feature of the stored image, or of the augmented view (one forward more)."""
+    teacher_projection: Literal["live", "refreshed", "pca", "identity"] = "live"
+    """Of the teacher's features: trained, trained at every `refresh`-th step, their principal
+    directions, or none (the embedding is then as wide as they are, whatever `dim` says)."""
+    refresh: int = 10
+    """Steps from one to the next at which a `refreshed` projection trains."""
     anchors: Literal["float32", "bfloat16", "float16"] = "bfloat16"
     """Precision of the stored features."""
     reweight: Reweight = "teacher"
@@ -368,3 +375,7 @@ class GACD:
 
     def __post_init__(self) -> None:
         positive(temperature=self.temperature, negatives=self.negatives, dim=self.dim)
+        if self.balanced and self.estimator != "sampled":
+            raise ValueError(f"balanced draws anchors, but estimator {self.estimator} draws none")
+        if self.refresh < 2:
+            raise ValueError(f"refresh is {self.refresh}, but must be at least 2 (1 is live)")

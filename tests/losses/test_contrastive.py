@@ -267,6 +267,28 @@ def test_bfloat16_is_near_float64(generator: torch.Generator) -> None:
         assert (half - full).norm() < tolerance * full.norm()
 
 
+@pytest.mark.parametrize(
+    ("log_z", "temperature"), [(25.0, 0.3), (2.0, 0.3), (-60.0, 0.3), (0.0, 0.005)]
+)
+def test_the_negative_term_is_accurate_from_rounding_to_overflow(
+    log_z: float, temperature: float
+) -> None:
+    """log(1 + e^u) in float32 for u from -30 to 200, where 1 + e^u is 1 or infinite."""
+    p = problem()
+    p["weights_B"] = torch.zeros(5, dtype=DOUBLE)
+    for name in ("student_BE", "positive_BE", "anchors_MD"):  # alike in both precisions
+        p[name] = p[name].float().double()
+
+    def run(dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        q = {n: v.to(dtype) if v.is_floating_point() else v for n, v in p.items()}
+        q["student_BE"].requires_grad_()
+        z = torch.tensor(log_z, dtype=dtype)
+        loss_B = gacd_loss(**q, temperature=temperature, negatives=64, log_z=z)
+        return loss_B.double(), torch.autograd.grad(loss_B.sum(), q["student_BE"])[0].double()
+
+    torch.testing.assert_close(run(torch.float32), run(DOUBLE), rtol=1e-4, atol=0)
+
+
 def test_autocast_changes_nothing() -> None:
     p = {n: v.float() if v.is_floating_point() else v for n, v in problem().items()}
     p["student_BE"].requires_grad_()

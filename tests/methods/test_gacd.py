@@ -9,7 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from gacd.anchors import principal_projection
 from gacd.errors import UserError
+from gacd.losses.contrastive import gacd_loss, project_anchors
+from gacd.methods import anchoring
 from methods.world import (
     ATTACK,
     CLASSES,
@@ -62,6 +65,131 @@ def test_gacd_is_the_loop_over_eq_9(
     nce = [z - float(p @ q) / TEMPERATURE for z, p, q in zip(log_z, positives, s, strict=True)]
     assert parts["mi"].item() == pytest.approx(math.log(12) - math.fsum(nce) / 5, rel=1e-4)
     assert parts["mi_ceiling"].item() == pytest.approx(math.log(12))
+
+
+def by_hand(world: World, method: Any, weight: Tensor | None, bias: Tensor | None) -> float:
+    """The loss of a method that sees `attacked` images, projected as given."""
+    batch, term = world.batch(), method.terms["gacd"]
+    with torch.no_grad():
+        student = copy.deepcopy(method.student).train()
+        s = term.student_projection(student.forward_features(attacked(batch)))
+        stored = world.bank.features_MD
+        rows = stored if weight is None else stored @ weight.T + bias
+        anchors = rows / rows.norm(dim=1, keepdim=True)
+    losses = gacd_loss(
+        s,
+        anchors[batch.index],
+        anchors,
+        labels_B=batch.labels,
+        anchor_labels_M=world.data.labels,
+        weights_B=world.bank.weights_M[batch.index],
+        anchor_weights_M=world.bank.weights_M,
+        index_B=batch.index,
+        temperature=TEMPERATURE,
+        negatives=NEGATIVES,
+    )
+    return losses.mean().item()
+
+
+@pytest.fixture
+def projections(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Grows by one with every projection of anchors that is not part of a loss."""
+    calls: list[int] = []
+
+    def counted(features_MD: Tensor, *linear: Tensor | None) -> Tensor:
+        calls.append(len(features_MD))
+        return project_anchors(features_MD, *linear)
+
+    monkeypatch.setattr(anchoring, "project_anchors", counted)
+    return calls
+
+
+@pytest.mark.parametrize("kind", ["pca", "identity"])
+def test_a_frozen_projection_is_applied_once_and_does_not_train(
+    world: World, kind: str, projections: list[int]
+) -> None:
+    method = world.method("gacd", teacher_projection=kind, positive="bank")
+    known_attack(method)
+    pca = principal_projection(world.bank.features_MD, 6)
+    linear = pca if kind == "pca" else (None, None)
+    for _ in range(2):
+        assert total(method, world.batch()).item() == pytest.approx(
+            by_hand(world, method, *linear), rel=1e-4
+        )
+    assert projections == [12]
+    width = 6 if kind == "pca" else world.bank.features_MD.shape[1]
+    assert method.terms["gacd"].student_projection.linear.out_features == width
+    total(method, world.batch()).backward()
+    assert not any(p.requires_grad for p in method.terms["gacd"].teacher_projection.parameters())
+    assert method.predictor(world.data.float_images()).shape == (12, CLASSES)
+
+
+def test_a_frozen_projection_projects_the_anchors_drawn(
+    world: World, projections: list[int]
+) -> None:
+    method = world.method("gacd", teacher_projection="pca", estimator="sampled")
+    total(method, world.batch(), seed=0)
+    total(method, world.batch(), seed=1)
+    assert projections == [NEGATIVES] * 2
+
+
+def test_a_refreshed_projection_trains_now_and_then_and_is_held_between(
+    world: World, projections: list[int]
+) -> None:
+    options = {"teacher_projection": "refreshed", "refresh": 3, "positive": "bank"}
+    method = world.method("gacd", **options)
+    known_attack(method)
+    term = method.terms["gacd"]
+    linear = term.teacher_projection.linear
+    parameters = [*method.parameters()]
+    optimizer = torch.optim.SGD([p for p in parameters if p.requires_grad], lr=0.1, momentum=0.9)
+    trained, losses, state = [], [], {}
+    for step in range(7):
+        if step % 3 == 1:  # what the live step has made of it is held
+            held = linear.weight.detach().clone(), linear.bias.detach().clone()
+        if step == 5:
+            state = copy.deepcopy(method.state_dict())
+        now = held if step % 3 else (linear.weight.detach(), linear.bias.detach())
+        expected = by_hand(world, method, *now)
+        loss = total(method, world.batch())
+        assert loss.item() == pytest.approx(expected, rel=1e-4)
+        losses.append(loss.item())
+        optimizer.zero_grad()
+        loss.backward()
+        trained.append(bool(linear.weight.grad.abs().sum() > 0))
+        optimizer.step()
+    assert trained == [True, False, False, True, False, False, True]
+    assert projections == [12, 12]
+
+    resumed = world.method("gacd", **options)
+    known_attack(resumed)
+    resumed.load_state_dict(state)
+    assert total(resumed, world.batch()).item() == pytest.approx(losses[5], rel=1e-6)
+
+
+@pytest.mark.parametrize("balanced", [False, True])
+def test_anchors_are_drawn_as_said(
+    world: World, balanced: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[bool] = []
+    draw = world.bank.draw
+
+    def noted(k: int, generator: torch.Generator, *, balanced: bool = False) -> Tensor:
+        asked.append(balanced)
+        return draw(k, generator, balanced=balanced)
+
+    monkeypatch.setattr(world.bank, "draw", noted)
+    total(world.method("gacd", estimator="sampled", balanced=balanced), world.batch())
+    assert asked == [balanced]
+
+
+def test_bad_projections_are_refused(world: World) -> None:
+    with pytest.raises(UserError, match="did you mean 'refreshed'"):
+        world.method("gacd", teacher_projection="refresh")
+    with pytest.raises(UserError, match="at least 2"):
+        world.method("gacd", teacher_projection="refreshed", refresh=1)
+    with pytest.raises(UserError, match="components"):
+        world.method("gacd", teacher_projection="pca", dim=1000)
 
 
 def crd_by_loops(

@@ -14,30 +14,25 @@ matrix of scores is never formed (`fused`).
 """
 
 import math
+from typing import Unpack
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
-from gacd.errors import UserError
-from gacd.losses.fused import (
-    LogSumExp,
-    Scores,
-    SoftplusSum,
-    at_least_float32,
-    over_anchors,
-    positive_scores,
+from gacd.losses.fused import at_least_float32
+from gacd.losses.pairs import (
+    AnchorFeatures,
+    AnchorLabels,
+    AnchorWeights,
+    Embeddings,
+    Pairs,
+    ProjectionBias,
+    ProjectionWeight,
+    Setting,
 )
 from gacd.shapes import Labels, PerSample
-
-Embeddings = Float[Tensor, "B E"]
-AnchorFeatures = Float[Tensor, "M _"]
-"""[M, E], of length 1, or raw teacher features [M, D] beside a projection."""
-AnchorLabels = Int[Tensor, "M"]
-AnchorWeights = Float[Tensor, "M"]
-ProjectionWeight = Float[Tensor, "E D"]
-ProjectionBias = Float[Tensor, "E"]
 
 
 def gacd_loss(
@@ -49,15 +44,10 @@ def gacd_loss(
     anchor_labels_M: AnchorLabels,
     weights_B: PerSample | None = None,
     anchor_weights_M: AnchorWeights | None = None,
-    index_B: Int[Tensor, "B"] | None = None,
-    anchor_index_M: Int[Tensor, "M"] | None = None,
-    projection_weight_ED: ProjectionWeight | None = None,
-    projection_bias_E: ProjectionBias | None = None,
-    temperature: float = 0.1,
     negatives: int = 16384,
-    dataset_size: int | None = None,
     log_z: Float[Tensor, ""] | None = None,
     z_gradient: bool = False,
+    **setting: Unpack[Setting],
 ) -> PerSample:
     """Minus the weighted log-likelihood of the pairs of each image (Eq. 9 and 10), in nats.
 
@@ -77,53 +67,33 @@ def gacd_loss(
         anchor_labels_M: classes of the anchors.
         weights_B: w_i, the teacher's probability of the image's true class; 1 if not given.
         anchor_weights_M: w_j of the anchors; 1 if not given.
-        index_B: the images' rows in the data set, see `log_partition`.
-        anchor_index_M: the anchors' rows in the data set, see `log_partition`.
-        projection_weight_ED: linear projection of raw anchors.
-        projection_bias_E: its bias.
-        temperature: T.
         negatives: k.
-        dataset_size: N; the number of anchors at hand if not given.
         log_z: log Z, one constant for all images: 0 is the formula as printed, a
             `gacd.memory.Normaliser` keeps CRD's. None is `log_partition`, each image its own.
         z_gradient: whether the gradient runs through `log_partition` as well.
+        setting: rows, projection, temperature, size of the data set: see `losses.pairs`.
 
     Raises:
         UserError: on a temperature or a k that is not positive, or on shapes that do not fit.
 
     Source: Bai et al. 2020 (arXiv:2009.09922), Eq. 7 to 10; Z as in CRD's code.
     """
-    if negatives < 1:
-        raise UserError(f"negatives must be at least 1, not {negatives}")
-    size = _size(dataset_size, anchors_MD)
-    scores = Scores(
-        student_BE, anchors_MD, projection_weight_ED, projection_bias_E, temperature=temperature
+    return Pairs(student_BE, positive_BE, anchors_MD, **setting).gacd_loss(
+        labels_B=labels_B,
+        anchor_labels_M=anchor_labels_M,
+        weights_B=weights_B,
+        anchor_weights_M=anchor_weights_M,
+        negatives=negatives,
+        log_z=log_z,
+        z_gradient=z_gradient,
     )
-    positive_B = positive_scores(student_BE, positive_BE, temperature)
-    if log_z is None:
-        others = LogSumExp(index_B, anchor_index_M)
-        with torch.set_grad_enabled(z_gradient and torch.is_grad_enabled()):
-            log_z = _log_partition(scores, positive_B, others, size)
-    offset_B = (log_z + math.log(negatives / size)).expand(len(student_BE)).to(scores.wide)
-    term = SoftplusSum(labels_B, anchor_labels_M, anchor_weights_M)
-    sum_B, terms_B = over_anchors(scores, term, offset_B)
-    loss_B = F.softplus(offset_B - positive_B)
-    if weights_B is not None:
-        loss_B = weights_B * loss_B
-    return loss_B + sum_B * (negatives / terms_B.clamp(min=1))
 
 
 def info_nce(
     student_BE: Embeddings,
     positive_BE: Embeddings,
     anchors_MD: AnchorFeatures,
-    *,
-    index_B: Int[Tensor, "B"] | None = None,
-    anchor_index_M: Int[Tensor, "M"] | None = None,
-    projection_weight_ED: ProjectionWeight | None = None,
-    projection_bias_E: ProjectionBias | None = None,
-    temperature: float = 0.1,
-    dataset_size: int | None = None,
+    **setting: Unpack[Setting],
 ) -> PerSample:
     """InfoNCE of each image over the anchors, in nats: l_i = log Z_i - t_i.s_i / T.
 
@@ -131,31 +101,15 @@ def info_nce(
 
     Source: van den Oord et al. 2018 (arXiv:1807.03748), Eq. 4.
     """
-    log_z_B = log_partition(
-        student_BE,
-        positive_BE,
-        anchors_MD,
-        index_B=index_B,
-        anchor_index_M=anchor_index_M,
-        projection_weight_ED=projection_weight_ED,
-        projection_bias_E=projection_bias_E,
-        temperature=temperature,
-        dataset_size=dataset_size,
-    )
-    return log_z_B - positive_scores(student_BE, positive_BE, temperature)
+    pairs = Pairs(student_BE, positive_BE, anchors_MD, **setting)
+    return pairs.log_partition() - pairs.positive_B
 
 
 def log_partition(
     student_BE: Embeddings,
     positive_BE: Embeddings,
     anchors_MD: AnchorFeatures,
-    *,
-    index_B: Int[Tensor, "B"] | None = None,
-    anchor_index_M: Int[Tensor, "M"] | None = None,
-    projection_weight_ED: ProjectionWeight | None = None,
-    projection_bias_E: ProjectionBias | None = None,
-    temperature: float = 0.1,
-    dataset_size: int | None = None,
+    **setting: Unpack[Setting],
 ) -> PerSample:
     """log Z_i, Z_i the sum of e^{t.s_i/T} over the data set, as estimated from the anchors.
 
@@ -167,13 +121,7 @@ def log_partition(
     positive stands in for it, so a sample of anchors need not contain it. All anchors at hand, N of
     them, give Z itself.
     """
-    size = _size(dataset_size, anchors_MD)
-    scores = Scores(
-        student_BE, anchors_MD, projection_weight_ED, projection_bias_E, temperature=temperature
-    )
-    positive_B = positive_scores(student_BE, positive_BE, temperature)
-    others = LogSumExp(index_B, anchor_index_M)
-    return _log_partition(scores, positive_B, others, size)
+    return Pairs(student_BE, positive_BE, anchors_MD, **setting).log_partition()
 
 
 def nce(
@@ -242,27 +190,17 @@ def crd_nce(
     return student_B + (teacher_B if weights_B is None else weights_B * teacher_B)
 
 
+@torch.no_grad()
 def project_anchors(
     features_MD: Float[Tensor, "M D"],
-    weight_ED: ProjectionWeight,
+    weight_ED: ProjectionWeight | None,
     bias_E: ProjectionBias | None = None,
 ) -> Float[Tensor, "M E"]:
-    """normalize(features W' + b), without gradient, in the features' dtype: a frozen projection."""
-    with torch.no_grad():
-        bias = None if bias_E is None else bias_E.to(features_MD.dtype)
-        return F.normalize(F.linear(features_MD, weight_ED.to(features_MD.dtype), bias), dim=1)
+    """normalize(features W' + b), without gradient, in the features' dtype: a frozen projection.
 
-
-def _size(dataset_size: int | None, anchors_MD: Tensor) -> int:
-    size = len(anchors_MD) if dataset_size is None else dataset_size
-    if size < 1:
-        raise UserError(f"dataset_size must be at least 1, not {size}")
-    return size
-
-
-def _log_partition(scores: Scores, positive_B: Tensor, others: LogSumExp, size: int) -> Tensor:
-    lse_B, terms_B = over_anchors(scores, others)
-    if others.index_B is None:
-        return lse_B + math.log(size) - terms_B.log()
-    log_mean_B = lse_B - terms_B.clamp(min=1).log()
-    return torch.logaddexp(positive_B, log_mean_B + math.log(max(size - 1, 1)))
+    Without W: normalize(features).
+    """
+    if weight_ED is None:
+        return F.normalize(features_MD, dim=1)
+    bias = None if bias_E is None else bias_E.to(features_MD.dtype)
+    return F.normalize(F.linear(features_MD, weight_ED.to(features_MD.dtype), bias), dim=1)

@@ -4,16 +4,22 @@ Scores s_ij = t_j.s_i / T are formed for one chunk of anchors at a time, reduced
 later pass forms them again. What a pass has formed, projected anchors above all, is kept for the
 leading chunks up to a fixed number of bytes, so memory does not grow with M.
 
-For a sum over anchors of slope c_ij in s_ij, with t_j = z_j / |z_j|, z_j = W f_j + b, and an
-incoming gradient g_i:
+For sum_j w_j f(s_ij - o_i), with t_j = z_j / |z_j|, z_j = W f_j + b, an incoming gradient g_i, and
+slopes c_ij = w_j f'(s_ij - o_i):
 
-    dL/ds_i = g_i sum_j c_ij t_j / T    dL/dz_j = (sum_i c_ij g_i s_i / T - r_j t_j) / |z_j|
-    dL/dW   = sum_j dL/dz_j f_j'        r_j     =  sum_i c_ij g_i s_ij
+    dL/ds_i = g_i sum_j c_ij t_j / T    dL/dz_j = (v_j - (v_j.t_j) t_j) / |z_j|
+    dL/dW   = sum_j dL/dz_j f_j'        v_j     = sum_i c_ij g_i s_i / T
+
+The forward pass has all of this but g, so it forms the slopes, and from them the student's gradient
+up to g_i, as it goes; the backward pass is left with the projection's. Blocks are [c, B], anchors
+first: the CPU's products are fastest that way round. They hold scores to base 2, s log2(e), as
+2^x is several times faster there than e^x.
 """
 
 import math
-from collections.abc import Iterator
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -25,28 +31,26 @@ from gacd.errors import UserError
 KEPT_BYTES = 32 * 2**20
 # Elements of a chunk's scores and of its projected anchors: on a CPU they should stay in the cache,
 # elsewhere they should fill the device.
-CPU_ELEMENTS, DEVICE_ELEMENTS = 2**18, 2**22
+CPU_ELEMENTS, DEVICE_ELEMENTS = 2**19, 2**22
+
+WINDOW = 2**16  # Anchors whose labels are looked up together.
+LOG2_E = 1 / math.log(2)
 
 
-class Chunk(NamedTuple):
-    """Some anchors beside the batch: z [c, E], 1 / |z| [c] or None for 1, and products s.z / T."""
+@dataclass
+class Chunk:
+    """Some anchors: z [c, E], 1 / |z| [c] or None for 1, and products s.z log2(e) / T if kept."""
 
     rows: slice
     z_cE: Tensor
     inverse_c: Tensor | None
-    products_Bc: Tensor
-
-    def scores(self) -> Tensor:
-        """t.s / T [B, c], a copy in float32 at least."""
-        wide = torch.promote_types(self.products_Bc.dtype, torch.float32)
-        scores_Bc = self.products_Bc.to(wide, copy=True)
-        return scores_Bc if self.inverse_c is None else scores_Bc.mul_(self.inverse_c)
+    products_cB: Tensor | None = None
 
 
 class Scores:
     """A batch against anchors [M, E], or against raw features [M, D] and a projection.
 
-    Iterating gives chunks. The tensors given are those that `over_anchors` differentiates. Raises a
+    Iterating gives chunks. The tensors given are those that the sums differentiate. Raises a
     UserError on shapes that do not fit, a temperature that is not positive, or live anchors.
     """
 
@@ -79,10 +83,16 @@ class Scores:
         self.anchors_MD, self.temperature = anchors_MD, temperature
         elements = CPU_ELEMENTS if anchors_MD.device.type == "cpu" else DEVICE_ELEMENTS
         self.size = max(1, elements // max(student_BE.shape))
+        self._query_EB = self.scaled(LOG2_E).T.contiguous()
         self._kept: list[Chunk] = []
         self._kept_bytes = 0
 
-    def scaled(self, row_factors_B: Tensor | float = 1.0) -> Tensor:
+    @property
+    def leaves(self) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """What autograd differentiates: embeddings, and the projection's weight and bias."""
+        return self.student_BE, self.weight_ED, self.bias_E
+
+    def scaled(self, row_factors_B: Tensor | float) -> Tensor:
         """The batch's embeddings over T, times a factor each, in the dtype of the products."""
         factors = torch.as_tensor(row_factors_B, dtype=self.wide) / self.temperature
         scaled_BE = self.student_BE.detach().to(self.wide) * factors.reshape(-1, 1)
@@ -92,9 +102,16 @@ class Scores:
         """Anchors as they were given, in the dtype of the products."""
         return self.anchors_MD[rows].to(self.dtype)
 
+    def zeros(self) -> Tensor:
+        """A number for each image [B], in float32 at least."""
+        return self.student_BE.new_zeros(len(self.student_BE), dtype=self.wide)
+
+    def no_autocast(self) -> torch.autocast:
+        """Products in the dtype of the anchors, whatever the surroundings."""
+        return torch.autocast(self.student_BE.device.type, enabled=False)
+
     def __iter__(self) -> Iterator[Chunk]:
         yield from self._kept
-        s_BE = self.scaled()
         weight_ED = None if self.weight_ED is None else self.weight_ED.to(self.dtype)
         bias_E = None if self.bias_E is None else self.bias_E.to(self.dtype)
         for start in range(len(self._kept) * self.size, len(self.anchors_MD), self.size):
@@ -105,108 +122,178 @@ class Scores:
                 norm_c = torch.linalg.vector_norm(z_cE, dim=1, dtype=self.wide)
                 # An anchor that projects to nothing scores 0 and has no direction to move in.
                 inverse_c = torch.where(norm_c > 1e-12, norm_c, torch.inf).reciprocal()
-            chunk = Chunk(rows, z_cE, inverse_c, s_BE @ z_cE.T)
+            chunk = Chunk(rows, z_cE, inverse_c)
             self._keep(chunk)
             yield chunk
 
     def _keep(self, chunk: Chunk) -> None:
         copied = self.weight_ED is not None or self.dtype != self.anchors_MD.dtype
-        size = chunk.products_Bc.nbytes + (chunk.z_cE.nbytes if copied else 0)
+        size = len(chunk.z_cE) * len(self.student_BE) * self.dtype.itemsize
+        size += chunk.z_cE.nbytes if copied else 0
         in_order = chunk.rows.start == len(self._kept) * self.size
         if in_order and self._kept_bytes + size <= KEPT_BYTES:
+            chunk.products_cB = chunk.z_cE @ self._query_EB
             self._kept.append(chunk)
             self._kept_bytes += size
 
+    def of(self, chunk: Chunk) -> Tensor:
+        """t.s log2(e) / T [c, B], a new tensor in float32 at least."""
+        products_cB = chunk.products_cB
+        if products_cB is None:
+            products_cB = chunk.z_cE @ self._query_EB
+        scores_cB = products_cB.to(self.wide, copy=True)
+        return scores_cB if chunk.inverse_c is None else scores_cB.mul_(chunk.inverse_c[:, None])
 
-class LogSumExp:
-    """log sum_j e^{s_ij} over the anchors that are not image i's own.
 
-    Without `index_B` no anchor is anybody's own; without `anchor_index_M` row j is image j's.
+class Others:
+    """For every image the anchors whose label is not its own: classes, or rows of the data set.
+
+    Without `anchor_labels_M` anchor j is labelled j. Anchors fall into groups: those labelled as
+    some image is, and those labelled as none. Groups are found for a window of chunks at a time.
     """
 
-    start = -math.inf
+    def __init__(self, labels_B: Tensor, anchor_labels_M: Tensor | None, anchors: int) -> None:
+        self.anchor_labels_M, self.anchors = anchor_labels_M, anchors
+        sorted_B = labels_B.sort().values
+        self.sorted_B, self.label_G = sorted_B, torch.cat((sorted_B, sorted_B[-1:]))
+        self.group_B = torch.searchsorted(sorted_B, labels_B)  # the first of equal ones
+        self.none = len(labels_B)
+        self._start, self._window = 0, self.group_B[:0]
 
-    def __init__(self, index_B: Tensor | None, anchor_index_M: Tensor | None) -> None:
-        self.index_B, self.anchor_index_M = index_B, anchor_index_M
+    def offsets(self, offset_B: Tensor) -> Tensor:
+        """What to subtract from a score, by the anchor's group [G, B]: infinity for one's own."""
+        offset_GB = offset_B.repeat(self.none + 1, 1)
+        offset_GB[self.group_B, torch.arange(self.none, device=offset_B.device)] = math.inf
+        return offset_GB
 
-    def add(self, value_B: Tensor, scores_Bc: Tensor, rows: slice) -> tuple[Tensor, Tensor | int]:
-        """The value with a chunk added, and how many terms the chunk had."""
-        own_B = self._fill_own_(scores_Bc, rows, -math.inf)
-        peak_B = scores_Bc.amax(1).clamp_(min=torch.finfo(scores_Bc.dtype).min)
-        # exp2 is twice as fast as exp where it matters, on CPUs.
-        terms_Bc = scores_Bc.sub_(peak_B[:, None]).mul_(1 / math.log(2)).exp2_()
-        chunk_B = terms_Bc.sum(1).log_().add_(peak_B)
-        return torch.logaddexp(value_B, chunk_B), scores_Bc.shape[1] - own_B
+    def groups(self, rows: slice) -> Tensor:
+        """The group of each anchor of a chunk [c]."""
+        if not self._start <= rows.start < rows.stop <= self._start + len(self._window):
+            stop = min(max(rows.stop, rows.start + WINDOW), self.anchors)
+            self._start, self._window = rows.start, self._groups(rows.start, stop)
+        return self._window[rows.start - self._start : rows.stop - self._start]
 
-    def slope_(self, scores_Bc: Tensor, value_B: Tensor, rows: slice) -> Tensor:
-        """d value / d score, written over the scores."""
-        finite_B = value_B.clamp(min=torch.finfo(value_B.dtype).min)  # where nothing was added
-        slope_Bc = scores_Bc.sub_(finite_B[:, None]).exp_()
-        self._fill_own_(slope_Bc, rows, 0.0)
-        return slope_Bc
+    def _groups(self, start: int, stop: int) -> Tensor:
+        if self.anchor_labels_M is None:
+            label_c = torch.arange(start, stop, device=self.sorted_B.device)
+        else:
+            label_c = self.anchor_labels_M[start:stop].to(self.sorted_B.dtype)
+        group_c = torch.searchsorted(self.sorted_B, label_c)
+        return torch.where(self.label_G[group_c] == label_c, group_c, self.none)
 
-    def _fill_own_(self, x_Bc: Tensor, rows: slice, fill: float) -> Tensor | int:
-        if self.index_B is None:
-            return 0
-        if self.anchor_index_M is not None:
-            own_Bc = self.index_B[:, None] == self.anchor_index_M[rows]
-            x_Bc.masked_fill_(own_Bc, fill)
-            return own_Bc.sum(1)
-        place_B: Tensor = self.index_B - rows.start
-        own_B = (place_B >= 0) & (place_B < x_Bc.shape[1])
-        place_B1 = place_B.clamp(0, x_Bc.shape[1] - 1)[:, None]
-        x_Bc.scatter_(1, place_B1, x_Bc.gather(1, place_B1).masked_fill_(own_B[:, None], fill))
-        return own_B.long()  # a mask cannot be subtracted
-
-
-class SoftplusSum:
-    """sum_j w_j softplus(s_ij) over the anchors of another class than image i's."""
-
-    start = 0.0
-
-    def __init__(self, labels_B: Tensor, anchor_labels_M: Tensor, weights_M: Tensor | None) -> None:
-        self.anchor_labels_M, self.weights_M = anchor_labels_M, weights_M
-        self.labels_U, self.class_B = labels_B, None
-        if labels_B.device.type == "cpu":  # fewer rows to compare; elsewhere it would synchronise
-            self.labels_U, self.class_B = torch.unique(labels_B, return_inverse=True)
-
-    def add(self, value_B: Tensor, scores_Bc: Tensor, rows: slice) -> tuple[Tensor, Tensor | int]:
-        """The value with a chunk added, and how many terms the chunk had."""
-        losses_Bc = F.softplus(scores_Bc)
-        terms_U = self._others(rows).sum(1)
-        terms_B = terms_U if self.class_B is None else terms_U[self.class_B]
-        return value_B + torch.linalg.vecdot(losses_Bc, self._weights(rows, losses_Bc)), terms_B
-
-    def slope_(self, scores_Bc: Tensor, value_B: Tensor, rows: slice) -> Tensor:
-        """d value / d score, written over the scores."""
-        return scores_Bc.sigmoid_().mul_(self._weights(rows, scores_Bc))
-
-    def _others(self, rows: slice) -> Tensor:
-        return self.labels_U[:, None] != self.anchor_labels_M[rows]
-
-    def _weights(self, rows: slice, like: Tensor) -> Tensor:
-        weights_Uc = self._others(rows).to(like.dtype)
-        if self.weights_M is not None:
-            weights_Uc *= self.weights_M[rows]
-        return weights_Uc if self.class_B is None else weights_Uc.index_select(0, self.class_B)
+    def count(self) -> Tensor:
+        """How many anchors each image has [B]."""
+        own_G = torch.zeros(self.none + 1, dtype=torch.int64, device=self.group_B.device)
+        for start in range(0, self.anchors, WINDOW):
+            group_c = self.groups(slice(start, min(start + WINDOW, self.anchors)))
+            own_G.index_add_(0, group_c, torch.ones_like(group_c))
+        return self.anchors - own_G[self.group_B]
 
 
-def over_anchors(
-    scores: Scores, term: LogSumExp | SoftplusSum, offset_B: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
-    """A term of the scores less `offset_B`, [B], and the number of anchors it ran over, [B].
+class Terms:
+    """w_j f(s_ij - o_i) over the others, or over all anchors, one chunk at a time.
 
-    Differentiable in the student's embeddings, the projection, and the offset.
+    f gives log2(e) times the value at y, and the slope, from y log2(e), which it may write over.
     """
-    if offset_B is None:
-        offset_B = scores.student_BE.new_zeros(len(scores.student_BE), dtype=scores.wide)
-    value_B, terms_B = _OverAnchors.apply(
-        scores.student_BE, scores.weight_ED, scores.bias_E, offset_B, scores, term
-    )
+
+    def __init__(
+        self,
+        scores: Scores,
+        offset_B: Tensor,
+        others: Others | None,
+        weights_M: Tensor | None,
+        f: Callable[[Tensor], tuple[Tensor, Tensor]],
+    ) -> None:
+        self.scores, self.others, self.weights_M, self.f = scores, others, weights_M, f
+        self.offset_B = offset_B * LOG2_E
+        self.offset_GB = None if others is None else others.offsets(self.offset_B)
+
+    def exponents(self, chunk: Chunk) -> Tensor:
+        """(s_ij - o_i) log2(e) [c, B], -infinity for one's own."""
+        x_cB = self.scores.of(chunk)
+        if self.others is None or self.offset_GB is None:
+            return x_cB.sub_(self.offset_B)
+        return x_cB.sub_(self.offset_GB.index_select(0, self.others.groups(chunk.rows)))
+
+    def count(self) -> Tensor:
+        """How many terms each image has [B]."""
+        if self.others is None:
+            return self.scores.zeros() + len(self.scores.anchors_MD)
+        return self.others.count().to(self.scores.wide)
+
+    def weights(self, chunk: Chunk) -> Tensor:
+        """w_j [c]."""
+        if self.weights_M is None:
+            return self.offset_B.new_ones(len(chunk.z_cE))
+        return self.weights_M[chunk.rows].to(self.scores.wide)
+
+    def narrow(self, slope_cB: Tensor, chunk: Chunk) -> Tensor:
+        """w_j f' / |z_j| [c, B], in the dtype of the products; writes over the slopes."""
+        factor_c = self.weights(chunk)
+        if chunk.inverse_c is not None:
+            factor_c = factor_c * chunk.inverse_c
+        return slope_cB.mul_(factor_c[:, None]).to(self.scores.dtype)
+
+
+def log_sum_exp(scores: Scores, others: Others | None = None) -> tuple[Tensor, Tensor]:
+    """log sum_j e^{s_ij} over the others, or over all anchors, and their number; [B] each.
+
+    Differentiable in the student's embeddings and the projection.
+    """
+    value_B, terms_B = _log_sum_exp(scores, others)
+    if torch.is_grad_enabled():
+        # Its slope is that of sum_j e^{s_ij - log sum e^s} with the latter held constant.
+        held_B = value_B.clamp(min=torch.finfo(value_B.dtype).min / 2)  # of images without others
+        sum_B, _ = _Sum.apply(*scores.leaves, held_B, Terms(scores, held_B, others, None, _exp))
+        value_B = value_B + (sum_B - sum_B.detach())
     return value_B, terms_B
 
 
-class _OverAnchors(torch.autograd.Function):
+def softplus_sum(
+    scores: Scores, offset_B: Tensor, others: Others, weights_M: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """sum_j w_j softplus(s_ij - o_i) over the others, and their number; [B] each.
+
+    Differentiable in the student's embeddings, the projection, and the offsets.
+    """
+    terms = Terms(scores, offset_B.detach(), others, weights_M, _softplus)
+    sum_B, terms_B = _Sum.apply(*scores.leaves, offset_B, terms)
+    return sum_B, terms_B
+
+
+@torch.no_grad()
+def _log_sum_exp(scores: Scores, others: Others | None) -> tuple[Tensor, Tensor]:
+    value_B = scores.zeros().fill_(-math.inf)
+    terms = Terms(scores, scores.zeros(), others, None, _exp)
+    with scores.no_autocast():
+        for chunk in scores:
+            x_cB = terms.exponents(chunk)
+            peak_B = x_cB.amax(0).clamp_(min=torch.finfo(x_cB.dtype).min)
+            chunk_B = x_cB.sub_(peak_B).exp2_().sum(0).log2_().add_(peak_B)
+            value_B = torch.logaddexp2(value_B, chunk_B)
+    return value_B / LOG2_E, terms.count()
+
+
+def _exp(x_cB: Tensor) -> tuple[Tensor, Tensor]:
+    slope_cB = x_cB.exp2_()
+    return slope_cB * LOG2_E, slope_cB
+
+
+def _softplus(x_cB: Tensor) -> tuple[Tensor, Tensor]:
+    """log2(1 + e^y) and the slope of log(1 + e^y), from x = y log2(e)."""
+    if x_cB.device.type != "cpu" or float(x_cB.max()) > 126:
+        return F.softplus(x_cB, beta=1 / LOG2_E), (x_cB / LOG2_E).sigmoid_()
+    # By hand, as torch's own takes five times as long there. Not beyond the range of 2^x.
+    exp_cB = x_cB.exp2_()
+    sum_cB = exp_cB + 1
+    lost_cB = sum_cB - 1
+    torch.sub(exp_cB, lost_cB, out=lost_cB)  # what rounding took from the sum
+    return sum_cB.log2().add_(lost_cB, alpha=LOG2_E), exp_cB.div_(sum_cB)
+
+
+class _Sum(torch.autograd.Function):
+    """The sum of `terms`, and how many they are; [B] each."""
+
     @staticmethod
     def forward(
         ctx: Any,
@@ -214,57 +301,64 @@ class _OverAnchors(torch.autograd.Function):
         weight_ED: Tensor | None,
         bias_E: Tensor | None,
         offset_B: Tensor,
-        scores: Scores,
-        term: LogSumExp | SoftplusSum,
+        terms: Terms,
     ) -> tuple[Tensor, Tensor]:
-        value_B, terms_B = torch.full_like(offset_B, term.start), torch.zeros_like(offset_B)
-        with torch.autocast(student_BE.device.type, enabled=False):
+        scores = terms.scores
+        to_student, to_weight, to_bias, to_offset = ctx.needs_input_grad[:4]
+        value_B, slopes_B = scores.zeros(), scores.zeros()
+        d_student_BE = torch.zeros_like(student_BE, dtype=scores.wide)
+        ctx.slopes = []
+        with scores.no_autocast():
             for chunk in scores:
-                logits_Bc = chunk.scores().sub_(offset_B[:, None])
-                value_B, more_B = term.add(value_B, logits_Bc, chunk.rows)
-                terms_B += more_B
+                f_cB, slope_cB = terms.f(terms.exponents(chunk))
+                weight_c = terms.weights(chunk)
+                value_B += weight_c @ f_cB
+                if to_offset:
+                    slopes_B += weight_c @ slope_cB
+                if to_student or to_weight or to_bias:
+                    narrow_cB = terms.narrow(slope_cB, chunk)
+                    d_student_BE += narrow_cB.T @ chunk.z_cE
+                    if (to_weight or to_bias) and chunk.products_cB is not None:
+                        # The products have been used; the slopes take their place.
+                        ctx.slopes.append(chunk.products_cB.copy_(narrow_cB))
+                        chunk.products_cB = None
         # The parameters are saved so that autograd notices if they change before the backward pass.
-        ctx.save_for_backward(student_BE, weight_ED, bias_E, offset_B, value_B)
-        ctx.scores, ctx.term = scores, term
+        ctx.save_for_backward(student_BE, weight_ED, bias_E, d_student_BE, slopes_B)
+        ctx.terms, terms_B = terms, terms.count()
         ctx.mark_non_differentiable(terms_B)
-        return value_B, terms_B
+        return value_B / LOG2_E, terms_B
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_B: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-        student_BE, weight_ED, bias_E, offset_B, value_B = ctx.saved_tensors
-        scores: Scores = ctx.scores
+        student_BE, weight_ED, bias_E, d_student_BE, slopes_B = ctx.saved_tensors
+        terms: Terms = ctx.terms
+        scores = terms.scores
         to_student, to_weight, to_bias, to_offset = ctx.needs_input_grad[:4]
-        d_student = torch.zeros_like(student_BE, dtype=scores.wide)
         d_weight = torch.zeros_like(weight_ED, dtype=scores.wide) if to_weight else None
         d_bias = torch.zeros_like(bias_E, dtype=scores.wide) if to_bias else None
-        d_offset = torch.zeros_like(offset_B) if to_offset else None
-        gs_BE = scores.scaled(grad_B)
-        with torch.autocast(student_BE.device.type, enabled=False):
-            for chunk in scores:
-                scores_Bc = chunk.scores()
-                slope_Bc = ctx.term.slope_(scores_Bc - offset_B[:, None], value_B, chunk.rows)
-                if d_offset is not None:
-                    d_offset -= slope_Bc.sum(1)
-                if chunk.inverse_c is not None:
-                    slope_Bc *= chunk.inverse_c
-                narrow_Bc = slope_Bc.to(scores.dtype)
-                d_student += narrow_Bc @ chunk.z_cE
-                if chunk.inverse_c is not None and (to_weight or to_bias):
-                    radial_c = (grad_B @ scores_Bc.mul_(slope_Bc)) * chunk.inverse_c
-                    d_z_cE = narrow_Bc.T @ gs_BE
+        if to_weight or to_bias:
+            gs_BE = scores.scaled(grad_B)
+            with scores.no_autocast():
+                for n, chunk in enumerate(scores):
+                    if n < len(ctx.slopes):
+                        narrow_cB = ctx.slopes[n]
+                    else:
+                        narrow_cB = terms.narrow(terms.f(terms.exponents(chunk))[1], chunk)
+                    d_z_cE = narrow_cB @ gs_BE
+                    assert chunk.inverse_c is not None  # there is a projection
+                    radial_c = torch.linalg.vecdot(d_z_cE, chunk.z_cE) * chunk.inverse_c**2
                     d_z_cE.addcmul_(chunk.z_cE, radial_c.to(scores.dtype)[:, None], value=-1)
                     if d_weight is not None:
-                        d_weight += d_z_cE.T @ scores.anchors(chunk.rows)
+                        d_weight += (d_z_cE.T @ scores.anchors(chunk.rows)).to(scores.wide)
                     if d_bias is not None:
                         d_bias += d_z_cE.sum(0)
-        d_student *= grad_B[:, None] / scores.temperature
+        scale_B1 = grad_B[:, None] / scores.temperature
         return (
-            d_student.to(student_BE.dtype) if to_student else None,
+            (d_student_BE * scale_B1).to(student_BE.dtype) if to_student else None,
             None if d_weight is None else d_weight.to(weight_ED.dtype),
             None if d_bias is None else d_bias.to(bias_E.dtype),
-            None if d_offset is None else d_offset * grad_B,
-            None,
+            -slopes_B * grad_B if to_offset else None,
             None,
         )
 

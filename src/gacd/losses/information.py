@@ -6,20 +6,13 @@ not drawn from the product of the marginals).
 """
 
 import math
-from typing import NamedTuple
+from typing import NamedTuple, Unpack
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from gacd.losses.contrastive import (
-    AnchorFeatures,
-    Embeddings,
-    ProjectionBias,
-    ProjectionWeight,
-    gacd_loss,
-)
-from gacd.losses.fused import LogSumExp, Scores, over_anchors, positive_scores
+from gacd.losses.pairs import AnchorFeatures, Embeddings, Pairs, Projected, Setting
 from gacd.shapes import Scalar
 
 
@@ -30,17 +23,11 @@ class Bound(NamedTuple):
     ceiling: Scalar
 
 
-@torch.no_grad()
 def info_nce_bound(
     student_BE: Embeddings,
     positive_BE: Embeddings,
     anchors_MD: AnchorFeatures,
-    *,
-    index_B: Int[Tensor, "B"] | None = None,
-    anchor_index_M: Int[Tensor, "M"] | None = None,
-    projection_weight_ED: ProjectionWeight | None = None,
-    projection_bias_E: ProjectionBias | None = None,
-    temperature: float = 0.1,
+    **setting: Unpack[Setting],
 ) -> Bound:
     """InfoNCE's bound over the anchors at hand, whose ceiling is the log of their number.
 
@@ -52,13 +39,15 @@ def info_nce_bound(
 
     Source: Poole et al. 2019 (arXiv:1905.06922), Eq. 10.
     """
-    scores = Scores(
-        student_BE, anchors_MD, projection_weight_ED, projection_bias_E, temperature=temperature
-    )
-    lse_B, terms_B = over_anchors(scores, LogSumExp(index_B, anchor_index_M))
-    positive_B = positive_scores(student_BE, positive_BE, temperature)
+    return info_nce_bound_of(Pairs(student_BE, positive_BE, anchors_MD, **setting))
+
+
+@torch.no_grad()
+def info_nce_bound_of(pairs: Pairs) -> Bound:
+    """The same of pairs at hand; for nothing more where a loss has needed their partition."""
+    lse_B, terms_B = pairs.log_sum_exp()
     log_n_B = (terms_B + 1).log()
-    bound_B = log_n_B + positive_B - torch.logaddexp(positive_B, lse_B)
+    bound_B = log_n_B + pairs.positive_B - torch.logaddexp(pairs.positive_B, lse_B)
     return Bound(bound_B.mean(), log_n_B.mean())
 
 
@@ -71,11 +60,8 @@ def nce_bound(
     log_z: Float[Tensor, ""],
     index_B: Int[Tensor, "B"],
     anchor_index_M: Int[Tensor, "M"],
-    projection_weight_ED: ProjectionWeight | None = None,
-    projection_bias_E: ProjectionBias | None = None,
-    temperature: float = 0.1,
     negatives: int = 16384,
-    dataset_size: int | None = None,
+    **setting: Unpack[Projected],
 ) -> Bound:
     """The bound behind the paper's objective, unweighted, negatives of all classes.
 
@@ -86,18 +72,8 @@ def nce_bound(
 
     Source: Bai et al. 2020 (arXiv:2009.09922), Eq. 6 and 11 with w = 1.
     """
-    loss_B = gacd_loss(
-        student_BE,
-        positive_BE,
-        anchors_MD,
-        labels_B=index_B,
-        anchor_labels_M=anchor_index_M,
-        projection_weight_ED=projection_weight_ED,
-        projection_bias_E=projection_bias_E,
-        temperature=temperature,
-        negatives=negatives,
-        dataset_size=dataset_size,
-        log_z=log_z,
+    loss_B = Pairs(student_BE, positive_BE, anchors_MD, **setting).gacd_loss(
+        labels_B=index_B, anchor_labels_M=anchor_index_M, negatives=negatives, log_z=log_z
     )
     ceiling = loss_B.new_tensor(math.log(negatives))
     return Bound(ceiling - loss_B.mean(), ceiling)

@@ -1,17 +1,17 @@
 """Guided adversarial contrastive distillation (Bai et al. 2020, Eq. 7 to 10 and Algorithm 1)."""
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
-from torch import Generator, Tensor
+from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
 from gacd.anchors import Anchors
 from gacd.errors import unknown
-from gacd.losses.contrastive import gacd_loss, log_partition
-from gacd.losses.information import info_nce_bound
+from gacd.losses.information import info_nce_bound_of
+from gacd.losses.pairs import Pairs
 from gacd.memory import Normaliser
+from gacd.methods.anchoring import Anchoring
 from gacd.methods.base import Given, Reweight, Step, Term
 from gacd.methods.memories import TwoMemories
 from gacd.models.base import Backbone
@@ -42,8 +42,11 @@ class GACD(Term):
         negatives: int = 16384,
         dim: int = 128,
         estimator: str = "exact",
+        balanced: bool = False,
         normaliser: str = "exact",
         positive: str = "view",
+        teacher_projection: str = "live",
+        refresh: int = 10,
         reweight: Reweight = "teacher",
     ) -> None:
         super().__init__(given, reweight=reweight)
@@ -56,15 +59,17 @@ class GACD(Term):
                 raise unknown(what, value, known)
         self.bank = given.bank
         self.temperature, self.negatives = temperature, negatives
-        self.estimator, self.positive = estimator, positive
-        student, teacher = given.student.num_features, given.teacher.module.num_features
-        self.student_projection = Projection(student, dim, seed=given.seed)
-        self.teacher_projection = Projection(teacher, dim, seed=given.seed + 1)
+        self.estimator, self.balanced, self.positive = estimator, balanced, positive
+        self.anchoring = Anchoring(
+            given.bank, dim, kind=teacher_projection, refresh=refresh, seed=given.seed + 1
+        )
+        width = self.anchoring.width
+        self.student_projection = Projection(given.student.num_features, width, seed=given.seed)
         self.normaliser = Normaliser(normaliser)
         if estimator == "memory":
             self.contrast = TwoMemories(
                 given.bank,
-                dim,
+                width,
                 negatives=negatives,
                 temperature=temperature,
                 normaliser=normaliser,
@@ -80,56 +85,55 @@ class GACD(Term):
         batch, features = step.batch, step.student_adv_features
         own = self.bank.rows(batch.index, device=features.device)
         seen = own.features_MD if self.positive == "bank" else step.teacher_features
+        self.anchoring.advance()
         with torch.autocast(features.device.type, enabled=False):
             s_BE = self.student_projection(features.float())
-            t_BE = self.teacher_projection(seen.float())
+            t_BE = self.anchoring.current(seen.float())
             anchors = self._anchors(step.generator, s_BE.device)
-            settings: dict[str, Any] = {
-                "index_B": batch.index,
-                "anchor_index_M": anchors.index_M,
-                "projection_weight_ED": self.teacher_projection.linear.weight,
-                "projection_bias_E": self.teacher_projection.linear.bias,
-                "temperature": self.temperature,
-            }
+            anchors_MD, projection = self.anchoring.anchors(anchors)
+            pairs = Pairs(
+                s_BE,
+                t_BE,
+                anchors_MD,
+                index_B=batch.index,
+                anchor_index_M=anchors.index_M,
+                temperature=self.temperature,
+                dataset_size=len(self.bank),
+                **projection,
+            )
+            bound = info_nce_bound_of(pairs)
             if self.estimator == "memory":
                 weights_M = self.bank.weights_M if self.reweight == "teacher" else None
                 loss: PerSample = self.contrast(s_BE, t_BE, batch, step.generator, weights_M)
             else:
-                loss = self._bank_loss(s_BE, t_BE, batch, own, anchors, settings)
-            bound = info_nce_bound(s_BE, t_BE, anchors.features_MD, **settings)
+                loss = self._bank_loss(pairs, batch, own, anchors)
         step.logs |= {"mi": bound.nats, "mi_ceiling": bound.ceiling}
-        return loss
+        return loss + self.anchoring.idle()
 
-    def _bank_loss(
-        self,
-        s_BE: Tensor,
-        t_BE: Tensor,
-        batch: Batch,
-        own: Anchors,
-        anchors: Anchors,
-        settings: dict[str, Any],
-    ) -> PerSample:
-        settings = {**settings, "dataset_size": len(self.bank)}
+    def _bank_loss(self, pairs: Pairs, batch: Batch, own: Anchors, anchors: Anchors) -> PerSample:
         if self.normaliser.wants_write:
-            self.normaliser.write(log_partition(s_BE, t_BE, anchors.features_MD, **settings))
+            with torch.no_grad():
+                self.normaliser.write(pairs.log_partition())
         weighted = self.reweight == "teacher"
-        return gacd_loss(
-            s_BE,
-            t_BE,
-            anchors.features_MD,
+        return pairs.gacd_loss(
             labels_B=batch.labels,
             anchor_labels_M=anchors.labels_M,
             weights_B=own.weights_M if weighted else None,
             anchor_weights_M=anchors.weights_M if weighted else None,
             negatives=self.negatives,
             log_z=self.normaliser.read(),
-            **settings,
         )
 
     def _anchors(self, generator: Generator, device: torch.device) -> Anchors:
         if self.estimator != "sampled":
             return self.bank.all()
-        return self.bank.rows(self.bank.draw(self.negatives, generator), device=device)
+        rows = self.bank.draw(self.negatives, generator, balanced=self.balanced)
+        return self.bank.rows(rows, device=device)
+
+    @property
+    def teacher_projection(self) -> nn.Module:
+        """Of the teacher's features into the embedding."""
+        return self.anchoring.projection
 
     @torch.no_grad()
     def predictor(self, student: Backbone) -> Callable[[Images], Logits]:

@@ -1,0 +1,120 @@
+"""Student and teacher side by side: a batch, its positives, and the anchors at hand."""
+
+import math
+from typing import NotRequired, TypedDict
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from gacd.errors import UserError
+from gacd.losses.fused import Others, Scores, log_sum_exp, positive_scores, softplus_sum
+from gacd.shapes import Labels, PerSample
+
+Embeddings = Float[Tensor, "B E"]
+AnchorFeatures = Float[Tensor, "M _"]
+"""[M, E], of length 1, or raw teacher features [M, D] beside a projection."""
+AnchorLabels = Int[Tensor, "M"]
+AnchorWeights = Float[Tensor, "M"]
+ProjectionWeight = Float[Tensor, "E D"]
+ProjectionBias = Float[Tensor, "E"]
+
+
+class Projected(TypedDict):
+    """What every estimate over anchors can be told, and what it assumes if not.
+
+    projection_weight_ED: linear projection of raw anchors; they are embeddings already.
+    projection_bias_E: its bias; none.
+    temperature: T; 0.1.
+    dataset_size: N, how many anchors those at hand stand for; as many as there are.
+    """
+
+    projection_weight_ED: NotRequired[ProjectionWeight | None]
+    projection_bias_E: NotRequired[ProjectionBias | None]
+    temperature: NotRequired[float]
+    dataset_size: NotRequired[int | None]
+
+
+class Setting(Projected):
+    """The same, and which anchors are an image's own.
+
+    index_B: the images' rows in the data set; no anchor is an image's own if not given.
+    anchor_index_M: the anchors' rows in the data set; 0 to M - 1, the whole bank in order.
+    """
+
+    index_B: NotRequired[Int[Tensor, "B"] | None]
+    anchor_index_M: NotRequired[Int[Tensor, "M"] | None]
+
+
+class Pairs:
+    """Every pair of an image and an anchor. The estimates made of it share the projected anchors.
+
+    The functions of `losses.contrastive` and `losses.information` make one estimate each. Raises a
+    UserError on a temperature that is not positive, and on shapes that do not fit.
+    """
+
+    def __init__(
+        self,
+        student_BE: Embeddings,
+        positive_BE: Embeddings,
+        anchors_MD: AnchorFeatures,
+        *,
+        index_B: Int[Tensor, "B"] | None = None,
+        anchor_index_M: Int[Tensor, "M"] | None = None,
+        projection_weight_ED: ProjectionWeight | None = None,
+        projection_bias_E: ProjectionBias | None = None,
+        temperature: float = 0.1,
+        dataset_size: int | None = None,
+    ) -> None:
+        self.size = len(anchors_MD) if dataset_size is None else dataset_size
+        if self.size < 1:
+            raise UserError(f"dataset_size must be at least 1, not {self.size}")
+        self.scores = Scores(
+            student_BE, anchors_MD, projection_weight_ED, projection_bias_E, temperature=temperature
+        )
+        self.positive_B = positive_scores(student_BE, positive_BE, temperature)
+        self.own = None if index_B is None else Others(index_B, anchor_index_M, len(anchors_MD))
+        self._constant: tuple[Tensor, Tensor] | None = None
+
+    def log_sum_exp(self) -> tuple[PerSample, PerSample]:
+        """log sum_j e^{t_j.s_i/T} over the anchors not image i's own, and their number."""
+        if torch.is_grad_enabled():
+            return log_sum_exp(self.scores, self.own)
+        if self._constant is None:
+            self._constant = log_sum_exp(self.scores, self.own)
+        return self._constant
+
+    def log_partition(self) -> PerSample:
+        """See `losses.contrastive.log_partition`."""
+        lse_B, terms_B = self.log_sum_exp()
+        if self.own is None:
+            return lse_B + math.log(self.size) - terms_B.log()
+        log_mean_B = lse_B - terms_B.clamp(min=1).log()
+        return torch.logaddexp(self.positive_B, log_mean_B + math.log(max(self.size - 1, 1)))
+
+    def gacd_loss(
+        self,
+        *,
+        labels_B: Labels,
+        anchor_labels_M: AnchorLabels,
+        weights_B: PerSample | None = None,
+        anchor_weights_M: AnchorWeights | None = None,
+        negatives: int = 16384,
+        log_z: Float[Tensor, ""] | None = None,
+        z_gradient: bool = False,
+    ) -> PerSample:
+        """See `losses.contrastive.gacd_loss`."""
+        if negatives < 1:
+            raise UserError(f"negatives must be at least 1, not {negatives}")
+        if log_z is None:
+            with torch.set_grad_enabled(z_gradient and torch.is_grad_enabled()):
+                log_z = self.log_partition()
+        batch = len(self.positive_B)
+        offset_B = (log_z + math.log(negatives / self.size)).expand(batch).to(self.scores.wide)
+        others = Others(labels_B, anchor_labels_M, len(self.scores.anchors_MD))
+        sum_B, terms_B = softplus_sum(self.scores, offset_B, others, anchor_weights_M)
+        loss_B = F.softplus(offset_B - self.positive_B)
+        if weights_B is not None:
+            loss_B = weights_B * loss_B
+        return loss_B + sum_B * (negatives / terms_B.clamp(min=1))

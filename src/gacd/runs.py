@@ -1,7 +1,7 @@
 """What each command does: stages, each in a folder of its own, each resumable, none done twice."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from multiprocessing import get_context
 from multiprocessing.pool import AsyncResult, Pool
@@ -60,9 +60,21 @@ class Run:
         self.threat = build.threat(cfg.threat)
         self.fabric: Fabric = build.fabric(cfg.fabric)
         self.splits: Splits = build.splits(cfg.data, cfg.seed)
-        claim(cfg.out, cfg)
+        self.once(lambda: claim(cfg.out, cfg))
         self.pool: Pool | None = None
         self.pending: dict[str, AsyncResult[None]] = {}
+
+    def once(self, do: Callable[[], object]) -> None:
+        """What the first rank does and the others wait for; what it refuses, all refuse."""
+        refused = None
+        if self.fabric.is_global_zero:
+            try:
+                do()
+            except UserError as error:
+                refused = str(error)
+        refused = self.fabric.broadcast(refused)
+        if refused is not None:
+            raise UserError(refused)
 
     def train(
         self,
@@ -107,11 +119,13 @@ class Run:
         With `evaluation.workers` this happens in another process, while the next model trains.
         """
         done = (self.cfg.out / row.name / "record.json").is_file()
-        if done or self.goal == "model" or not self.fabric.is_global_zero:
+        if self.fabric.broadcast(done or self.goal == "model"):
             return
         workers = self.cfg.evaluation.workers
         if workers == 0:
-            measure_row(self.cfg, row, self.splits.test, self.fabric.device)
+            ranks = build.ranks(self.fabric)
+            measure_row(self.cfg, row, self.splits.test, self.fabric.device, ranks=ranks)
+        if workers == 0 or not self.fabric.is_global_zero:
             return
         if self.pool is None:
             self.pool = get_context("spawn").Pool(workers, initializer=ignore_interrupts)

@@ -22,6 +22,7 @@ from gacd.evaluation.robust import evaluate
 from gacd.evaluation.statistics import binomial_interval
 from gacd.models.base import Backbone
 from gacd.models.modes import evaluating
+from gacd.ranks import ALONE, Ranks
 
 _SUBSET_SEED = 0
 _POINTS = 1.0  # percentage points that chance may give the weaker of two attacks
@@ -55,6 +56,7 @@ def diagnose(
     seed: int = 0,
     cache: Path | None = None,
     show_progress: bool = True,
+    ranks: Ranks = ALONE,
 ) -> list[Check]:
     """Six or seven checks for masked gradients, on a fixed stratified subset of `limit` images.
 
@@ -82,6 +84,7 @@ def diagnose(
             source=source if "transfer" in attacks else None,
             cache=cache,
             show_progress=show_progress,
+            ranks=ranks,
         )
 
     near = attacked(attacks, threat)

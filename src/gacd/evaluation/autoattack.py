@@ -83,7 +83,7 @@ def autoattack(
     Raises UserError for fewer than 2 classes, eps 0, or l_2 on images smaller than 5 pixels.
     """
     names = standard_attacks(num_classes)
-    _check(images, threat)
+    check_autoattack(images, threat)
     targets = min(9, num_classes - 1)
     device = next(model.parameters()).device
     robust = torch.zeros(len(images), dtype=torch.bool)
@@ -198,7 +198,8 @@ def _note(message: str) -> str | None:
     return re.sub(r"\s*See \S+ for details\.$", "", message)
 
 
-def _check(images: Tensor, threat: ThreatModel) -> None:
+def check_autoattack(images: Tensor, threat: ThreatModel) -> None:
+    """Raise UserError where AutoAttack cannot run on images [n, C, H, W]."""
     if threat.eps == 0:
         raise UserError("AutoAttack needs an eps above 0; for eps 0 ask for 'natural'")
     if threat.norm == "l2" and min(images.shape[-2:]) < 5:

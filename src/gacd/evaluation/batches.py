@@ -94,10 +94,14 @@ def is_right(model: nn.Module, x: Images, labels: Labels) -> Bool[Tensor, "B"]:
 
 
 def assert_within(threat: ThreatModel, x_adv: Images, x: Images) -> None:
-    """Raise RuntimeError where an attack left the eps ball or the [0, 1] box by more than 1e-6."""
+    """Raise RuntimeError where an attack left the eps ball or the [0, 1] box by more than 1e-6.
+
+    A ball of radius above 1, as l_2 has them, is left by more than 1e-6 of its radius: float32
+    holds no more digits.
+    """
     order = torch.inf if threat.norm == "linf" else 2.0
-    distance = torch.linalg.vector_norm((x_adv - x).flatten(1), ord=order, dim=1)
-    inside = bool((distance <= threat.eps + _SLACK).all())
+    distance = torch.linalg.vector_norm((x_adv.double() - x).flatten(1), ord=order, dim=1)
+    inside = bool((distance <= threat.eps + _SLACK * max(1.0, threat.eps)).all())
     if not (inside and bool(((x_adv >= -_SLACK) & (x_adv <= 1 + _SLACK)).all())):
         raise RuntimeError(
             f"an attack left its budget: {threat.norm} distance {distance.max():.3g} of "

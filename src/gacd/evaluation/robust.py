@@ -23,7 +23,7 @@ from gacd.attacks.threat import ThreatModel
 from gacd.data.dataset import ArrayDataset
 from gacd.data.split import stratified
 from gacd.errors import UserError
-from gacd.evaluation.autoattack import autoattack, standard_attacks
+from gacd.evaluation.autoattack import autoattack, check_autoattack, standard_attacks
 from gacd.evaluation.batches import (
     assert_within,
     batch_seed,
@@ -75,6 +75,8 @@ def evaluate(
     """
     wanted = [parse_attack(name) for name in dict.fromkeys(["natural", *attacks])]
     _check(model, source, dataset, wanted, batch_size, autoattack_limit)
+    if any(attack.kind == "autoattack" for attack in wanted):
+        check_autoattack(dataset.images, threat)
     if ranks.size > 1 and cache is None:
         raise UserError("several ranks evaluate together through a cache: name its folder")
     step_size = threat.eps / 4 if step_size is None else step_size

@@ -1,4 +1,4 @@
-"""Two processes (gloo, on the CPU) do what one does: gradients, runs, verdicts, Ctrl-C, resuming."""
+"""Two processes (gloo, on the CPU) do what one does: gradients, runs, verdicts, Ctrl-C."""
 
 import json
 import os
@@ -22,7 +22,7 @@ from gacd.storage import load_meta, load_tensors, read_json, read_json_lines
 from gacd.training.ranks import check_states, per_rank, synchronised
 
 sys.path.insert(0, str(Path(__file__).parent))
-import two_ranks  # noqa: E402
+import two_ranks
 
 METHODS = ("natural", "pgd-at", "ard", "gacd")
 
@@ -174,8 +174,9 @@ def test_what_several_ranks_cannot_do_is_refused() -> None:
 def test_synchronised_batch_norm_is_put_back_and_needs_a_gpu() -> None:
     network = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Sequential(nn.BatchNorm2d(2)))
     cpu, gpu = torch.device("cpu"), torch.device("cuda")
-    with pytest.raises(UserError, match="use local"), synchronised(
-        network, enabled=True, device=cpu
+    with (
+        pytest.raises(UserError, match="use local"),
+        synchronised(network, enabled=True, device=cpu),
     ):
         pass
     own = network[1][0]

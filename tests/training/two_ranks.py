@@ -114,8 +114,8 @@ def main(out: Path) -> None:
     # Evaluation, with the noise that attacks have.
     model, source = networks()
     original, calls = robust._Run.attack, []
-    robust._Run.attack = lambda self, attack, *a: calls.append(attack.name) or original(
-        self, attack, *a
+    robust._Run.attack = lambda self, attack, *a: (
+        calls.append(attack.name) or original(self, attack, *a)
     )
     pyautoattack.AutoAttack = load(HERE.parent / "evaluation" / "conftest.py", "e").QuickAutoAttack
     found = evaluated(model, source, cache=out / "cache", ranks=ranks(fabric))

@@ -92,9 +92,7 @@ def evaluate(
     }
     if source is not None:
         settings["source"] = model_fingerprint(source)
-    run = _Run(
-        model, dataset, source, threat, step_size, batch_size, seed, show_progress, ranks
-    )
+    run = _Run(model, dataset, source, threat, step_size, batch_size, seed, show_progress, ranks)
     key = cache and run.fingerprint()
 
     robust: dict[str, Tensor] = {}

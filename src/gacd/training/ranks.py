@@ -75,7 +75,7 @@ def synchronised(network: nn.Module, *, enabled: bool, device: torch.device) -> 
         for name, part in network.named_modules()
         if isinstance(part, nn.modules.batchnorm._BatchNorm)
     }
-    nn.SyncBatchNorm.convert_sync_batchnorm(network)  # the same tensors in other modules
+    nn.SyncBatchNorm.convert_sync_batchnorm(network)  # type: ignore[no-untyped-call]
     try:
         yield
     finally:

@@ -51,12 +51,11 @@ def first_batch(stage, rank: int, world_size: int):
 
 
 def method_of(stage, name: str):
-    from dataclasses import replace
-
+    if name == "gacd":
+        stage.bank.features_MD = stage.bank.features_MD.float()  # no rounding of gradients
     method = stage.method(name)
     if name == "gacd":  # its own attack, transport, couples the images of a rank
-        method.attack = replace(method.attack, objective="cosine")
-        method.bank.features_MD = method.bank.features_MD.float()  # no rounding of gradients
+        method.objective = "cosine"
     method.train()
     return method
 

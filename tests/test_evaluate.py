@@ -79,6 +79,17 @@ def test_a_run_older_than_a_setting_is_still_this_run(tmp_path: Path) -> None:
             runs.claim(tmp_path, other)
 
 
+def test_data_may_move_but_not_change(tmp_path: Path) -> None:
+    here, there = (
+        c.Evaluate(data=c.Data(name="folder", root=Path(root))) for root in ("/a/data", "/b/other")
+    )
+    runs.claim(tmp_path, here, images="1f")
+    (tmp_path / "model").mkdir()
+    runs.claim(tmp_path, there, images="1f")
+    with pytest.raises(UserError, match="images is 1f there and 2e here"):
+        runs.claim(tmp_path, there, images="2e")
+
+
 @pytest.mark.usefixtures("no_page")
 def test_every_attack_asked_for_is_shown_and_recorded(
     models: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -18,6 +18,7 @@ from gacd.methods.registry import check_settings
 from gacd.models import create_model
 from gacd.models.base import Backbone
 from gacd.models.checkpoints import load_model, load_weights
+from gacd.ranks import Ranks
 from gacd.training.loop import Plan
 from gacd.training.precision import Bf16Autocast
 
@@ -40,6 +41,11 @@ def fabric(cfg: c.Fabric) -> Fabric:
         raise UserError(f"fabric: {error}") from None
     built.launch()
     return built
+
+
+def ranks(fabric: Fabric) -> Ranks:
+    """This process among those of the run."""
+    return Ranks(fabric.global_rank, fabric.world_size, fabric.barrier)
 
 
 def splits(cfg: c.Data, seed: int) -> Splits:
@@ -79,7 +85,14 @@ def plan(cfg: c.Training, data: c.Data, fabric: c.Fabric, seed: int) -> Plan:
     flat = asdict(cfg)
     for key in ("attack", "awp", "awp_warmup"):  # the method's
         del flat[key]
-    return Plan(**flat, pad=data.pad, flip=data.flip, seed=seed, compile=fabric.compile)
+    return Plan(
+        **flat,
+        pad=data.pad,
+        flip=data.flip,
+        seed=seed,
+        compile=fabric.compile,
+        sync_batch_norm=fabric.batch_norm == "synchronised",
+    )
 
 
 def model(name: str, data: ArrayDataset, *, seed: int) -> Backbone:

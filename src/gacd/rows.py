@@ -17,6 +17,7 @@ from gacd.evaluation.record import make_record
 from gacd.evaluation.robust import epsilon_curve, evaluate
 from gacd.methods.cost import Cost
 from gacd.models.checkpoints import load_model
+from gacd.ranks import ALONE, Ranks
 from gacd.storage import load_meta, read_json, write_json
 
 MODEL = "model.safetensors"
@@ -69,9 +70,15 @@ class Row(NamedTuple):
 
 
 def measure_row(
-    cfg: c.Run, row: Row, test: ArrayDataset, device: torch.device, *, show_progress: bool = True
+    cfg: c.Run,
+    row: Row,
+    test: ArrayDataset,
+    device: torch.device,
+    *,
+    show_progress: bool = True,
+    ranks: Ranks = ALONE,
 ) -> None:
-    """Every attack of the configuration on one row's model; writes the row's files.
+    """Every attack of the configuration on one row's model; the first rank writes the row's files.
 
     A full evaluation, one with AutoAttack, is diagnosed for masked gradients as well. Images for
     `transfer`, and for the diagnosis, are made on the run's source model, or else on its teacher,
@@ -89,9 +96,11 @@ def measure_row(
         "batch_size": settings.batch_size,
         "seed": cfg.seed,
         "cache": out / "evaluation",
-        "show_progress": show_progress,
+        "show_progress": show_progress and ranks.rank == 0,
+        "ranks": ranks,
     }
-    print(f"{row.name}: evaluation on {len(test)} test images", flush=True)
+    if ranks.rank == 0:
+        print(f"{row.name}: evaluation on {len(test)} test images", flush=True)
     found = evaluate(
         model,
         test,
@@ -105,8 +114,7 @@ def measure_row(
     )
     eps_values = [c.fraction(e) for e in settings.eps_curve]
     curve = epsilon_curve(model, test, eps_values=eps_values, threat=threat, **shared)
-    examples = attacked_examples(model, test, threat=threat, step_size=step_size, seed=cfg.seed)
-    write_json(out / "examples.json", examples)
+    checks = []
     if "autoattack" in settings.attacks:
         checks = diagnose(
             model,
@@ -117,6 +125,11 @@ def measure_row(
             limit=_DIAGNOSED,
             **shared,
         )
+    if ranks.rank > 0:
+        return
+    examples = attacked_examples(model, test, threat=threat, step_size=step_size, seed=cfg.seed)
+    write_json(out / "examples.json", examples)
+    if checks:
         write_json(out / "diagnosis.json", [asdict(check) for check in checks])
     found.save(out / "outcomes.safetensors")
     table = found.to_record()

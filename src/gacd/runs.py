@@ -1,7 +1,7 @@
 """What each command does: stages, each in a folder of its own, each resumable, none done twice."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from multiprocessing import get_context
 from multiprocessing.pool import AsyncResult, Pool
@@ -63,9 +63,22 @@ class Run:
         self.threat = build.threat(cfg.threat)
         self.fabric: Fabric = build.fabric(cfg.fabric)
         self.splits: Splits = build.splits(cfg.data, cfg.seed)
-        claim(cfg.out, cfg)
+        images = fingerprint(part.fingerprint() for part in (self.splits.train, self.splits.test))
+        self.once(lambda: claim(cfg.out, cfg, images=images))
         self.pool: Pool | None = None
         self.pending: dict[str, AsyncResult[None]] = {}
+
+    def once(self, do: Callable[[], object]) -> None:
+        """What the first rank does and the others wait for; what it refuses, all refuse."""
+        refused = None
+        if self.fabric.is_global_zero:
+            try:
+                do()
+            except UserError as error:
+                refused = str(error)
+        refused = self.fabric.broadcast(refused)
+        if refused is not None:
+            raise UserError(refused)
 
     def train(
         self,
@@ -128,11 +141,13 @@ class Run:
         With `evaluation.workers` this happens in another process, while the next model trains.
         """
         done = (self.cfg.out / row.name / "record.json").is_file()
-        if done or self.goal == "model" or not self.fabric.is_global_zero:
+        if self.fabric.broadcast(done or self.goal == "model"):
             return
         workers = self.cfg.evaluation.workers
         if workers == 0:
-            measure_row(self.cfg, row, self.splits.test, self.fabric.device)
+            ranks = build.ranks(self.fabric)
+            measure_row(self.cfg, row, self.splits.test, self.fabric.device, ranks=ranks)
+        if workers == 0 or not self.fabric.is_global_zero:
             return
         if self.pool is None:
             self.pool = get_context("spawn").Pool(workers, initializer=ignore_interrupts)
@@ -248,17 +263,18 @@ def _order(out: Path) -> list[str]:
     return [TEACHER, *method_order(name for name in names if name != TEACHER)]
 
 
-def claim(out: Path, cfg: c.Run) -> None:
+def claim(out: Path, cfg: c.Run, *, images: str | None = None) -> None:
     """Make `out` this run's folder, or refuse the folder of another run.
 
     A run that has not begun its first stage may be replaced: its command may have been mistyped.
+    The data may lie elsewhere than before, but the fingerprint of their `images` must be the same.
 
     Raises:
         UserError: `out` holds a run with another configuration (the first difference is named), or
             files that are of no run.
     """
     path = out / "run.json"
-    ours = _identity(cfg)
+    ours = _identity(cfg) | ({} if images is None else {"images": images})
     begun = out.is_dir() and any(file.name != path.name for file in out.iterdir())
     if not begun:
         write_json(path, ours)
@@ -267,6 +283,7 @@ def claim(out: Path, cfg: c.Run) -> None:
         raise UserError(f"{out} holds files that are of no run: choose another --out")
     # A setting that is newer than the run had its default there.
     here, there = flat(ours), flat(_identity(type(cfg)())) | flat(read_json(path))
+    here.setdefault("images", there.setdefault("images", images))  # older runs did not note it
     settings = (key for key in here | there if key not in _NOT_COMPARED)
     key = next((key for key in settings if here.get(key) != there.get(key)), None)
     if key is not None:

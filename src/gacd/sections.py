@@ -123,6 +123,7 @@ class Training:
 
     epochs: int = 30
     batch_size: int = 128
+    """Images of a step, on all processes together."""
     lr: float = 0.1
     momentum: float = 0.9
     weight_decay: float = 5e-4
@@ -163,6 +164,8 @@ class Fabric:
     strategy: str = "auto"
     precision: Literal["bf16-mixed", "32-true"] = "bf16-mixed"
     """Of training; evaluation is always in 32 bit."""
+    batch_norm: Literal["local", "synchronised"] = "local"
+    """Statistics of each process's own images, or of all processes' (GPUs only)."""
     compile: bool = False
     """torch.compile the networks."""
     threads: int | None = None

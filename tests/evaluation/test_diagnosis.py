@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from gacd.evaluation.diagnosis import Check, diagnose, zero_gradients
+from gacd.evaluation.diagnosis import Check, _autoattack_gap, diagnose, zero_gradients
 from gacd.evaluation.robust import evaluate
 
 
@@ -40,7 +40,6 @@ def test_quantised_input_is_caught(masked, honest, digits, threat, quick_autoatt
     checks = diagnosis(masked(Quantise()), digits, threat, source=honest)
     assert {
         "a large eps breaks everything",
-        "AutoAttack is near PGD",
         "gradients do not vanish",
         "transfer is weaker than white-box",
     } <= failed(checks)
@@ -62,10 +61,28 @@ def test_a_given_evaluation_spares_autoattack(
     checks = diagnosis(honest, digits, threat, evaluation=full)
     gap = next(check for check in checks if check.name == "AutoAttack is near PGD")
     index = full.index["autoattack"]
-    lost = full.robust["pgd20"][index] & ~full.robust["autoattack"]
-    gained = ~full.robust["pgd20"][index] & full.robust["autoattack"]
-    assert gap.value == pytest.approx(100 * (int(lost.sum()) - int(gained.sum())) / 30)
-    assert "pgd20" in gap.text
+    strong = evaluate(
+        honest, digits.subset(index), attacks=["pgd100x5"], threat=threat, show_progress=False
+    )
+    lost = int((strong.robust["pgd100x5"] & ~full.robust["autoattack"]).sum())
+    assert gap.value == pytest.approx(100 * wilson_low(lost, 30))
+    assert f"{lost} of 30 images" in gap.text
+
+
+def wilson_low(k: int, n: int, z: float = 1.959964) -> float:
+    """Closed form of the lower end of Wilson's interval."""
+    p, w = k / n, z * z / n
+    return (p + w / 2 - z * (p * (1 - p) / n + w / (4 * n)) ** 0.5) / (1 + w)
+
+
+def test_few_images_prove_little() -> None:
+    """A fifth of the images falls to AutoAttack alone: shown by 200 of them, not by 10."""
+    for n, shown in ((10, False), (200, True)):
+        pgd = torch.ones(n, dtype=torch.bool)
+        autoattack = torch.arange(n) >= n // 5
+        low, _ = _autoattack_gap(pgd, autoattack)
+        assert low == pytest.approx(100 * wilson_low(n // 5, n), abs=1e-6)
+        assert (low > 10) == shown
 
 
 def test_zero_gradients_are_counted(honest, masked, digits) -> None:
@@ -80,4 +97,4 @@ def test_a_cascade_does_not_stand_for_autoattack(honest, digits, threat, quick_a
     )  # fmt: skip
     checks = diagnosis(honest, digits, threat, evaluation=cascade, autoattack_limit=20)
     gap = next(check for check in checks if check.name == "AutoAttack is near PGD")
-    assert "pgd100" in gap.text  # of attacks made anew
+    assert "of 20 images" in gap.text  # of attacks made anew

@@ -10,6 +10,7 @@ import gacd.evaluation.robust as robust_module
 from gacd.attacks.threat import ThreatModel
 from gacd.data.dataset import ArrayDataset
 from gacd.errors import UserError
+from gacd.evaluation.batches import assert_within
 from gacd.evaluation.names import Attack, parse_attack
 from gacd.evaluation.robust import epsilon_curve, evaluate
 
@@ -191,6 +192,25 @@ def test_attack_outside_its_budget_is_caught(
     monkeypatch.setattr(robust_module, "pgd", lambda o, x, threat, **_: x + 1.01 * threat.eps)
     with pytest.raises(RuntimeError, match="budget"):
         run(honest, digits, "pgd3")
+
+
+@pytest.mark.parametrize("eps", [0.5, 3.0, 12.0])
+def test_l2_balls_of_any_size_hold_their_own_points(eps: float, generator) -> None:
+    """Of 12,288 pixels: a sum whose float32 rounding alone is more than 1e-6."""
+    threat = ThreatModel(norm="l2", eps=eps)
+    x = torch.full((16, 3, 64, 64), 0.5)
+    x_adv = threat.project(x + torch.randn(x.shape, generator=generator) / 4, x)
+    assert_within(threat, x_adv, x)
+    with pytest.raises(RuntimeError, match="left its budget"):
+        assert_within(threat, x + (x_adv - x) * (1 + 5e-6), x)
+
+
+def test_autoattack_at_eps_0_is_refused_before_anything_runs(
+    honest, digits, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(robust_module, "is_right", None)
+    with pytest.raises(UserError, match="eps above 0"):
+        run(honest, digits, "fgsm", "autoattack", threat=ThreatModel(eps=0.0))
 
 
 def test_transfer_attacks_another_model(honest, tiny_net, digits, threat) -> None:

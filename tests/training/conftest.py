@@ -33,6 +33,8 @@ def noise(n: int, seed: int) -> ArrayDataset:
 class Stage:
     """Everything that `fit` takes, made anew for every run."""
 
+    plan = PLAN
+
     def __init__(self) -> None:
         self.splits = Splits(train=noise(70, 0), val=noise(20, 1), test=noise(10, 2))
         teacher = create_model("digits-cnn-3", num_classes=3, channels=1, seed=9)

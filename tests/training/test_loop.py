@@ -284,6 +284,34 @@ def test_the_guard_looks_now_and_then(
     assert len(looked) == 4
 
 
+@pytest.mark.parametrize("stops", [False, True])
+def test_a_compiled_student_has_its_plain_forward_afterwards(
+    stage: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stops: bool
+) -> None:
+    """Also when the stage fails: what comes next may have other shapes, or be copied and saved."""
+    called = []
+
+    def compiled(forward: Any) -> Any:
+        def run(x: Tensor) -> Tensor:
+            called.append(len(x))
+            if stops:
+                raise UserError("enough")
+            return forward(x)
+
+        return run
+
+    monkeypatch.setattr(torch, "compile", compiled)
+    method = stage.method("natural")
+    try:
+        stage.fit(tmp_path, method, epochs=1, compile=True)
+    except UserError:
+        assert stops
+    assert called
+    called.clear()
+    method.student(torch.rand(2, 1, 8, 8))
+    assert not called
+
+
 def test_a_batch_larger_than_the_data_is_refused(stage: Any, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="batch of 71 images is more than the 70"):
         stage.fit(tmp_path, "natural", batch_size=71)

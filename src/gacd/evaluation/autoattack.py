@@ -26,15 +26,17 @@ from gacd.evaluation.batches import (
     chunks,
     from_bits,
     is_right,
-    remembered,
+    shared_out,
     to_bits,
 )
+from gacd.evaluation.statistics import binomial_interval
 from gacd.models.modes import evaluating
 from gacd.progress import progress
+from gacd.ranks import ALONE, Ranks
 
 _NORMS: dict[str, Literal["Linf", "L2"]] = {"linf": "Linf", "l2": "L2"}
 _LOGGER = "auto-attack"
-_SQUARE_SUSPICION = 0.2  # percentage points that Square may add: pyautoattack's own limit
+_SQUARE_SUSPICION = 0.2  # percent of the images that Square may add: pyautoattack's own limit
 
 
 @dataclass(frozen=True)
@@ -71,15 +73,17 @@ def autoattack(
     seed: int = 0,
     cache: Path | None = None,
     show_progress: bool = True,
+    ranks: Ranks = ALONE,
 ) -> AutoAttackResult:
     """Run standard AutoAttack on images in [0, 1] (n C H W), on the model's device, in float32.
 
     Targeted attacks try min(9, num_classes - 1) classes. With `cache` every finished batch is
     written there and taken up again; that folder must belong to these images and settings alone.
+    Several `ranks` share the batches of each attack out.
     Raises UserError for fewer than 2 classes, eps 0, or l_2 on images smaller than 5 pixels.
     """
     names = standard_attacks(num_classes)
-    _check(images, threat)
+    check_autoattack(images, threat)
     targets = min(9, num_classes - 1)
     device = next(model.parameters()).device
     robust = torch.zeros(len(images), dtype=torch.bool)
@@ -95,30 +99,41 @@ def autoattack(
     with evaluating(model), torch.autocast(device.type, enabled=False):
         for _, rows in chunks(torch.arange(len(images)), batch_size):
             robust[rows] = is_right(model, *on_device(rows)).cpu()
-        total = len(names) * int(robust.sum())
+        total = -(-len(names) * int(robust.sum()) // ranks.size)
         with progress(total, "autoattack", unit="image attacks", enabled=show_progress) as bar:
             for position, name in enumerate(names):
                 survivors = robust.nonzero().flatten()
-                for number, rows in chunks(survivors, batch_size):
-                    path = cache and cache / name / f"{number:05d}.json"
+                later, broken = len(names) - position - 1, 0
 
-                    def attack(name: str = name, rows: Tensor = rows) -> dict[str, Any]:
-                        x, y = on_device(rows)
-                        return _attack_batch(model, x, y, name, threat, targets, seed)
+                def attack(_: int, rows: Tensor, name: str = name) -> dict[str, Any]:
+                    x, y = on_device(rows)
+                    return _attack_batch(model, x, y, name, threat, targets, seed)
 
-                    found = remembered(path, attack)
-                    survived = from_bits(found["robust"])
-                    robust[rows] = survived
-                    notes |= dict.fromkeys(found["notes"])
-                    seconds += found["seconds"]
-                    # A broken image meets no later attack: its share of the work is done as well.
-                    skipped = int((~survived).sum()) * (len(names) - position - 1)
-                    bar.advance(len(rows) + skipped, robust=100 * robust.float().mean())
+                def tell(_: int, rows: Tensor, value: dict[str, Any], later: int = later) -> None:
+                    nonlocal broken
+                    lost = value["robust"].count("0")
+                    broken += lost
+                    left = 100 * (len(survivors) - broken) / len(robust)  # noqa: B023
+                    # A broken image meets no later attack: that share of the work is done as well.
+                    bar.advance(len(rows) + lost * later, robust=left)
+
+                batches = list(chunks(survivors, batch_size))
+                found = shared_out(
+                    batches, attack, folder=cache and cache / name, ranks=ranks, tell=tell
+                )
+                for (_, rows), value in zip(batches, found, strict=True):
+                    robust[rows] = from_bits(value["robust"])
+                    notes |= dict.fromkeys(value["notes"])
+                    seconds += value["seconds"]
                 after[name] = 100.0 * int(robust.sum()) / len(robust)
 
-    before_square = list(after.values())[-2]
-    if after["square"] < before_square - _SQUARE_SUSPICION:
-        notes["Square broke images the gradient attacks could not: suspect masked gradients"] = None
+    # One image of 100 is more than the limit and shows nothing: the interval's lower end decides.
+    added = round((list(after.values())[-2] - after["square"]) * len(robust) / 100)
+    if 100 * binomial_interval(added, len(robust))[0] > _SQUARE_SUSPICION:
+        notes[
+            f"Square broke {added} of {len(robust)} images that the gradient attacks could not: "
+            "suspect masked gradients"
+        ] = None
     return AutoAttackResult(robust, after, targets, list(notes), seconds)
 
 
@@ -183,7 +198,8 @@ def _note(message: str) -> str | None:
     return re.sub(r"\s*See \S+ for details\.$", "", message)
 
 
-def _check(images: Tensor, threat: ThreatModel) -> None:
+def check_autoattack(images: Tensor, threat: ThreatModel) -> None:
+    """Raise UserError where AutoAttack cannot run on images [n, C, H, W]."""
     if threat.eps == 0:
         raise UserError("AutoAttack needs an eps above 0; for eps 0 ask for 'natural'")
     if threat.norm == "l2" and min(images.shape[-2:]) < 5:

@@ -1,6 +1,6 @@
 """What every attack's run over a test set shares: remembered batches, seeds, the budget's check."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +9,7 @@ from jaxtyping import Bool
 from torch import Tensor, nn
 
 from gacd.attacks.threat import ThreatModel
+from gacd.ranks import Ranks
 from gacd.shapes import Images, Labels
 from gacd.storage import fingerprint, read_json, write_json
 
@@ -23,6 +24,31 @@ def remembered(path: Path | None, compute: Callable[[], dict[str, Any]]) -> dict
         write_json(path, compute())
     value: dict[str, Any] = read_json(path)
     return value
+
+
+def shared_out(
+    batches: Sequence[tuple[int, Tensor]],
+    compute: Callable[[int, Tensor], dict[str, Any]],
+    *,
+    folder: Path | None,
+    ranks: Ranks,
+    tell: Callable[[int, Tensor, dict[str, Any]], None],
+) -> list[dict[str, Any]]:
+    """`compute(number, rows)` of every batch, remembered in `folder`.
+
+    Each rank computes and tells of every ranks.size-th batch, then reads those of the others. One
+    whose file is not there yet (a network's file system may lag) is computed again, to the same.
+    """
+
+    def value(number: int, rows: Tensor) -> dict[str, Any]:
+        return remembered(folder and folder / f"{number:05d}.json", lambda: compute(number, rows))
+
+    own = {}
+    for number, rows in batches[ranks.rank :: ranks.size]:
+        own[number] = value(number, rows)
+        tell(number, rows, own[number])
+    ranks.wait()
+    return [own[number] if number in own else value(number, rows) for number, rows in batches]
 
 
 def to_bits(outcomes: Bool[Tensor, " n"]) -> str:
@@ -68,10 +94,14 @@ def is_right(model: nn.Module, x: Images, labels: Labels) -> Bool[Tensor, "B"]:
 
 
 def assert_within(threat: ThreatModel, x_adv: Images, x: Images) -> None:
-    """Raise RuntimeError where an attack left the eps ball or the [0, 1] box by more than 1e-6."""
+    """Raise RuntimeError where an attack left the eps ball or the [0, 1] box by more than 1e-6.
+
+    A ball of radius above 1, as l_2 has them, is left by more than 1e-6 of its radius: float32
+    holds no more digits.
+    """
     order = torch.inf if threat.norm == "linf" else 2.0
-    distance = torch.linalg.vector_norm((x_adv - x).flatten(1), ord=order, dim=1)
-    inside = bool((distance <= threat.eps + _SLACK).all())
+    distance = torch.linalg.vector_norm((x_adv.double() - x).flatten(1), ord=order, dim=1)
+    inside = bool((distance <= threat.eps + _SLACK * max(1.0, threat.eps)).all())
     if not (inside and bool(((x_adv >= -_SLACK) & (x_adv <= 1 + _SLACK)).all())):
         raise RuntimeError(
             f"an attack left its budget: {threat.norm} distance {distance.max():.3g} of "

@@ -2,7 +2,8 @@
 
 An image that is wrong without an attack counts as broken by all and is not attacked. The model is
 in evaluation mode and float32. Each batch draws its noise from a generator of its own, seeded by
-(seed, attack, batch), so an interrupted run gives the same outcomes as an uninterrupted one.
+(seed, attack, batch), so an interrupted run gives the same outcomes as an uninterrupted one, and
+several processes that share the batches out among them the same as one.
 """
 
 import time
@@ -22,7 +23,7 @@ from gacd.attacks.threat import ThreatModel
 from gacd.data.dataset import ArrayDataset
 from gacd.data.split import stratified
 from gacd.errors import UserError
-from gacd.evaluation.autoattack import autoattack, standard_attacks
+from gacd.evaluation.autoattack import autoattack, check_autoattack, standard_attacks
 from gacd.evaluation.batches import (
     assert_within,
     batch_seed,
@@ -30,7 +31,7 @@ from gacd.evaluation.batches import (
     from_bits,
     is_right,
     model_fingerprint,
-    remembered,
+    shared_out,
     to_bits,
 )
 from gacd.evaluation.names import Attack, parse_attack
@@ -39,6 +40,7 @@ from gacd.evaluation.statistics import binomial_interval
 from gacd.models.base import Backbone
 from gacd.models.modes import evaluating
 from gacd.progress import progress
+from gacd.ranks import ALONE, Ranks
 from gacd.shapes import Images, Labels
 from gacd.storage import fingerprint
 
@@ -59,6 +61,7 @@ def evaluate(
     source: Backbone | None = None,
     cache: Path | None = None,
     show_progress: bool = True,
+    ranks: Ranks = ALONE,
 ) -> Evaluation:
     """Attack a model with everything in `attacks` (see `parse_attack`), on the model's device.
 
@@ -66,11 +69,16 @@ def evaluate(
     on `autoattack_limit` images, a fixed subset stratified by class, or on all. Each attack starts
     from every image that is right without attack; with `cascade` from those that all attacks before
     it left, and its accuracy is then the worst case so far. `source` is the model that `transfer`
-    attacks in place of this one. With `cache`, a folder, finished batches survive a kill.
+    attacks in place of this one. With `cache`, a folder, finished batches survive a kill. Several
+    `ranks` share the batches out, need one cache that all of them see, and return the same.
     Raises UserError for an unknown attack or a model that does not fit the data.
     """
     wanted = [parse_attack(name) for name in dict.fromkeys(["natural", *attacks])]
     _check(model, source, dataset, wanted, batch_size, autoattack_limit)
+    if any(attack.kind == "autoattack" for attack in wanted):
+        check_autoattack(dataset.images, threat)
+    if ranks.size > 1 and cache is None:
+        raise UserError("several ranks evaluate together through a cache: name its folder")
     step_size = threat.eps / 4 if step_size is None else step_size
     settings: dict[str, Any] = {
         "dataset": dataset.name,
@@ -84,7 +92,7 @@ def evaluate(
     }
     if source is not None:
         settings["source"] = model_fingerprint(source)
-    run = _Run(model, dataset, source, threat, step_size, batch_size, seed, show_progress)
+    run = _Run(model, dataset, source, threat, step_size, batch_size, seed, show_progress, ranks)
     key = cache and run.fingerprint()
 
     robust: dict[str, Tensor] = {}
@@ -133,6 +141,7 @@ def epsilon_curve(
     seed: int = 0,
     cache: Path | None = None,
     show_progress: bool = True,
+    ranks: Ranks = ALONE,
 ) -> list[CurvePoint]:
     """Accuracy under PGD (steps of eps / 4) against eps, ascending; of `threat` the norm counts.
 
@@ -152,6 +161,7 @@ def epsilon_curve(
                 seed=seed,
                 cache=cache,
                 show_progress=show_progress,
+                ranks=ranks,
             )
             alive = alive[found.outcomes("worst")[0]]
         low, high = binomial_interval(len(alive), len(dataset))
@@ -172,6 +182,7 @@ class _Run:
     batch_size: int
     seed: int
     show_progress: bool
+    ranks: Ranks
 
     @property
     def device(self) -> torch.device:
@@ -193,29 +204,32 @@ class _Run:
     ) -> tuple[Bool[Tensor, " N"], float]:
         """Which of the candidates the model is still right on, and the seconds it took."""
         survived = torch.zeros_like(candidates)
-        seconds = 0.0
         models = [model for model in (self.model, self.source) if model is not None]
+        every = dict(chunks(torch.arange(len(candidates)), self.batch_size))
+        live = [(n, rows[candidates[rows]]) for n, rows in every.items() if candidates[rows].any()]
+        own = sum(len(rows) for _, rows in live[self.ranks.rank :: self.ranks.size])
+        right = seen = 0
+
+        def compute(number: int, rows: Tensor) -> dict[str, Any]:
+            start = time.perf_counter()
+            bits = to_bits(self.attack(attack, number, *self.batch(rows)))
+            return {"robust": bits, "seconds": time.perf_counter() - start}
+
         with (
             evaluating(*models),
             torch.autocast(self.device.type, enabled=False),
-            progress(int(candidates.sum()), attack.name, enabled=self.show_progress) as bar,
+            progress(own, attack.name, enabled=self.show_progress) as bar,
         ):
-            for number, rows in chunks(torch.arange(len(candidates)), self.batch_size):
-                live = rows[candidates[rows]]
-                if not len(live):
-                    continue
-                path = folder and folder / f"{number:05d}.json"
 
-                def compute(number: int = number, live: Tensor = live) -> dict[str, Any]:
-                    start = time.perf_counter()
-                    bits = to_bits(self.attack(attack, number, *self.batch(live)))
-                    return {"robust": bits, "seconds": time.perf_counter() - start}
+            def tell(number: int, rows: Tensor, found: dict[str, Any]) -> None:
+                nonlocal right, seen
+                right, seen = right + found["robust"].count("1"), seen + len(every[number])
+                bar.advance(len(rows), robust=100.0 * right / seen)
 
-                found = remembered(path, compute)
-                survived[live] = from_bits(found["robust"])
-                seconds += found["seconds"]
-                bar.advance(len(live), robust=100.0 * survived[: rows[-1] + 1].float().mean())
-        return survived, seconds
+            found = shared_out(live, compute, folder=folder, ranks=self.ranks, tell=tell)
+        for (_, rows), value in zip(live, found, strict=True):
+            survived[rows] = from_bits(value["robust"])
+        return survived, sum(value["seconds"] for value in found)
 
     def attack(self, attack: Attack, number: int, x: Images, labels: Labels) -> Bool[Tensor, "B"]:
         """Which images of one batch survive all restarts; only survivors meet the next one."""
@@ -275,6 +289,7 @@ class _Run:
             seed=self.seed,
             cache=folder,
             show_progress=self.show_progress,
+            ranks=self.ranks,
         )
         survived[rows] = result.robust
         ran |= {"target_classes": result.targets, "notes": list(result.notes)}

@@ -44,6 +44,8 @@ def embedding_scatter(
 
     places = [place for each in models.values() for points in each.values() for place in points]
     everywhere = [_with_margin(min(axis), max(axis)) for axis in zip(*places, strict=True)]
+    spans = [high - low for low, high in everywhere]
+    shape = min(max(spans[1] / spans[0], 0.4), 1.6) if one_scale else 0.85  # height by width
 
     def drawing(narrow: bool) -> "Canvas":
         columns = min(len(models), 1 if narrow else 3 if len(models) in (3, 5, 6) else 2)
@@ -52,7 +54,7 @@ def embedding_scatter(
         rows = math.ceil(len(models) / columns)
         width = NARROW if narrow else min(WIDE, 4.2 * columns)
         below = 0.2 * (1 + len(groups[0]) * narrow)
-        whole = canvas(width, rows * (0.85 * width / columns + 0.45) + below)
+        whole = canvas(width, rows * (shape * width / columns + 0.45) + below)
         axes = whole.subplots(rows, columns, squeeze=False)
         for ax, (model, found) in zip(axes.ravel(), models.items(), strict=False):
             for style, (group, points) in zip(_STYLES, found.items(), strict=False):

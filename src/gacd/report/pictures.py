@@ -22,6 +22,7 @@ Matrix = Float[np.ndarray, "_K _K"]
 
 _GAP = 0.12  # inches between pictures
 _LINE = 0.16  # inches of a line of text
+_NAMED, _WRITTEN = 24, 12  # most classes whose names, and whose values, a heat map has room for
 
 
 def attacked_pictures(
@@ -106,10 +107,11 @@ def attacked_pictures(
 
 
 def heatmaps(matrices: Mapping[str, Matrix], labels: Sequence[str], title: str) -> Figure:
-    """Matrices over the same classes side by side on one colour scale, the values written in.
+    """Matrices over the same classes in pairs on one colour scale, the values written in.
 
-    Values are written where a cell has room for them (up to 12 classes). Matrices with negative
-    values get a scale symmetric about zero.
+    Values are written where a cell has room for them (up to 12 classes), names up to 24; beyond,
+    classes are numbered in their order. Every title ends with the matrix's mean. Matrices with
+    negative values get a scale symmetric about zero.
 
     Raises:
         UserError: no matrix, or one that is not as wide and as high as `labels` is long.
@@ -126,19 +128,23 @@ def heatmaps(matrices: Mapping[str, Matrix], labels: Sequence[str], title: str) 
     floor, colours = (-high, "RdBu_r") if low < 0 else (0.0, "viridis")
 
     def drawing(narrow: bool) -> "Canvas":
-        columns = 1 if narrow else 2 if size <= 12 else 3
+        columns = 1 if narrow else min(2, len(matrices))
         rows = math.ceil(len(matrices) / columns)
-        width = NARROW if narrow else WIDE
+        width = NARROW if narrow else WIDE * columns / 2
         side = width / columns
         whole = canvas(width, rows * (side + 0.25) + 0.75)
         axes = whole.subplots(rows, columns, squeeze=False).ravel()
         for ax, (name, matrix) in zip(axes, matrices.items(), strict=False):
             shown = ax.imshow(matrix, vmin=floor, vmax=high, cmap=colours)
-            ax.set_title(name)
+            ax.set_title(f"{name}\nmean {matrix.mean():.3f}")
             ax.grid(visible=False)
-            if size <= 12:
-                ax.set_xticks(range(size), labels, rotation=upright, fontsize=7)
-                ax.set_yticks(range(size), labels, fontsize=7)
+            if size <= _NAMED:
+                points = min(7.0, 72 * (side - 0.9) / size)
+                ax.set_xticks(range(size), labels, rotation=upright, fontsize=points)
+                ax.set_yticks(range(size), labels, fontsize=points)
+            else:
+                ax.set(xlabel="class number, from 0", ylabel="class number, from 0")
+            if size <= _WRITTEN:
                 _write_values(ax, matrix, shown, (side - 0.9) / size)
         for ax in axes[len(matrices) :]:
             ax.set_axis_off()

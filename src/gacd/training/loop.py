@@ -29,6 +29,14 @@ from gacd.storage import (
     write_json,
 )
 from gacd.training.average import averaged, update
+from gacd.training.ranks import (
+    any_rank,
+    check_states,
+    mean_over_ranks,
+    per_rank,
+    same_buffers,
+    synchronised,
+)
 from gacd.training.schedules import learning_rate
 from gacd.training.state import load_state, save_state
 from gacd.training.validation import validate
@@ -44,6 +52,8 @@ _ATTACK = 1  # keeps the attacks' random numbers apart from the augmentation's
 class Plan:
     """How a stage trains: SGD with Nesterov momentum, one learning rate for everything.
 
+    `batch_size` counts the images of a step on all ranks together, so that a run takes the same
+    steps on any number of them; `sync_batch_norm` normalises over all of these (GPUs only).
     `ema` is the decay of the weight average that is validated and kept (0: none); `select` says
     which checkpoint is kept; `pad` and `flip` are the augmentation.
     """
@@ -62,6 +72,7 @@ class Plan:
     flip: bool = False
     seed: int = 0
     compile: bool = False
+    sync_batch_norm: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,6 +95,7 @@ def fit(
     (the whole state, each epoch and on Ctrl-C), `best.safetensors` and, at the end, `done.json`.
     Called again, it continues from the last checkpoint to the same bits, or, if done, only loads;
     where the weights are gone (a folder may travel without them), it trains again.
+    On several ranks all of them stop at the same step, at most 25 after the Ctrl-C.
 
     Raises:
         UserError: the loss or the gradient is no longer finite; the message names the remedy.
@@ -106,9 +118,11 @@ def fit(
     average = averaged(method) if plan.ema else None
     kept = method if average is None else average
     train, val = splits.train.to(fabric.device), splits.val.to(fabric.device)
-    steps = steps_per_epoch(
-        len(train.labels), plan.batch_size, drop_last=True, world_size=fabric.world_size
-    )
+    alone = fabric.world_size == 1
+    share = per_rank(plan.batch_size, fabric.world_size)
+    if not alone:
+        check_states(method)
+    steps = steps_per_epoch(len(train), share, drop_last=True, world_size=fabric.world_size)
 
     meta: dict[str, Any] = {"epoch": 0, "step": 0, "best": None, "seconds": 0.0, "sums": {}}
     state = out / "checkpoint.safetensors"
@@ -118,33 +132,34 @@ def fit(
         _forget_after(out / "log.jsonl", meta["epoch"])
     sums = {k: (torch.tensor(v, device=fabric.device), n) for k, (v, n) in meta["sums"].items()}
 
-    if plan.compile:
-        method.student.forward_features = torch.compile(method.student.forward_features)  # type: ignore[method-assign]
-    step_module, step_optimizer = fabric.setup(method, optimizer)
     started = time.monotonic() - meta["seconds"]
 
     def save(epoch: int, step: int) -> None:
         meta.update(epoch=epoch, step=step, seconds=time.monotonic() - started)
-        meta["sums"] = {k: (float(v), n) for k, (v, n) in sums.items()}
+        totals = mean_over_ranks(fabric, {k: float(v) for k, (v, _) in sums.items()})
+        meta["sums"] = {k: (v, sums[k][1]) for k, v in totals.items()}
         if fabric.is_global_zero:
             save_state(state, method, average, optimizer, meta)
         fabric.barrier()
 
-    total = plan.epochs * steps * plan.batch_size * fabric.world_size
+    total = plan.epochs * steps * plan.batch_size
     shown = fabric.is_global_zero
     with (
         progress(total, name, enabled=shown) as bar,
         _tensorboard(out, enabled=shown) as board,
-        _interruptible() as interrupted,
+        _interruptible(alone) as interrupted,
+        _compiled(method, enabled=plan.compile),
+        synchronised(method.student, enabled=plan.sync_batch_norm, device=fabric.device),
     ):
-        bar.advance((meta["epoch"] * steps + meta["step"]) * plan.batch_size * fabric.world_size)
+        step_module, step_optimizer = fabric.setup(method, optimizer)
+        bar.advance((meta["epoch"] * steps + meta["step"]) * plan.batch_size)
         finite = torch.ones((), dtype=torch.bool, device=fabric.device)
         for epoch in range(meta["epoch"], plan.epochs):
             first = meta["step"] if epoch == meta["epoch"] else 0
             method.train()
             batches = iterate(
                 train,
-                plan.batch_size,
+                share,
                 shuffle=True,
                 seed=plan.seed,
                 epoch=epoch,
@@ -177,16 +192,18 @@ def fit(
                 assert isinstance(norm, Tensor)
                 finite &= seen.isfinite() & norm.isfinite()
                 _add(sums, {"loss": seen, "grad_norm": norm.detach(), **loss.parts})
-                bar.advance(plan.batch_size * fabric.world_size, epoch=epoch + 1, loss=seen)
-                if (step + 1) % _GUARD_EVERY == 0 or step + 1 == steps:
-                    _guard(finite, epoch, state)
-                if interrupted.is_set():
-                    _guard(finite, epoch, state)
-                    save(epoch, step + 1)
-                    raise KeyboardInterrupt
+                bar.advance(plan.batch_size, epoch=epoch + 1, loss=seen)
+                look = (step + 1) % _GUARD_EVERY == 0 or step + 1 == steps
+                if look or (alone and interrupted.is_set()):
+                    stop, broken = any_rank(fabric, interrupted.is_set(), ~finite)
+                    _guard(broken, epoch, state)
+                    if stop:
+                        save(epoch, step + 1)
+                        raise KeyboardInterrupt
 
+            same_buffers(fabric, kept)
             scores = validate(fabric, kept, val, method.attack.threat, seed=plan.seed)
-            means = {k: float(v) / n for k, (v, n) in sums.items()}
+            means = mean_over_ranks(fabric, {k: float(v) / n for k, (v, n) in sums.items()})
             sums.clear()
             row = {
                 "epoch": epoch + 1,
@@ -206,7 +223,7 @@ def fit(
                     board.add_scalar(key, value, epoch + 1)
                 bar.advance(0, **scores)
             save(epoch + 1, 0)
-            if interrupted.is_set():
+            if any_rank(fabric, interrupted.is_set())[0]:
                 raise KeyboardInterrupt
 
     chosen = meta["best"]
@@ -247,13 +264,27 @@ def _add(sums: dict[str, tuple[Tensor, int]], values: dict[str, Tensor]) -> None
         sums[name] = (before + value, n + 1)
 
 
-def _guard(finite: Tensor, epoch: int, state: Path) -> None:
-    if not bool(finite):
+def _guard(broken: bool, epoch: int, state: Path) -> None:
+    if broken:
         back = f"; {state} holds the end of epoch {epoch}" if state.is_file() else ""
         raise UserError(
             f"the loss or its gradient became infinite or NaN in epoch {epoch + 1}: "
             f"lower training.lr, or set fabric.precision to 32-true{back}"
         )
+
+
+@contextmanager
+def _compiled(method: Method, *, enabled: bool) -> Iterator[None]:
+    """The student's features by torch.compile inside; the plain forward again outside."""
+    if not enabled:
+        yield
+        return
+    student = method.student
+    student.forward_features = torch.compile(student.forward_features)  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        del student.forward_features  # the instance's, which hid the class's
 
 
 @contextmanager
@@ -269,8 +300,12 @@ def _tensorboard(out: Path, *, enabled: bool) -> "Iterator[SummaryWriter]":
 
 
 @contextmanager
-def _interruptible() -> Iterator[threading.Event]:
-    """Turn the first Ctrl-C into a flag that is read between steps; a second one stops at once."""
+def _interruptible(impatient: bool) -> Iterator[threading.Event]:
+    """Turn the first Ctrl-C into a flag that is read between steps; a second one stops at once.
+
+    Not so unless `impatient`: with several ranks the launcher passes one Ctrl-C on again, and a
+    rank that leaves alone lets the others wait.
+    """
     flag = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield flag
@@ -279,7 +314,8 @@ def _interruptible() -> Iterator[threading.Event]:
 
     def handle(number: int, frame: FrameType | None) -> None:
         flag.set()
-        signal.signal(signal.SIGINT, before)
+        if impatient:
+            signal.signal(signal.SIGINT, before)
 
     signal.signal(signal.SIGINT, handle)
     try:

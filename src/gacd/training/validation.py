@@ -30,7 +30,7 @@ def validate(
     The images are shared out over the ranks and the counts added up.
     """
     predictor = method.predictor
-    generator = torch.Generator(dataset.images.device).manual_seed(seed)
+    generator = torch.Generator(dataset.images.device).manual_seed(seed + fabric.global_rank)
     right = torch.zeros(3, dtype=torch.int64, device=dataset.images.device)
     with evaluating(method), fabric.autocast():
         for x, y, _ in iterate(

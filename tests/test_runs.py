@@ -7,11 +7,13 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 
 from gacd import cli, runs
+from gacd.anchors import AnchorBank
 from gacd.data.load import load_splits
 from gacd.models.checkpoints import load_model
-from gacd.storage import read_json
+from gacd.storage import load_tensors, read_json
 
 COMMON = [
     "--data.train_limit",
@@ -314,3 +316,58 @@ def test_evaluation_in_another_process_gives_the_same_figures(
         ours, theirs = (read_json(out / name / "record.json") for out in (tmp_path, finished))
         assert ours["evaluation"] == theirs["evaluation"]
         assert ours["eps_curve"] == theirs["eps_curve"]
+
+
+def test_the_speedrun_in_miniature(tmp_path: Path, no_page: None) -> None:
+    """The command with its own recipe, on the digits: the schedule's shape, other sizes."""
+    sizes = ["--data.name", "digits", "--fabric.compile", "false", "--gacd.negatives", "64"]
+    models = ["--teacher.model", "digits-cnn-4", "--student", "digits-cnn-2"]
+    out = tmp_path / "run"
+    assert cli.main(["speedrun", *sizes, *models, *COMMON, *STAGES, "--out", str(out)]) == 0
+    rows = {row["method"]: row for row in read_json(out / "results.json")}
+    assert list(rows) == ["teacher", "gacd", "gacd+aft"]
+    recipe = read_json(out / "run.json")
+    assert recipe["teacher"]["method"] == "trades"
+    for stage in ("distillation", "finetune"):
+        assert recipe[stage]["schedule"] == "one-cycle"
+
+
+def test_streamed_training_is_that_of_memory(
+    tmp_path: Path, no_page: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same weights to the bit, from class folders on disk and from memory; bank mapped."""
+    data = load_splits("digits", seed=0).test
+    for part, rows in (("train", range(90)), ("test", range(90, 120))):
+        for row in rows:
+            path = tmp_path / "data" / part / str(int(data.labels[row])) / f"{row}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(data.images[row, 0].numpy()).save(path)
+    devices = []
+    load = AnchorBank.load
+    monkeypatch.setattr(
+        AnchorBank, "load", lambda *a, **k: devices.append(k["device"]) or load(*a, **k)
+    )
+
+    def run(stream: str) -> dict[str, torch.Tensor]:
+        arguments = [
+            *DISTILL, "--data.name", "folder", "--data.root", str(tmp_path / "data"),
+            "--data.stream", stream, "--data.workers", "1", "--gacd.estimator", "sampled",
+            "--data.train_limit", "80", "--data.test_limit", "20", "--methods", "gacd",
+            "--out", str(tmp_path / stream),
+        ]  # fmt: skip
+        assert cli.main(arguments) == 0
+        return load_tensors(tmp_path / stream / "gacd" / "model.safetensors")[0]
+
+    streamed, held = run("true"), run("false")
+    assert devices == [None, torch.device("cpu")]
+    assert streamed.keys() == held.keys()
+    for name, value in streamed.items():
+        assert torch.equal(value, held[name]), name
+
+
+def test_streamed_data_needs_sampled_anchors(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = [*DISTILL, "--data.name", "folder", "--data.root", str(tmp_path)]
+    assert cli.main([*arguments, "--data.stream", "true", "--out", str(tmp_path / "run")]) == 2
+    assert "say --gacd.estimator sampled" in capsys.readouterr().err

@@ -1,6 +1,6 @@
 """From configuration to objects: the only place, with the commands, that knows both."""
 
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +9,7 @@ from lightning_fabric import Fabric
 
 from gacd import config as c
 from gacd.attacks.threat import ThreatModel
-from gacd.data.dataset import ArrayDataset, Splits
+from gacd.data.dataset import ImageDataset, Splits
 from gacd.data.load import load_splits
 from gacd.errors import UserError
 from gacd.methods import METHODS, TrainingAttack
@@ -58,11 +58,13 @@ def splits(cfg: c.Data, seed: int) -> Splits:
         val_fraction=cfg.val_fraction,
         train_limit=cfg.train_limit,
         test_limit=cfg.test_limit,
+        stream=cfg.stream,
+        workers=cfg.workers,
         seed=seed,
     )
     if cfg.title is None:
         return parts
-    return Splits(*(replace(p, name=cfg.title) for p in (parts.train, parts.val, parts.test)))
+    return parts.named(cfg.title)
 
 
 def threat(cfg: c.Threat) -> ThreatModel:
@@ -95,7 +97,7 @@ def plan(cfg: c.Training, data: c.Data, fabric: c.Fabric, seed: int) -> Plan:
     )
 
 
-def model(name: str, data: ArrayDataset, *, seed: int) -> Backbone:
+def model(name: str, data: ImageDataset, *, seed: int) -> Backbone:
     """A fresh network for this data set, normalising by its statistics."""
     mean, std = data.mean_std()
     return create_model(

@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from gacd.data.batches import iterate
-from gacd.data.dataset import ArrayDataset, Splits
+from gacd.data.dataset import ImageDataset, Splits
 from gacd.models.base import Backbone
 from gacd.models.modes import evaluating
 
@@ -26,7 +26,7 @@ class LinearFit:
 
 @torch.no_grad()
 def extract(
-    model: Backbone, dataset: ArrayDataset, *, batch_size: int = 512
+    model: Backbone, dataset: ImageDataset, *, batch_size: int = 512
 ) -> tuple[Float[Tensor, "N D"], Int[Tensor, " N"]]:
     """Penultimate features of every image, in evaluation mode and float32, and the labels."""
     with evaluating(model):

@@ -219,6 +219,10 @@ def distill(cfg: c.Distill, title: str = "", *, goal: Goal = "report") -> None:
     for method in cfg.methods:
         named = parse_method(method, cfg.weights)
         _check(named, _first_stage(cfg, named))
+        if cfg.data.stream and named.needs_bank and cfg.gacd.estimator != "sampled":
+            raise UserError(
+                "the anchor bank of streamed data stays on disk, too: say --gacd.estimator sampled"
+            )
     _without_teacher(cfg.teacher.method, cfg.teacher.training)
     run = Run(cfg, goal)
     build.model(cfg.student, run.splits.train, seed=cfg.seed)  # impossible ones: refused now
@@ -409,4 +413,6 @@ def _bank(run: Run, teacher: Teacher, dtype: str, folder: Path | None) -> Anchor
             teacher.module, batches, size=len(train), fingerprint=made_of, dtype=dtype
         ).save(path)
     run.fabric.barrier()
-    return AnchorBank.load(path, expected=made_of, device=run.fabric.device)
+    # Mapped, where it may not fit: a draw reads the rows it draws.
+    device = None if run.cfg.data.stream else run.fabric.device
+    return AnchorBank.load(path, expected=made_of, device=device)

@@ -57,7 +57,8 @@ class Data:
     """The images, and how training sees them."""
 
     name: str = "digits"
-    """digits, cifar10, cifar100, stl10, svhn, or folder (train/CLASS/*.jpg, test/CLASS/*.jpg)."""
+    """digits, cifar10, cifar100, stl10, svhn, folder (train/CLASS/*.jpg, test/CLASS/*.jpg),
+    webdataset (train/*.tar, test/*.tar) or huggingface (save_to_disk, or Parquet)."""
     root: Path | None = None
     """Where the files are; the digits need none."""
     title: str | None = None
@@ -72,6 +73,11 @@ class Data:
     """Use only so many training images (stratified, seeded), validation included."""
     test_limit: int | None = None
     """Use only so many test images (stratified, the same ones for every seed and model)."""
+    stream: bool = False
+    """Leave the training images on disk and decode them as they are needed: for sets larger than
+    memory (folder, webdataset, huggingface; with gacd.estimator: sampled)."""
+    workers: int = 2
+    """Processes that decode streamed images ahead of training; 0: none."""
     pad: int = 4
     """Random crops after padding by so many pixels."""
     flip: bool = True
@@ -82,6 +88,8 @@ class Data:
             raise ValueError(f"val_fraction is {self.val_fraction}, but must be between 0 and 1")
         if self.pad < 0:
             raise ValueError(f"pad is {self.pad}, but must be 0 or more")
+        if self.workers < 0:
+            raise ValueError(f"workers is {self.workers}, but must be 0 or more")
 
 
 @dataclass(kw_only=True)

@@ -1,6 +1,7 @@
 """Made-up studies."""
 
 import pytest
+
 from made_up import Maker
 
 

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Generator, Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from gacd.data.batches import iterate, keyed_generator
 from gacd.data.dataset import ArrayDataset, Splits
 from gacd.errors import UserError
 from gacd.methods import METHODS, Loss, Method, Step
@@ -21,6 +22,8 @@ from gacd.training import loop
 from gacd.training.average import averaged, update
 from gacd.training.schedules import learning_rate
 from gacd.training.validation import validate
+
+COMPLETE = [n for n, term in METHODS.items() if not term.is_addition] + ["gacd+rslad", "rslad+igdm"]
 
 
 def weights(method: Method) -> dict[str, Tensor]:
@@ -248,7 +251,7 @@ class Waits(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize("name", [*(METHODS.keys() - {"igdm"}), "gacd+rslad", "rslad+igdm"])
+@pytest.mark.parametrize("name", COMPLETE)
 def test_no_step_waits_for_the_device(
     stage: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
@@ -271,6 +274,32 @@ def test_no_step_waits_for_the_device(
         return waits.count + len(reads)
 
     assert looks(batch_size=16) == looks(batch_size=4) > 0
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("name", COMPLETE)
+def test_on_a_gpu_no_step_waits(stage: Any, name: str) -> None:
+    """torch itself raises where a step synchronises; the first ones choose algorithms."""
+    device = torch.device("cuda")
+    teacher, bank = stage.teacher.module, stage.bank
+    try:
+        stage.teacher.module, stage.bank = teacher.to(device), bank.to(device)
+        method = stage.method(name).to(device).train()
+        train = stage.splits.train.to(device)
+        optimizer = torch.optim.SGD([p for p in method.parameters() if p.requires_grad], 0.01)
+        batches = iterate(train, 16, shuffle=True, seed=0, epoch=0, drop_last=True, pad=1)
+        for step, batch in enumerate(batches):
+            torch.cuda.set_sync_debug_mode("error" if step >= 2 else "default")
+            with torch.autocast("cuda", torch.bfloat16):
+                loss = method(batch, keyed_generator(device, step)).total
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(method.parameters(), 5.0)
+            optimizer.step()
+            optimizer.zero_grad()
+        assert step > 2
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+        stage.teacher.module, stage.bank = teacher.cpu(), bank
 
 
 def test_the_guard_looks_now_and_then(

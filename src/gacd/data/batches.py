@@ -12,7 +12,7 @@ from jaxtyping import Shaped
 from torch import Tensor
 from torch.nn.functional import pad as pad_edges
 
-from gacd.data.dataset import ArrayDataset
+from gacd.data.dataset import ImageDataset
 from gacd.data.images import to_float
 from gacd.errors import UserError
 from gacd.shapes import Batch
@@ -65,7 +65,7 @@ def steps_per_epoch(n: int, batch_size: int, drop_last: bool, world_size: int = 
 
 
 def iterate(
-    dataset: ArrayDataset,
+    dataset: ImageDataset,
     batch_size: int,
     *,
     shuffle: bool,
@@ -85,17 +85,20 @@ def iterate(
     and where it holds fewer images than there are ranks the last ranks do without: train several
     ranks with `drop_last`. `pad` and `flip` are `augment`'s.
     """
-    device = dataset.images.device
+    device = dataset.labels.device
     steps = steps_per_epoch(len(dataset), batch_size, drop_last, world_size)
     order = torch.arange(len(dataset))
     if shuffle:  # drawn on the CPU: the same order on every device
         order = torch.randperm(len(dataset), generator=keyed_generator("cpu", seed, epoch))
     order = order.to(device)
     together = batch_size * world_size
-    for step in range(start, steps):
-        index = order[step * together : (step + 1) * together][rank::world_size]
-        if len(index) == 0:
-            return
+    indices = [
+        order[step * together : (step + 1) * together][rank::world_size]
+        for step in range(start, steps)
+    ]
+    indices = [index for index in indices if len(index)]  # only a last step may lack images
+    fetched = zip(indices, dataset.fetch(indices), strict=True)
+    for step, (index, pixels) in enumerate(fetched, start):
         generator = keyed_generator(device, seed, epoch, step, rank)
-        pixels = augment(dataset.images[index], generator, pad=pad, flip=flip)
+        pixels = augment(pixels, generator, pad=pad, flip=flip)
         yield Batch(to_float(pixels), dataset.labels[index], index)

@@ -1,6 +1,8 @@
 """A data set as it is kept: bytes and labels in two tensors, on whichever device they are used."""
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -9,6 +11,48 @@ from gacd.data.images import to_float
 from gacd.errors import UserError
 from gacd.shapes import Images
 from gacd.storage import fingerprint
+
+
+@runtime_checkable
+class ImageDataset(Protocol):
+    """What training reads: an `ArrayDataset` in memory, or a `StreamedDataset` on disk."""
+
+    @property
+    def labels(self) -> Tensor:
+        """int64 [N], on the device."""
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Their names, K."""
+
+    @property
+    def name(self) -> str:
+        """For records and messages."""
+
+    @property
+    def num_classes(self) -> int:
+        """K."""
+
+    @property
+    def channels(self) -> int:
+        """C."""
+
+    def __len__(self) -> int: ...
+
+    def fetch(self, batches: Sequence[Tensor]) -> Iterator[Tensor]:
+        """The bytes [B, C, H, W] of every batch of rows, in this order, on the device."""
+
+    def to(self, device: torch.device | str) -> "ImageDataset":
+        """The same data for another device."""
+
+    def named(self, name: str) -> "ImageDataset":
+        """The same data under another name."""
+
+    def fingerprint(self) -> str:
+        """A hash that differs where the data do."""
+
+    def mean_std(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Mean and standard deviation of each channel, in units of [0, 1]."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,6 +123,14 @@ class ArrayDataset:
         """The same data set on another device."""
         return replace(self, images=self.images.to(device), labels=self.labels.to(device))
 
+    def fetch(self, batches: Sequence[Tensor]) -> Iterator[Tensor]:
+        """The bytes of every batch of rows."""
+        return (self.images[index] for index in batches)
+
+    def named(self, name: str) -> "ArrayDataset":
+        """The same data under another name."""
+        return replace(self, name=name)
+
     def float_images(self, index: Tensor | slice = slice(None)) -> Images:
         """Images at some rows, in [0, 1], channels-last in memory."""
         return to_float(self.images[index])
@@ -104,6 +156,10 @@ class ArrayDataset:
 class Splits:
     """Three disjoint parts: models are trained on `train`, chosen on `val`, reported on `test`."""
 
-    train: ArrayDataset
+    train: ImageDataset
     val: ArrayDataset
     test: ArrayDataset
+
+    def named(self, name: str) -> "Splits":
+        """The same parts under another name."""
+        return Splits(self.train.named(name), self.val.named(name), self.test.named(name))

@@ -5,7 +5,9 @@ import time
 import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,7 +20,7 @@ from gacd.errors import UserError, unknown
 from gacd.progress import progress
 from gacd.shapes import PixelArray
 
-_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".webp"})
+SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".webp"})
 _WORTH_CACHING = 5.0  # seconds of decoding that a file in the cache should save
 _DEEP = frozenset({"I", "F", "I;16", "I;16B", "I;16L", "I;16N"})  # PIL would clip these to 255
 
@@ -31,6 +33,21 @@ def read_folder(root: Path, size: int | None = None) -> tuple[ArrayDataset, Arra
     grey only if all are, otherwise RGB. Decoding that takes long is kept as one file in
     $GACD_CACHE, by default ~/.cache/gacd. Raises UserError, naming the file or folder.
     """
+    classes, train, test = find_images(root)
+    pixels = _load([path for path, _ in train + test], root, size)
+    name = root.resolve().name
+    return (
+        ArrayDataset(pixels[: len(train)], _labels(train), classes, name),
+        ArrayDataset(pixels[len(train) :], _labels(test), classes, name),
+    )
+
+
+Files = list[tuple[Path, int]]
+"""Images, each with its class."""
+
+
+def find_images(root: Path) -> tuple[tuple[str, ...], Files, Files]:
+    """The classes of `root`, and the images of its train and test part. Raises UserError."""
     if not root.is_dir():
         raise UserError(f"{root}: no such folder; it should hold train/CLASS/* and test/CLASS/*")
     classes = _folders(root / "train")
@@ -42,13 +59,7 @@ def read_folder(root: Path, size: int | None = None) -> tuple[ArrayDataset, Arra
     for name in _folders(root / "test"):
         if name not in classes:
             raise UserError(f"{root / 'test' / name}: {unknown('class', name, classes)}")
-    train, test = _files(root / "train", classes), _files(root / "test", classes)
-    pixels = _load([path for path, _ in train + test], root, size)
-    name = root.resolve().name
-    return (
-        ArrayDataset(pixels[: len(train)], _labels(train), tuple(classes), name),
-        ArrayDataset(pixels[len(train) :], _labels(test), tuple(classes), name),
-    )
+    return tuple(classes), _files(root / "train", classes), _files(root / "test", classes)
 
 
 def _folders(folder: Path) -> list[str]:
@@ -57,16 +68,16 @@ def _folders(folder: Path) -> list[str]:
     return sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
 
 
-def _files(folder: Path, classes: Sequence[str]) -> list[tuple[Path, int]]:
+def _files(folder: Path, classes: Sequence[str]) -> Files:
     """Every image of `folder` with its class; a class may lack its folder in test/, not images."""
-    found: list[tuple[Path, int]] = []
+    found: Files = []
     for label, name in enumerate(classes):
         if not (folder / name).is_dir():
             continue
-        paths = sorted(p for p in (folder / name).iterdir() if p.suffix.lower() in _SUFFIXES)
+        paths = sorted(p for p in (folder / name).iterdir() if p.suffix.lower() in SUFFIXES)
         if not paths:
             raise UserError(
-                f"{folder / name}: no images; add some ({', '.join(sorted(_SUFFIXES))}) "
+                f"{folder / name}: no images; add some ({', '.join(sorted(SUFFIXES))}) "
                 "or remove the folder"
             )
         found += [(path, label) for path in paths]
@@ -94,7 +105,7 @@ def _load(paths: Sequence[Path], root: Path, size: int | None) -> PixelArray:
         except UserError:
             file.unlink()  # cut short; it can be made again
     began = time.monotonic()
-    images = _decode_all(paths, size or min(_open(paths[0]).size))
+    images = _decode_all(paths, size or min(open_image(paths[0]).size))
     if time.monotonic() - began > _WORTH_CACHING:
         try:
             storage.save_tensors(file, {"images": images}, {"folder": root.name})
@@ -108,10 +119,9 @@ def _decode_all(paths: Sequence[Path], size: int) -> PixelArray:
 
     def decode(row: int) -> bool:
         """Write one image into its row; true where it is grey."""
-        image = ImageOps.fit(_open(paths[row]), (size, size), Image.Resampling.BILINEAR)
-        array = np.asarray(image)
-        pixels[row] = array if array.ndim == 2 else array.transpose(2, 0, 1)
-        return array.ndim == 2
+        image = open_image(paths[row])
+        pixels[row] = fitted(image, size)
+        return image.mode == "L"
 
     grey = True
     with (
@@ -124,10 +134,20 @@ def _decode_all(paths: Sequence[Path], size: int) -> PixelArray:
     return torch.from_numpy(pixels[:, :1].copy() if grey else pixels)
 
 
-def _open(path: Path) -> Image.Image:
-    """A decoded image, grey (L) or RGB; alpha is dropped."""
+def fitted(image: Image.Image, size: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    """Bytes [C, size, size] of an image, scaled and centre-cropped; C = 1: grey, 3: RGB."""
+    array = np.asarray(ImageOps.fit(image, (size, size), Image.Resampling.BILINEAR))
+    return array[None] if array.ndim == 2 else array.transpose(2, 0, 1)
+
+
+def open_image(file: Path | BytesIO, path: object = None) -> Image.Image:
+    """A decoded image, grey (L) or RGB; alpha is dropped. `path` names it, where a file does not.
+
+    Raises UserError, naming it, where it cannot be read.
+    """
+    path = path or file
     try:
-        with Image.open(path) as image:
+        with Image.open(file) as image:
             if image.mode in _DEEP:
                 raise UserError(f"{path}: {image.mode} pixels; save it with 8 bits a channel")
             if image.mode in ("1", "L"):

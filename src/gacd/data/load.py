@@ -1,6 +1,7 @@
 """One door to every data set: train, validation and test part by name."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -8,11 +9,14 @@ import torch
 from gacd.data.dataset import ArrayDataset, Splits
 from gacd.data.folder import read_folder
 from gacd.data.images import resize
+from gacd.data.readers import STREAMED, read_streamed
 from gacd.data.sources import TORCHVISION, read_digits, read_torchvision
 from gacd.data.split import stratified
+from gacd.data.streamed import StreamedDataset
 from gacd.errors import UserError, unknown
 
-NAMES = ("digits", *TORCHVISION, "folder")
+NAMES = ("digits", *TORCHVISION, *STREAMED)
+Part = ArrayDataset | StreamedDataset
 _SIZES = {"stl10": 32}  # default side in pixels where it is not the data's own
 _TEST_SEED = 0  # constant, so that every model is tested on the same images
 
@@ -26,6 +30,8 @@ def load_splits(
     val_fraction: float = 0.1,
     train_limit: int | None = None,
     test_limit: int | None = None,
+    stream: bool = False,
+    workers: int = 0,
     seed: int,
 ) -> Splits:
     """The train, validation and test part of the data set `name`, one of `NAMES`.
@@ -35,14 +41,16 @@ def load_splits(
     are stratified and keep the images' order. Validation and training part depend on `seed`, the
     test part never does: use one seed for a teacher and its students, or the teacher has seen
     their validation images. `size` is the side in pixels that images are resized to. Only images of
-    `classes` are kept where that is given, relabelled in its order.
+    `classes` are kept where that is given, relabelled in its order. With `stream`, for those of
+    `STREAMED`, training images stay on disk and `workers` processes decode them; the two other
+    parts are in memory all the same.
     Raises UserError on bad names, paths, files and numbers.
     """
     if not 0 < val_fraction < 1:
         raise UserError(f"val_fraction must be between 0 and 1, got {val_fraction:g}")
     if size is not None and size < 1:
         raise UserError(f"size must be at least one pixel, got {size}")
-    everything, test = _read(name, root, size)
+    everything, test = _read(name, root, size, stream, workers)
     if classes is not None:
         everything, test = (only_classes(part, classes) for part in (everything, test))
     in_val = stratified(everything.labels, round(len(everything) * val_fraction), seed=seed)
@@ -61,10 +69,11 @@ def load_splits(
             "add images of it, raise train_limit or lower val_fraction"
         )
     side = size or _SIZES.get(name)
-    return Splits(*(_resized(part, side) for part in (train, val, test)))
+    val, test = _resized(_in_memory(val), side), _resized(_in_memory(test), side)
+    return Splits(train if stream else _resized(_in_memory(train), side), val, test)
 
 
-def only_classes(part: ArrayDataset, classes: Sequence[str]) -> ArrayDataset:
+def only_classes(part: Part, classes: Sequence[str]) -> Part:
     """The images of these classes, labelled 0, 1, ... in this order.
 
     Raises UserError for a name that is no class of the data, one given twice, or fewer than two.
@@ -79,20 +88,26 @@ def only_classes(part: ArrayDataset, classes: Sequence[str]) -> ArrayDataset:
     labels = new.to(part.labels.device)[part.labels]
     kept = labels >= 0
     name = f"{part.name} ({len(classes)} of {part.num_classes} classes)"
-    return ArrayDataset(part.images[kept], labels[kept], tuple(classes), name)
+    return replace(part.subset(kept), labels=labels[kept], classes=tuple(classes), name=name)
 
 
-def _read(name: str, root: Path | None, size: int | None) -> tuple[ArrayDataset, ArrayDataset]:
+def _read(
+    name: str, root: Path | None, size: int | None, stream: bool, workers: int
+) -> tuple[Part, Part]:
     if name not in NAMES:
         raise unknown("data set", name, NAMES)
+    if stream and name not in STREAMED:
+        raise UserError(f"data set '{name}' cannot be streamed, only {', '.join(STREAMED)} can")
     if name == "digits":
         return read_digits()
     if root is None:
         raise UserError(f"data set '{name}' is read from files: say in which folder (root)")
+    if stream or name in ("webdataset", "huggingface"):
+        return read_streamed(name, root, size, workers)
     return read_folder(root, size) if name == "folder" else read_torchvision(name, root)
 
 
-def _limit(part: ArrayDataset, what: str, limit: int | None, seed: int) -> ArrayDataset:
+def _limit(part: Part, what: str, limit: int | None, seed: int) -> Part:
     if limit is None:
         return part
     if limit < part.num_classes:
@@ -103,6 +118,10 @@ def _limit(part: ArrayDataset, what: str, limit: int | None, seed: int) -> Array
     if limit >= len(part):
         return part
     return part.subset(stratified(part.labels, limit, seed=seed))
+
+
+def _in_memory(part: Part) -> ArrayDataset:
+    return part.load() if isinstance(part, StreamedDataset) else part
 
 
 def _resized(part: ArrayDataset, side: int | None) -> ArrayDataset:

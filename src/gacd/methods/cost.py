@@ -10,10 +10,12 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from gacd.data.dataset import ArrayDataset
+from gacd.data.dataset import ImageDataset
+from gacd.data.images import to_float
 from gacd.methods.base import Teacher
 from gacd.methods.method import Method
 from gacd.models.base import Backbone
+from gacd.models.frozen import frozen
 from gacd.shapes import Batch
 
 _SIZES = 2, 4  # images in the two steps: the cost of a step is a line through them
@@ -43,7 +45,7 @@ class Cost:
         return Cost(**{name: factor * value for name, value in asdict(self).items()})
 
 
-def measure(method: Method, data: ArrayDataset, *, batch_size: int) -> Cost:
+def measure(method: Method, data: ImageDataset, *, batch_size: int) -> Cost:
     """The cost per image of `method` in batches of `batch_size`, its warm-ups over.
 
     Two steps of a copy on the first images of `data`: neither the method, nor its statistics and
@@ -52,23 +54,25 @@ def measure(method: Method, data: ArrayDataset, *, batch_size: int) -> Cost:
     `batch_size` images; the transport plan's B x B products, the only ones that are not linear, are
     thereby left out, mostly.
     """
-    first = data.subset(torch.arange(_SIZES[1])).to(next(method.parameters()).device)
-    small, large = (_step(method, first, size) for size in _SIZES)
+    data = data.to(next(method.parameters()).device)
+    index = torch.arange(_SIZES[1], device=data.labels.device)
+    first = Batch(to_float(next(data.fetch([index]))), data.labels[index], index)
+    small, large = (_step(method, Batch(*(part[:size] for part in first))) for size in _SIZES)
     each = (large + small * -1) * (1 / (_SIZES[1] - _SIZES[0]))
     return each + (small + each * -_SIZES[0]) * (1 / batch_size)
 
 
-def _step(method: Method, data: ArrayDataset, size: int) -> Cost:
-    """The cost of one step on `size` images, all of them together."""
+def _step(method: Method, batch: Batch) -> Cost:
+    """The cost of one step, of all its images together."""
     twin = deepcopy(method).train()
+    with frozen(twin.student, batch.images):
+        pass  # it has now seen the network: a pass that training makes once
     student = _Counter(twin.student)
     teacher = None
     if method.teacher is not None:
         twin.teacher = Teacher(deepcopy(method.teacher.module))
         teacher = _Counter(twin.teacher.module)
-    index = torch.arange(size, device=data.labels.device)
-    batch = Batch(data.float_images(index), data.labels[index], index)
-    generator = torch.Generator(data.labels.device).manual_seed(0)
+    generator = torch.Generator(batch.labels.device).manual_seed(0)
     with _Flops() as flops:
         twin(batch, generator).total.backward()
     return Cost(

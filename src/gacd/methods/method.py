@@ -12,7 +12,7 @@ from gacd.errors import UserError
 from gacd.methods.awp import AWP, NO_AWP, perturbed_weights
 from gacd.methods.base import Loss, Step, Teacher, Term, TrainingAttack, check_objective
 from gacd.models.base import Backbone
-from gacd.models.modes import evaluating
+from gacd.models.frozen import frozen
 from gacd.shapes import Batch, Images, Logits
 
 
@@ -80,7 +80,7 @@ class Method(nn.Module):
 
     def adversarial(self, step: Step) -> Images:
         """The batch's adversarial examples for the student as it stands, in evaluation mode."""
-        with evaluating(self.student):
+        with frozen(self.student, step.batch.images):
             return pgd(
                 self._objective(step),
                 step.batch.images,

@@ -1,0 +1,139 @@
+"""What a training step costs in time and memory as things grow; the exponent of each, and a figure.
+
+    python benchmarks/scaling.py [--threads 1] [--out benchmarks/results/scaling-cpu]
+
+One thing varies at a time: anchors M (estimators exact and sampled), negatives k (sampled), batch
+B, attack steps, student width. Time is the least of the repeats; with `--threads 1` processor time.
+Memory is the peak above the level before the step. The exponent is the slope of log(cost) against
+log(size) between the two largest sizes: 1 is linear, and anything much above it a hidden quadratic
+term. Times contain a fixed part, so exponents below 1 are usual. FLOPs are counted by torch.
+"""
+
+import argparse
+import math
+import os
+from argparse import Namespace
+from pathlib import Path
+from typing import Any
+
+import torch
+from objective import _peak_bytes  # type: ignore[import-not-found]  # beside this file
+
+from gacd.storage import write_json
+from training import (  # type: ignore[import-not-found]
+    Step,
+    World,
+    cpu_name,
+    flops_of,
+    ours,
+    seconds_of,
+)
+
+BASE = {"anchors": 16_384, "negatives": 4096, "batch": 32, "steps": 2, "model": "wrn-10-1"}
+SWEEPS: dict[str, dict[str, Any]] = {
+    "M, exact": {"key": "anchors", "values": [8192, 16_384, 32_768, 65_536]},
+    "M, sampled": {
+        "key": "anchors", "values": [8192, 16_384, 32_768, 65_536], "estimator": "sampled",
+    },
+    "k, sampled": {
+        "key": "negatives", "values": [2048, 4096, 8192, 16_384], "estimator": "sampled",
+        "anchors": 32_768,
+    },
+    "B": {"key": "batch", "values": [16, 32, 64, 128]},
+    "attack steps": {"key": "steps", "values": [1, 2, 4, 8]},
+    "student parameters": {
+        "key": "model", "values": ["wrn-10-1", "wrn-16-1", "wrn-10-2", "wrn-10-4"],
+    },
+}  # fmt: skip
+
+
+def parameters(model: str) -> int:
+    from gacd.models import create_model
+
+    return sum(p.numel() for p in create_model(model, num_classes=10, seed=0).parameters())
+
+
+def sweep(name: str, device: torch.device, repeats: int, threads: int | None) -> dict[str, Any]:
+    plan = SWEEPS[name]
+    estimator = plan.get("estimator", "exact")
+    steps: dict[str, Step] = {}
+    worlds, flops, peaks = {}, [], []
+    for value in plan["values"]:
+        changes = {k: v for k, v in plan.items() if k in BASE} | {plan["key"]: value}
+        world = World(device, Namespace(**BASE | changes, threads=threads))
+        options = {"estimator": estimator, "negatives": (BASE | changes)["negatives"]}
+        worlds[str(value)] = world
+        steps[str(value)] = ours("gacd", world, options=options)
+        flops.append(flops_of("gacd", world, options=options))
+        peaks.append(_peak_bytes(steps[str(value)], device))
+    times = seconds_of(steps, world, repeats)
+    seconds = [min(times[str(value)]) for value in plan["values"]]
+    sizes = [parameters(v) if isinstance(v, str) else v for v in plan["values"]]
+    return {
+        "sizes": sizes,
+        "seconds": [round(s, 4) for s in seconds],
+        "MB": [None if p is None else round(p / 2**20, 1) for p in peaks],
+        "GFLOP": [round(f / 1e9, 2) for f in flops],
+        "exponent of time": exponent(sizes, seconds),
+        "exponent of memory": None if None in peaks else exponent(sizes, peaks),
+        "exponent of FLOPs": exponent(sizes, flops),
+    }
+
+
+def exponent(sizes: list[int], costs: list[Any]) -> float:
+    """d log(cost) / d log(size) at the large end."""
+    return round(math.log(costs[-1] / costs[-2]) / math.log(sizes[-1] / sizes[-2]), 2)
+
+
+def draw(record: dict[str, Any], path: Path) -> None:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11, 6), layout="constrained")
+    for axes, (name, row) in zip(figure.subplots(2, 3).flat, record["sweeps"].items(), strict=True):
+        axes.loglog(row["sizes"], row["seconds"], "o-", label="seconds a step")
+        if None not in row["MB"]:
+            twin = axes.twinx()
+            twin.loglog(row["sizes"], row["MB"], "s--", color="tab:orange")
+            twin.set_ylabel("peak MB (dashed)", color="tab:orange")
+        start = row["seconds"][-1] / row["sizes"][-1]
+        axes.loglog(row["sizes"], [start * size for size in row["sizes"]], ":", color="grey")
+        axes.set_title(
+            f"{name}: exponents {row['exponent of time']} (time), "
+            f"{row['exponent of FLOPs']} (FLOPs)",
+            fontsize=9,
+        )
+        axes.set_ylabel("seconds a step")
+        axes.set_xlabel(name.split(",")[0])
+    figure.suptitle("GACD's training step; dotted: linear", fontsize=10)
+    figure.savefig(path, metadata={"Date": None})
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--threads", type=int)
+    parser.add_argument("--out", type=Path, help="writes OUT.json and OUT.svg")
+    options = parser.parse_args()
+    if options.threads is not None:
+        torch.set_num_threads(options.threads)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    record: dict[str, Any] = {
+        "device": torch.cuda.get_device_name() if device.type == "cuda" else cpu_name(),
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+        "clock": "processor" if options.threads == 1 and device.type == "cpu" else "wall",
+        "base": BASE,
+        "repeats": options.repeats,
+        "sweeps": {},
+    }
+    for name in SWEEPS:
+        record["sweeps"][name] = sweep(name, device, options.repeats, options.threads)
+        print(name, record["sweeps"][name], flush=True)
+    record["load"] = round(os.getloadavg()[0], 1)
+    if options.out:
+        write_json(options.out.with_suffix(".json"), record)
+        draw(record, options.out.with_suffix(".svg"))
+
+
+if __name__ == "__main__":
+    main()

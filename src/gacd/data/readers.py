@@ -1,0 +1,225 @@
+"""Where streamed images come from: class folders, WebDataset shards, Hugging Face datasets."""
+
+import io
+import os
+import tarfile
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from gacd.data.folder import SUFFIXES, find_images, open_image
+from gacd.data.streamed import Reader, StreamedDataset
+from gacd.errors import UserError
+from gacd.storage import fingerprint
+
+Part = tuple[Reader, list[int]]
+"""A reader, and its labels."""
+
+
+class _Found(NamedTuple):
+    classes: tuple[str, ...]
+    train: Part
+    test: Part
+
+
+def read_streamed(
+    name: str, root: Path, size: int | None, workers: int
+) -> tuple[StreamedDataset, StreamedDataset]:
+    """Train and test set of a key of `STREAMED` under `root`, without reading an image but one.
+
+    `size` and whether the images are grey are the first image's where `size` is not given.
+    Raises UserError, naming the file or folder.
+    """
+    classes, train, test = STREAMED[name](root)
+    first = train[0].image(0)
+    return tuple(  # type: ignore[return-value]
+        StreamedDataset(
+            reader,
+            torch.arange(len(labels)),
+            torch.tensor(labels, dtype=torch.int64),
+            classes,
+            root.resolve().name,
+            size or min(first.size),
+            1 if first.mode == "L" else 3,
+            workers,
+        )
+        for reader, labels in (train, test)
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class FolderReader:
+    """Image files by their paths."""
+
+    paths: Sequence[Path]
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def image(self, row: int) -> Image.Image:
+        """Decode one file."""
+        return open_image(self.paths[row])
+
+    def fingerprint(self) -> str:
+        """Of paths, sizes and times."""
+        return fingerprint(_stamp(path) for path in self.paths)
+
+
+def _folder(root: Path) -> _Found:
+    classes, *parts = find_images(root)
+    train, test = (
+        (FolderReader([path for path, _ in files]), [label for _, label in files])
+        for files in parts
+    )
+    return _Found(classes, train, test)
+
+
+@dataclass(frozen=True, eq=False)
+class ShardReader:
+    """Images inside tar files, by their place: shard, first byte, length."""
+
+    shards: Sequence[Path]
+    places_N3: Tensor
+
+    def __len__(self) -> int:
+        return len(self.places_N3)
+
+    def image(self, row: int) -> Image.Image:
+        """Decode one member."""
+        shard, offset, length = self.places_N3[row].tolist()
+        with self.shards[shard].open("rb") as file:
+            file.seek(offset)
+            return open_image(io.BytesIO(file.read(length)), f"{self.shards[shard]} at {offset}")
+
+    def fingerprint(self) -> str:
+        """Of the shards' paths, sizes and times."""
+        return fingerprint(_stamp(path) for path in self.shards)
+
+
+def _webdataset(root: Path) -> _Found:
+    """`root`/train/*.tar and test/*.tar; members KEY.jpg (or .png, ...) and KEY.cls, a number.
+
+    Class names: the lines of `root`/classes.txt, where there is one.
+    """
+    train, test = (_shards(root / part) for part in ("train", "test"))
+    names = root / "classes.txt"
+    highest = max(*train[1], *test[1])
+    if names.is_file():
+        classes = tuple(names.read_text().split("\n"))
+        classes = tuple(name.strip() for name in classes if name.strip())
+        if highest >= len(classes):
+            raise UserError(
+                f"{names}: {len(classes)} classes, but a label in the shards: {highest}"
+            )
+    else:
+        classes = tuple(str(label) for label in range(highest + 1))
+    return _Found(classes, train, test)
+
+
+def _shards(folder: Path) -> Part:
+    shards = sorted(folder.glob("*.tar"))
+    if not shards:
+        raise UserError(f"{folder}: no shards; put *.tar files there, with KEY.jpg and KEY.cls")
+    places: list[tuple[int, int, int]] = []
+    labels: list[int] = []
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        for number, (found, classes) in enumerate(pool.map(_scan, shards)):
+            places += [(number, *place) for place in found]
+            labels += classes
+    return ShardReader(shards, torch.tensor(places)), labels
+
+
+def _scan(shard: Path) -> tuple[list[tuple[int, int]], list[int]]:
+    """Where each image of a shard lies, and its label: from the headers and the .cls members."""
+    images: dict[str, tuple[int, int]] = {}
+    labels: dict[str, int] = {}
+    try:
+        with tarfile.open(shard, "r:") as archive:
+            for member in archive:
+                folder, _, file = member.name.rpartition("/")
+                key, _, extension = file.partition(".")
+                key = f"{folder}/{key}"
+                if f".{extension.lower()}" in SUFFIXES:
+                    images[key] = member.offset_data, member.size
+                elif extension == "cls":
+                    content = archive.extractfile(member)
+                    labels[key] = int(content.read()) if content else -1
+    except (tarfile.TarError, ValueError, OSError) as error:
+        raise UserError(f"{shard}: cannot be read as a shard of images ({error})") from None
+    lacking = next(iter(images.keys() ^ labels.keys()), None)
+    if lacking is not None or not images:
+        what = "no image" if lacking is None else f"half of {lacking.strip('/')}"
+        raise UserError(f"{shard}: {what}; each sample needs KEY.jpg (or .png, ...) and KEY.cls")
+    return list(images.values()), [labels[key] for key in images]
+
+
+@dataclass(frozen=True, eq=False)
+class TableReader:
+    """A column of images of a Hugging Face data set, mapped from its Arrow files."""
+
+    table: Any
+    column: str
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def image(self, row: int) -> Image.Image:
+        """Decode one row."""
+        found: Image.Image = self.table[row][self.column]
+        return found if found.mode in ("L", "RGB") else found.convert("RGB")
+
+    def fingerprint(self) -> str:
+        """The library's own."""
+        return str(self.table._fingerprint)
+
+
+def _huggingface(root: Path) -> _Found:
+    """What `save_to_disk` wrote, or a folder of Parquet files: parts train and test.
+
+    The image and the label are the first columns of these types.
+    """
+    try:
+        import datasets
+    except ImportError:
+        raise UserError(
+            "Hugging Face data sets need a package: pip install 'gacd[huggingface]'"
+        ) from None
+    try:
+        if (root / "dataset_dict.json").is_file():
+            parts = datasets.load_from_disk(str(root))
+        else:
+            parts = datasets.load_dataset(str(root))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{root}: cannot be read as a data set ({error})") from None
+    if not {"train", "test"} <= parts.keys():
+        raise UserError(f"{root}: has the parts {', '.join(parts)}; it needs train and test")
+    columns = parts["train"].features
+    image, label = (
+        next((name for name, kind in columns.items() if isinstance(kind, wanted)), None)
+        for wanted in (datasets.Image, datasets.ClassLabel)
+    )
+    if image is None or label is None:
+        raise UserError(f"{root}: needs a column of type Image and one of type ClassLabel")
+    train, test = (
+        (TableReader(parts[part], image), list(parts[part][label])) for part in ("train", "test")
+    )
+    return _Found(tuple(columns[label].names), train, test)
+
+
+def _stamp(path: Path) -> str:
+    stat = path.stat()
+    return f"{path} {stat.st_size} {stat.st_mtime_ns}"
+
+
+STREAMED: dict[str, Callable[[Path], _Found]] = {
+    "folder": _folder,
+    "webdataset": _webdataset,
+    "huggingface": _huggingface,
+}
+"""What can be streamed, by name."""

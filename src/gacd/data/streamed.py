@@ -1,0 +1,125 @@
+"""A data set that stays on disk: images are decoded as they are asked for, by worker processes.
+
+Any row can be read at any time, so the order of an epoch is the same permutation as in memory, and
+a run that resumes in the middle of one begins there without reading what came before.
+"""
+
+import signal
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from gacd.data.dataset import ArrayDataset
+from gacd.data.folder import fitted
+from gacd.storage import fingerprint
+
+_SAMPLE = 2048  # images that mean and standard deviation are taken from
+
+
+@runtime_checkable
+class Reader(Protocol):
+    """Where the images are. It is handed to worker processes, so it holds no open file."""
+
+    def __len__(self) -> int: ...
+
+    def image(self, row: int) -> Image.Image:
+        """Image `row`, grey (L) or RGB."""
+
+    def fingerprint(self) -> str:
+        """A hash of what lies there: names, sizes, times."""
+
+
+@dataclass(frozen=True, eq=False)
+class StreamedDataset:
+    """Some `rows` of what `reader` reads, as images of `size` x `size` pixels.
+
+    In memory are the labels and eight bytes a row, no image. `workers` processes decode ahead (0:
+    this one). Images are scaled and cropped as `read_folder` does it, and brought to `channels`
+    (1: grey, 3: RGB).
+    """
+
+    reader: Reader
+    rows: Tensor
+    labels: Tensor
+    classes: tuple[str, ...]
+    name: str
+    size: int
+    channels: int
+    workers: int = 0
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def num_classes(self) -> int:
+        """K, present or not among the labels."""
+        return len(self.classes)
+
+    def fetch(self, batches: Sequence[Tensor]) -> Iterator[Tensor]:
+        """The bytes [B, C, S, S] of every batch of rows, in this order, on the labels' device.
+
+        Each worker decodes whole batches, up to two ahead; they come back in order.
+        """
+        if not batches:
+            return iter(())
+        device = self.labels.device
+        rows = self.rows[torch.cat(list(batches)).cpu()]  # one wait for the device, not one a step
+        loader = DataLoader(
+            _Decoder(self.reader, self.size, self.channels),
+            sampler=torch.split(rows, [len(index) for index in batches]),
+            batch_size=None,
+            num_workers=self.workers,
+            pin_memory=device.type == "cuda",
+            worker_init_fn=_ignore_interrupts,
+        )
+        return (pixels.to(device, non_blocking=True) for pixels in loader)
+
+    def subset(self, index: Tensor) -> "StreamedDataset":
+        """The images at some rows (int64), or where a mask (bool [N]) is true."""
+        return replace(self, rows=self.rows[index.cpu()], labels=self.labels[index])
+
+    def to(self, device: torch.device | str) -> "StreamedDataset":
+        """The same images, which arrive on another device."""
+        return replace(self, labels=self.labels.to(device))
+
+    def named(self, name: str) -> "StreamedDataset":
+        """The same images under another name."""
+        return replace(self, name=name)
+
+    def load(self) -> ArrayDataset:
+        """All of it, in memory."""
+        rows = torch.split(torch.arange(len(self)), 256)
+        pixels = torch.cat(list(self.fetch(rows)))
+        return ArrayDataset(pixels, self.labels, self.classes, self.name)
+
+    def fingerprint(self) -> str:
+        """A hash of the files' names, sizes and times, of the rows and of the labels."""
+        sizes = f"{self.size} {self.channels}"
+        arrays = (t.cpu().contiguous().numpy().tobytes() for t in (self.rows, self.labels))
+        return fingerprint((self.reader.fingerprint(), sizes, *arrays, *self.classes))
+
+    def mean_std(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Of each channel, in units of [0, 1]; from at most 2048 images, evenly spread."""
+        some = torch.linspace(0, len(self) - 1, min(len(self), _SAMPLE)).long()
+        return self.to("cpu").subset(some).load().mean_std()
+
+
+class _Decoder(Dataset[Tensor]):
+    """One item is one batch."""
+
+    def __init__(self, reader: Reader, size: int, channels: int) -> None:
+        self.reader, self.size, self.mode = reader, size, "L" if channels == 1 else "RGB"
+
+    def __getitem__(self, rows: Tensor) -> Tensor:
+        images = (self.reader.image(row).convert(self.mode) for row in rows.tolist())
+        return torch.from_numpy(np.stack([fitted(image, self.size) for image in images]))
+
+
+def _ignore_interrupts(worker: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the training process's to handle

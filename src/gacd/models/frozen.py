@@ -1,0 +1,136 @@
+"""A network made ready for an attack: constants are computed once, not in each of its passes."""
+
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from gacd.models.modes import evaluating
+from gacd.shapes import Images
+
+Pair = tuple[str, str]
+"""A convolution, and the batch normalisation that alone reads its output; by name."""
+
+_PAIRS: WeakKeyDictionary[nn.Module, list[Pair]] = WeakKeyDictionary()
+_IDENTITY = nn.Identity()
+
+
+@contextmanager
+def frozen(model: nn.Module, x: Images) -> Iterator[None]:
+    """`evaluating`, with batch normalisation folded into the convolutions before it.
+
+    W' = s W and b' = s (b - mean) + beta, s = gamma / sqrt(var + eps): the same function, to
+    rounding, in fewer passes over memory. Under autocast the weights of convolutions and linear
+    layers are cast here, once. An image of `x` shows, the first time, what follows what.
+    Everything is put back afterwards, also after an exception.
+    """
+    with evaluating(model), torch.no_grad():
+        parts = dict(model.named_modules())
+        dtype = _autocast_dtype(x)
+        bn_of = dict(_pairs(model, x))
+        swaps: list[tuple[dict[str, Any], str, Any]] = []  # where, what, what is put there
+        for name, part in parts.items():
+            if not isinstance(part, nn.Conv2d | nn.Linear):
+                continue
+            weight, bias = part.weight, part.bias
+            if name in bn_of:
+                weight, bias = _folded(weight, bias, parts[bn_of[name]])
+                parent, _, child = bn_of[name].rpartition(".")
+                swaps.append((parts[parent]._modules, child, _IDENTITY))
+            swaps.append((part._parameters, "weight", weight.to(dtype or weight.dtype)))
+            swaps.append(
+                (part._parameters, "bias", None if bias is None else bias.to(dtype or bias.dtype))
+            )
+    before = [where[what] for where, what, _ in swaps]
+    with evaluating(model):
+        try:
+            for where, what, new in swaps:
+                where[what] = new
+            yield
+        finally:
+            for (where, what, _), old in zip(swaps, before, strict=True):
+                where[what] = old
+
+
+def _autocast_dtype(x: Images) -> torch.dtype | None:
+    kind = x.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
+
+
+def _folded(weight: Tensor, bias: Tensor | None, norm: Any) -> tuple[Tensor, Tensor]:
+    scale = torch.rsqrt(norm.running_var + norm.eps)
+    if norm.weight is not None:
+        scale = scale * norm.weight
+    shift = -norm.running_mean if bias is None else bias - norm.running_mean
+    shift = shift * scale
+    if norm.bias is not None:
+        shift = shift + norm.bias
+    return weight * scale[:, None, None, None], shift
+
+
+def _pairs(model: nn.Module, x: Images) -> list[Pair]:
+    if model not in _PAIRS:
+        _PAIRS[model] = find_pairs(model, x[:1])
+    return _PAIRS[model]
+
+
+def find_pairs(model: nn.Module, x: Images) -> list[Pair]:
+    """Convolutions whose only reader is a batch normalisation in evaluation mode.
+
+    Read off the graph that autograd records of one forward pass of `x`, so it holds for any
+    network. A module that is used twice is left alone.
+    """
+    maker: dict[Any, str] = {}  # of an autograd node
+    calls: Counter[str] = Counter()
+
+    def note(name: str) -> Any:
+        def hook(module: nn.Module, inputs: Any, output: Tensor) -> None:
+            maker[output.grad_fn] = name
+            calls[name] += 1
+
+        return hook
+
+    parts = dict(model.named_modules())
+    hooks = [
+        part.register_forward_hook(note(name))
+        for name, part in parts.items()
+        if isinstance(part, nn.Conv2d | _BatchNorm)
+    ]
+    try:
+        with (
+            evaluating(model),
+            torch.enable_grad(),
+            torch.compiler.set_stance("force_eager"),
+        ):
+            output = model(x.detach().requires_grad_())
+    finally:
+        for hook in hooks:
+            hook.remove()
+    reads = Counter(node for user in _graph(output.grad_fn) for node, _ in user.next_functions)
+    pairs = []
+    for node, name in maker.items():
+        if not isinstance(parts[name], _BatchNorm) or parts[name].running_var is None:
+            continue
+        read = node.next_functions[0][0]
+        conv = maker.get(read, name)
+        once = reads[read] == calls[conv] == calls[name] == 1
+        if once and isinstance(parts[conv], nn.Conv2d):
+            pairs.append((conv, name))
+    return pairs
+
+
+def _graph(root: Any) -> set[Any]:
+    """Every node that `root` depends on, itself included."""
+    seen: set[Any] = set()
+    waiting = [root]
+    while waiting:
+        node = waiting.pop()
+        if node is not None and node not in seen:
+            seen.add(node)
+            waiting += [following for following, _ in node.next_functions]
+    return seen

@@ -1,0 +1,189 @@
+"""Streamed data: the same batches as from memory, from any source, at any step, by any workers."""
+
+import io
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from gacd.data.batches import iterate
+from gacd.data.load import load_splits
+from gacd.data.streamed import StreamedDataset
+from gacd.errors import UserError
+from gacd.shapes import Batch
+
+CLASSES = ("cat", "dog", "emu")
+COUNTS = {"train": 11, "test": 4}  # of each class
+
+
+def picture(part: str, label: int, number: int) -> Image.Image:
+    key = [len(part), label, number]
+    pixels = np.random.default_rng(key).integers(0, 256, (9, 12, 3), dtype=np.uint8)
+    return Image.fromarray(pixels)
+
+
+def samples(part: str) -> list[tuple[int, int]]:
+    return [(label, n) for label in range(len(CLASSES)) for n in range(COUNTS[part])]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("folder")
+    for part in COUNTS:
+        for label, number in samples(part):
+            path = root / part / CLASSES[label] / f"{number:02}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            picture(part, label, number).save(path)
+    return root
+
+
+def add(archive: tarfile.TarFile, name: str, data: bytes) -> None:
+    info = tarfile.TarInfo(name)
+    info.size = len(data)
+    archive.addfile(info, io.BytesIO(data))
+
+
+def png(image: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, "png")
+    return buffer.getvalue()
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same images in the same order, in shards of ten, as WebDataset lays them out."""
+    root = tmp_path_factory.mktemp("shards")
+    (root / "classes.txt").write_text("\n".join(CLASSES) + "\n")
+    for part in COUNTS:
+        (root / part).mkdir()
+        for first in range(0, len(samples(part)), 10):
+            with tarfile.open(root / part / f"{first:06}.tar", "w") as archive:
+                for label, number in samples(part)[first : first + 10]:
+                    key = f"{label}{number:02}"
+                    add(archive, f"{key}.cls", str(label).encode())
+                    add(archive, f"{key}.png", png(picture(part, label, number)))
+    return root
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    datasets = pytest.importorskip("datasets")
+    root = tmp_path_factory.mktemp("table")
+    features = datasets.Features(
+        {"picture": datasets.Image(), "kind": datasets.ClassLabel(names=list(CLASSES))}
+    )
+    parts = {
+        part: datasets.Dataset.from_dict(
+            {
+                "picture": [picture(part, *sample) for sample in samples(part)],
+                "kind": [label for label, _ in samples(part)],
+            },
+            features=features,
+        )
+        for part in COUNTS
+    }
+    datasets.DatasetDict(parts).save_to_disk(str(root))
+    return root
+
+
+SETTINGS: dict[str, Any] = {"size": 8, "val_fraction": 0.2, "seed": 3}
+ORDER: dict[str, Any] = {
+    "batch_size": 5, "shuffle": True, "seed": 1, "epoch": 2, "drop_last": False, "pad": 1,
+    "flip": True,
+}  # fmt: skip
+
+
+def assert_same(found: list[Batch], expected: list[Batch]) -> None:
+    assert len(found) == len(expected) > 0
+    for a, b in zip(found, expected, strict=True):
+        assert all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+@pytest.mark.parametrize("name", ["folder", "webdataset", "huggingface"])
+@pytest.mark.parametrize("workers", [0, 2])
+def test_the_batches_are_those_of_memory(
+    name: str, workers: int, folder: Path, request: pytest.FixtureRequest
+) -> None:
+    expected = load_splits("folder", root=folder, **SETTINGS)
+    if name == "huggingface":
+        root = request.getfixturevalue("table")
+    else:
+        root = folder if name == "folder" else request.getfixturevalue("shards")
+    found = load_splits(name, root=root, stream=True, workers=workers, **SETTINGS)
+    assert isinstance(found.train, StreamedDataset)
+    assert found.train.classes == CLASSES
+    assert found.train.mean_std() == expected.train.mean_std()  # fewer than 2048 images
+    whole = list(iterate(expected.train, **ORDER))
+    assert_same(list(iterate(found.train, **ORDER)), whole)
+    assert_same(list(iterate(found.train, **ORDER, start=3)), whole[3:])
+    for rank in range(2):
+        ranks = {"rank": rank, "world_size": 2}
+        assert_same(
+            list(iterate(found.train, **ORDER, **ranks)),
+            list(iterate(expected.train, **ORDER, **ranks)),
+        )
+    for part in ("val", "test"):
+        assert torch.equal(getattr(found, part).images, getattr(expected, part).images)
+        assert torch.equal(getattr(found, part).labels, getattr(expected, part).labels)
+    if name != "folder":  # or all of it in memory
+        loaded = load_splits(name, root=root, **SETTINGS)
+        assert_same(list(iterate(loaded.train, **ORDER)), whole)
+
+
+def test_only_what_is_asked_for_is_decoded(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    train = load_splits("folder", root=folder, stream=True, **SETTINGS).train
+    assert isinstance(train, StreamedDataset)
+    asked: list[int] = []
+    image = type(train.reader).image
+    monkeypatch.setattr(
+        type(train.reader), "image", lambda self, row: asked.append(row) or image(self, row)
+    )
+    batches = list(iterate(train, **ORDER, start=4))
+    assert asked == [int(train.rows[row]) for batch in batches for row in batch.index]
+
+
+def test_fingerprints_and_limits(folder: Path) -> None:
+    def prints(**changes: Any) -> str:
+        return load_splits(
+            "folder", root=folder, stream=True, **SETTINGS | changes
+        ).train.fingerprint()
+
+    assert prints() == prints()
+    assert len({prints(), prints(seed=4), prints(size=7), prints(train_limit=6)}) == 4
+    limited = load_splits(
+        "folder", root=folder, stream=True, classes=["emu", "cat"], train_limit=8, **SETTINGS
+    ).train
+    assert (len(limited), limited.classes) == (8, ("emu", "cat"))
+    assert limited.labels.bincount().tolist() == [4, 4]
+
+
+def test_grey_stays_grey(tmp_path: Path) -> None:
+    for part in COUNTS:
+        for label, number in samples(part):
+            path = tmp_path / part / CLASSES[label] / f"{number:02}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            picture(part, label, number).convert("L").save(path)
+    found = load_splits("folder", root=tmp_path, stream=True, **SETTINGS).train
+    expected = load_splits("folder", root=tmp_path, **SETTINGS).train
+    assert found.channels == expected.channels == 1
+    assert_same(list(iterate(found, **ORDER)), list(iterate(expected, **ORDER)))
+
+
+def test_bad_input_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="'digits' cannot be streamed, only folder, webdataset"):
+        load_splits("digits", stream=True, **SETTINGS)
+    with pytest.raises(UserError, match=r"train: no shards; put \*\.tar files there"):
+        load_splits("webdataset", root=tmp_path, **SETTINGS)
+    for part in COUNTS:
+        (tmp_path / part).mkdir()
+        with tarfile.open(tmp_path / part / "0.tar", "w") as archive:
+            add(archive, "a.png", png(picture(part, 0, 0)))
+    with pytest.raises(UserError, match=r"0\.tar: half of a; each sample needs KEY\.jpg"):
+        load_splits("webdataset", root=tmp_path, **SETTINGS)
+    (tmp_path / "train" / "0.tar").write_bytes(b"no archive at all" * 100)
+    with pytest.raises(UserError, match=r"0\.tar: cannot be read as a shard"):
+        load_splits("webdataset", root=tmp_path, **SETTINGS)

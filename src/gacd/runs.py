@@ -50,6 +50,7 @@ _NOT_COMPARED = (  # a run may be moved, go on elsewhere, and get further rows l
     "out", "bank", "methods", "data.root", "evaluation.workers", "fabric.accelerator",
     "fabric.devices", "fabric.num_nodes", "fabric.strategy", "fabric.threads", "fabric.compile",
 )  # fmt: skip
+_STARTS = ("checkpoint", "source", "teacher.checkpoint")  # of a study's cell, its address knows
 
 
 class Run:
@@ -64,7 +65,7 @@ class Run:
         self.fabric: Fabric = build.fabric(cfg.fabric)
         self.splits: Splits = build.splits(cfg.data, cfg.seed)
         images = fingerprint(part.fingerprint() for part in (self.splits.train, self.splits.test))
-        self.once(lambda: claim(cfg.out, cfg, images=images))
+        self.once(lambda: claim(cfg.out, cfg, images=images, goal=goal))
         self.pool: Pool | None = None
         self.pending: dict[str, AsyncResult[None]] = {}
 
@@ -267,11 +268,12 @@ def _order(out: Path) -> list[str]:
     return [TEACHER, *method_order(name for name in names if name != TEACHER)]
 
 
-def claim(out: Path, cfg: c.Run, *, images: str | None = None) -> None:
+def claim(out: Path, cfg: c.Run, *, images: str | None = None, goal: Goal = "report") -> None:
     """Make `out` this run's folder, or refuse the folder of another run.
 
     A run that has not begun its first stage may be replaced: its command may have been mistyped.
     The data may lie elsewhere than before, but the fingerprint of their `images` must be the same.
+    What a study's cell starts from may have been made anew, on a machine that rounds otherwise.
 
     Raises:
         UserError: `out` holds a run with another configuration (the first difference is named), or
@@ -288,7 +290,8 @@ def claim(out: Path, cfg: c.Run, *, images: str | None = None) -> None:
     # A setting that is newer than the run had its default there.
     here, there = flat(ours), flat(_identity(type(cfg)())) | flat(read_json(path))
     here.setdefault("images", there.setdefault("images", images))  # older runs did not note it
-    settings = (key for key in here | there if key not in _NOT_COMPARED)
+    free = _NOT_COMPARED if goal == "report" else _NOT_COMPARED + _STARTS
+    settings = (key for key in here | there if key not in free)
     key = next((key for key in settings if here.get(key) != there.get(key)), None)
     if key is not None:
         raise UserError(

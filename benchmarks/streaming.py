@@ -32,7 +32,7 @@ from gacd.attacks.threat import ThreatModel
 from gacd.data.batches import iterate, keyed_generator
 from gacd.data.dataset import ArrayDataset, ImageDataset
 from gacd.data.load import load_splits
-from gacd.methods import METHODS, TrainingAttack
+from gacd.methods import TrainingAttack, create_method
 from gacd.models import create_model
 from gacd.shapes import Batch
 from gacd.storage import write_json
@@ -92,7 +92,7 @@ class Consumer:
     def __init__(self) -> None:
         attack = TrainingAttack(threat=ThreatModel(eps=8 / 255), steps=10, step_size=2 / 255)
         student = create_model("wrn-10-2", num_classes=CLASSES, seed=0)
-        self.method = METHODS["pgd-at"](student, attack).to(memory_format=torch.channels_last)
+        self.method = create_method("pgd-at", student, attack).to(memory_format=torch.channels_last)
         self.optimizer = torch.optim.SGD(self.method.parameters(), 0.01)
         self.count = 0
 

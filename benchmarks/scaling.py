@@ -86,33 +86,34 @@ def exponent(sizes: list[int], costs: list[Any]) -> float:
 
 
 def draw(record: dict[str, Any], path: Path) -> None:
+    """Time, memory and FLOPs over those at the smallest size, all on the same scale."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(11, 6), layout="constrained")
-    for axes, (name, row) in zip(figure.subplots(2, 3).flat, record["sweeps"].items(), strict=True):
-        axes.loglog(row["sizes"], row["seconds"], "o-", label="seconds a step")
-        if None not in row["MB"]:
-            twin = axes.twinx()
-            twin.loglog(row["sizes"], row["MB"], "s--", color="tab:orange")
-            twin.set_ylabel("peak MB (dashed)", color="tab:orange")
-        start = row["seconds"][-1] / row["sizes"][-1]
-        axes.loglog(row["sizes"], [start * size for size in row["sizes"]], ":", color="grey")
-        axes.set_title(
-            f"{name}: exponents {row['exponent of time']} (time), "
-            f"{row['exponent of FLOPs']} (FLOPs)",
-            fontsize=9,
-        )
-        axes.set_ylabel("seconds a step")
-        axes.set_xlabel(name.split(",")[0])
-    figure.suptitle("GACD's training step; dotted: linear", fontsize=10)
-    figure.savefig(path, metadata={"Date": None})
+    figure = Figure(figsize=(9, 5.5), layout="constrained")
+    grid = figure.subplots(2, 3, sharey=True)
+    for axes, (name, row) in zip(grid.flat, record["sweeps"].items(), strict=True):
+        sizes = row["sizes"]
+        for key, style in (("seconds", "o-"), ("MB", "s--"), ("GFLOP", "^-")):
+            if None not in row[key]:
+                axes.plot(sizes, [cost / row[key][0] for cost in row[key]], style, label=key)
+        axes.plot(sizes, [size / sizes[0] for size in sizes], ":", color="grey", label="linear")
+        axes.set_xscale("log")
+        axes.set_yscale("log", base=2)
+        axes.set_xticks(sizes, [f"{size:,}" for size in sizes], fontsize=7)
+        axes.minorticks_off()
+        axes.set_title(f"{name} (time: exponent {row['exponent of time']})", fontsize=9)
+    for axes in grid[:, 0]:
+        axes.set_ylabel("times the smallest size's")
+    grid[0, 0].legend(fontsize=8)
+    figure.suptitle("What a training step of GACD costs as one thing grows", fontsize=10)
+    figure.savefig(path, dpi=80)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int)
-    parser.add_argument("--out", type=Path, help="writes OUT.json and OUT.svg")
+    parser.add_argument("--out", type=Path, help="writes OUT.json and OUT.png")
     options = parser.parse_args()
     if options.threads is not None:
         torch.set_num_threads(options.threads)
@@ -132,7 +133,7 @@ def main() -> None:
     record["load"] = round(os.getloadavg()[0], 1)
     if options.out:
         write_json(options.out.with_suffix(".json"), record)
-        draw(record, options.out.with_suffix(".svg"))
+        draw(record, options.out.with_suffix(".png"))
 
 
 if __name__ == "__main__":

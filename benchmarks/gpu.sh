@@ -1,33 +1,95 @@
 #!/usr/bin/env bash
-# The next most valuable work for a GPU, in order; each part is resumable and skips itself when done.
+# What needs a GPU, the most valuable first. Every part goes on where it stopped and is skipped once
+# done, so call it again until it ends with 0; 75 means that time was up and there is more to do.
 #
-#   DATA=~/cifar10 OUT=runs benchmarks/gpu.sh
+#   DATA=~/cifar10 OUT=runs/gpu benchmarks/gpu.sh [PART...]
 #
-# DATA holds CIFAR-10 as class folders (train/CLASS/*, test/CLASS/*). PYTHON names the interpreter.
-set -uo pipefail
+#   correct     the tests that matter on CUDA, and the quickstart there
+#   throughput  objective, transport, training (eager and compiled), scaling
+#   speedrun    teacher and GACD student against the clock, then AutoAttack
+#   table3, table1, ablation   the paper's cells at full scale, one seed
+#
+# DATA holds CIFAR-10 as class folders (train/CLASS/*, test/CLASS/*). LIMIT is the time of one call in
+# seconds (570); PYTHON names the interpreter; PEER is a checkout of AdversariallyRobustDistillation.
+set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
+out=${OUT:-runs/gpu}
 python=${PYTHON:-python3}
-data=${DATA:?say where CIFAR-10 lies as class folders: DATA=...}
-out=${OUT:-runs}
-export PYTHONPATH=src PYTHONUNBUFFERED=1
-gacd() { "$python" -m gacd.cli "$@"; }
+deadline=$((SECONDS + ${LIMIT:-570}))
+export PYTHONPATH=src:benchmarks PYTHONUNBUFFERED=1
+mkdir -p "$out/done"
 
-echo "== 1. correctness on CUDA: the objective, the attacks, one small run"
-"$python" - <<'PY'
-import torch
+# Within the time that is left. An interrupt lets a run write its checkpoint; a step that has none
+# (a benchmark) begins anew in the next call.
+timed() {
+  local left=$((deadline - SECONDS)) code=0
+  if ((left < 20)); then exit 75; fi
+  timeout --foreground --signal=INT --kill-after=60 "$((left - 15))" "$@" || code=$?
+  if ((code == 124 || code == 137)); then exit 75; fi
+  return "$code"
+}
+gacd() { timed "$python" -m gacd.cli "$@"; }
+on_cifar() {
+  gacd "$@" --data.name folder --data.root "${DATA:?say where CIFAR-10 lies: DATA=...}" \
+    --data.title "CIFAR-10 (JPEG)"
+}
 
-assert torch.cuda.is_available(), "no CUDA device"
-print(torch.__version__, torch.cuda.get_device_name(0))
-PY
-"$python" -m pytest -q -p no:cacheprovider tests/losses tests/attacks tests/test_anchors.py 2>&1 | tail -n 5
-gacd quickstart --out "$out/quickstart-cuda" --fabric.accelerator gpu --fabric.threads null
+# once NAME COMMAND...: unless it was done before.
+once() {
+  local name=$1
+  shift
+  if [[ -e $out/done/$name ]]; then return; fi
+  echo "== $name"
+  "$@"
+  touch "$out/done/$name"
+}
 
-echo "== 2. throughput: the objective, the transport attack"
-"$python" benchmarks/objective.py --json | tail -n 1 >"$out/objective-cuda.json"
-"$python" benchmarks/transport.py | tee "$out/transport-cuda.txt"
+# A benchmark's record appears whole or not at all.
+record() {
+  local name=$1
+  shift
+  timed "$python" "benchmarks/$1.py" "${@:2}" --out "$out/$name.part.json"
+  mv "$out/$name.part.json" "$out/$name.json"
+}
 
-echo "== 3. the paper's first column: teacher, then the methods of Table 1, one row at a time"
-for method in gacd gacd+aft ard pgd-at kd natural; do
-  gacd distill --config cifar10-full --out "$out/cifar10-full" --methods "$method" \
-    --data.name folder --data.root "$data" --data.title "CIFAR-10 (JPEG)"
+objective() {
+  timed "$python" benchmarks/objective.py --json >"$out/objective.txt"
+  tail -n 1 "$out/objective.txt" >"$out/objective.json"
+}
+
+scaling() {
+  timed "$python" benchmarks/scaling.py --out "$out/scaling"
+}
+
+study() { on_cifar study run "$1" --scale full --seeds 0 --out "$out/study"; }
+
+correct() {
+  "$python" -c 'import torch; print(torch.__version__, torch.cuda.get_device_name())'
+  once tests timed "$python" -m pytest -q -p no:cacheprovider tests/losses tests/attacks \
+    tests/models/test_frozen.py tests/test_anchors.py
+  once tests-on-cuda timed "$python" -m pytest -q -p no:cacheprovider tests/training -k on_a_gpu
+  once quickstart gacd quickstart --out "$out/quickstart" --fabric.accelerator gpu \
+    --fabric.threads null
+}
+
+throughput() {
+  once training record training training ${PEER:+--peer "$PEER"}
+  once training-compiled record training-compiled training --compile
+  once objective objective
+  once transport record transport transport
+  once scaling scaling
+}
+
+speedrun() { once speedrun on_cifar speedrun --out "$out/speedrun"; }
+
+if (($# == 0)); then set -- correct throughput speedrun table3 table1 ablation; fi
+for part in "$@"; do
+  case $part in
+    correct | throughput | speedrun) "$part" ;;
+    table3 | table1 | ablation) study "$part" ;;
+    *)
+      echo "gpu.sh: no part '$part'; see the head of this file" >&2
+      exit 2
+      ;;
+  esac
 done

@@ -5,6 +5,7 @@
 Contestants, for every method:
 
     gacd   this package: bytes on the device, bf16, channels-last, folded attack, no look at a value
+           (--compile: and the student by torch.compile)
     plain  fp32, DataLoader with torchvision's transforms, eager, attack in evaluation mode,
            `.item()` at each step: the arithmetic of the method and nothing else
     peer   ARD alone: the training function of its own script, from a checkout (--peer DIR)
@@ -128,7 +129,12 @@ def method_of(name: str, world: World, **changes: Any) -> Method:
 
 
 def ours(
-    name: str, world: World, watch: Watch | None = None, options: dict[str, Any] | None = None
+    name: str,
+    world: World,
+    watch: Watch | None = None,
+    options: dict[str, Any] | None = None,
+    *,
+    compiled: bool = False,
 ) -> Step:
     """A step of `gacd.training.loop.fit`."""
     device = world.device
@@ -143,6 +149,9 @@ def ours(
         [p for p in method.parameters() if p.requires_grad],
         0.01, 0.9, weight_decay=5e-4, nesterov=True,
     )  # fmt: skip
+    if compiled:
+        forward = torch.compile(method.student.forward_features)
+        method.student.forward_features = forward  # type: ignore[method-assign]
     if watch is not None:
         _watch(method, watch)
     module, wrapped = fabric.setup(method, optimizer)
@@ -408,9 +417,9 @@ def flops_of(name: str, world: World, options: dict[str, Any] | None = None) -> 
     return counter.total
 
 
-def breakdown(name: str, world: World, repeats: int) -> dict[str, float]:
+def breakdown(name: str, world: World, repeats: int, compiled: bool) -> dict[str, float]:
     watch = Watch(world.device)
-    step = ours(name, world, watch)
+    step = ours(name, world, watch, compiled=compiled)
     step()
     watch.turn()
     watch.seconds.clear()
@@ -423,7 +432,7 @@ def breakdown(name: str, world: World, repeats: int) -> dict[str, float]:
 def measure(device: torch.device, options: argparse.Namespace) -> dict[str, Any]:
     world = World(device, options)
     methods = [name for name in NAMES if name in options.methods]
-    contestants = {f"{name} gacd": ours(name, world) for name in methods}
+    contestants = {f"{name} gacd": ours(name, world, compiled=options.compile) for name in methods}
     contestants |= {f"{name} plain": plain(name, world) for name in methods}
     if options.peer is not None and "ard" in methods:
         contestants["ard peer"] = peer(options.peer, world)
@@ -445,7 +454,7 @@ def measure(device: torch.device, options: argparse.Namespace) -> dict[str, Any]
             "plain images/s": round(world.batch / median[f"{name} plain"], 1),
             "utilisation": round(flops / seconds / peak, 3),
             "GFLOP/image": round(flops / world.batch / 1e9, 2),
-            "breakdown": breakdown(name, world, max(2, options.repeats // 2)),
+            "breakdown": breakdown(name, world, max(2, options.repeats // 2), options.compile),
         }
     return {
         "device": torch.cuda.get_device_name() if device.type == "cuda" else cpu_name(),
@@ -457,6 +466,7 @@ def measure(device: torch.device, options: argparse.Namespace) -> dict[str, Any]
         "batch": world.batch,
         "attack steps": world.steps,
         "anchors": options.anchors,
+        "compiled": options.compile,
         "repeats": options.repeats,
         "peak bf16 TFLOP/s": round(peak / 1e12, 3),
         "peak bf16 / fp32": round(peak / peak_fp32, 2),
@@ -505,6 +515,7 @@ def main() -> None:
     parser.add_argument("--anchors", type=int, default=50_000)
     parser.add_argument("--methods", nargs="+", default=list(NAMES))
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--compile", action="store_true", help="gacd's student by torch.compile")
     parser.add_argument("--threads", type=int, help="of the CPU; all cores if not given")
     parser.add_argument("--out", type=Path, help="append the record to this JSON file")
     options = parser.parse_args()

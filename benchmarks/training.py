@@ -38,9 +38,7 @@ import torch
 import torch.nn.functional as F
 from lightning_fabric import Fabric
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader, Dataset
-from torch.utils.flop_counter import flop_registry
 
 from gacd.anchors import AnchorBank, Fingerprint
 from gacd.attacks.threat import ThreatModel
@@ -49,6 +47,7 @@ from gacd.data.batches import iterate, keyed_generator
 from gacd.data.dataset import ArrayDataset
 from gacd.losses.contrastive import gacd_loss
 from gacd.methods import Method, Teacher, TrainingAttack, create_method
+from gacd.methods.cost import Flops
 from gacd.models import create_model
 from gacd.models.projection import Projection
 from gacd.storage import write_json
@@ -397,19 +396,7 @@ def peak_flops(world: World, dtype: torch.dtype) -> float:
     return 2 * n**3 / best
 
 
-class Flops(TorchDispatchMode):
-    """Counts by torch's own formulas; its FlopCounterMode refuses gradients of leaves alone."""
-
-    total = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        if func._overloadpacket in flop_registry:
-            self.total += flop_registry[func._overloadpacket](*args, **(kwargs or {}), out_val=out)
-        return out
-
-
-def flops_of(name: str, world: World, options: dict[str, Any] | None = None) -> int:
+def flops_of(name: str, world: World, options: dict[str, Any] | None = None) -> float:
     step = ours(name, world, options=options)
     step()
     with Flops() as counter:

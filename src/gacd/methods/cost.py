@@ -73,7 +73,7 @@ def _step(method: Method, batch: Batch) -> Cost:
         twin.teacher = Teacher(deepcopy(method.teacher.module))
         teacher = _Counter(twin.teacher.module)
     generator = torch.Generator(batch.labels.device).manual_seed(0)
-    with _Flops() as flops:
+    with Flops() as flops:
         twin(batch, generator).total.backward()
     return Cost(
         student_forward=student.forward,
@@ -85,7 +85,7 @@ def _step(method: Method, batch: Batch) -> Cost:
     )
 
 
-class _Flops(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class Flops(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Adds up PyTorch's formulas; its FlopCounterMode cannot follow an attack's autograd.grad."""
 
     def __init__(self) -> None:

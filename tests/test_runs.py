@@ -264,6 +264,8 @@ def test_a_model_is_fine_tuned(finished: Path, tmp_path: Path, method: str) -> N
     assert cli.main(command) == 0
     (row,) = read_json(tmp_path / "results.json")
     assert row["method"] == f"{method} fine-tuned"
+    before = read_json(finished / "natural" / "record.json")
+    assert all(row[what] > before[what] for what in ("train_images", "train_flops"))
     tuned, _ = load_model(tmp_path / "finetuned" / "model.safetensors")
     start, _ = load_model(path)
     moved = [

@@ -314,6 +314,7 @@ class Study:
     epochs: dict[str, int] = field(default_factory=dict)
     """By method, where they are not their stage's: so many that all cost the same compute."""
     gacd: GACD = field(default_factory=GACD)
+    crd: CRD = field(default_factory=CRD)
 
     def __post_init__(self) -> None:
         positive(workers=self.workers)

@@ -2,7 +2,6 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any, NamedTuple
 
 from gacd.study.measure import Arm, select
@@ -51,9 +50,8 @@ def student(
 ) -> Arm:
     """Its cells. One that does not say how it is weighted has the default: GACD by the teacher."""
     default = default_weighting(method)
-    start = method.removesuffix("+aft")
     words = {None: method_name(method), "teacher": "reweighted", "none": "not reweighted"}
-    found = select(
+    return select(
         results,
         studies,
         words[reweight],
@@ -64,9 +62,6 @@ def student(
         dataset=pair.dataset,
         reweight=(default, None) if reweight in (None, default) else reweight,
     )
-    if start == method:
-        return found
-    return replace(found, start=student(results, studies, start, pair, reweight))
 
 
 def alone(results: Sequence[Result], pair: Pair, method: str = "pgd-at") -> Arm:

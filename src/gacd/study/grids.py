@@ -59,7 +59,8 @@ class Nets:
         training = self._training(row, getattr(self.cfg, stage))
         if not whole and named.trains_head:
             stage = "training"  # of the start, which by itself is a method in one stage
-        sections: dict[str, Any] = {"gacd": self.cfg.gacd} if "gacd" in method.split("+") else {}
+        given = {"gacd": self.cfg.gacd, "crd": self.cfg.crd}
+        sections: dict[str, Any] = {k: v for k, v in given.items() if k in method.split("+")}
         if options:
             first = method.partition("+")[0]
             sections[first] = replace(sections.get(first) or _SECTIONS[first](), **options)

@@ -30,8 +30,6 @@ class Arm:
     results: tuple[Result, ...]
     fixed: bool = False
     """One training serves the other models' every seed: a teacher's."""
-    start: "Arm | None" = None
-    """Where these were fine-tuned from, if they were."""
 
     def done(self, metric: str) -> dict[int, Result]:
         """The finished cells that measured this, by seed."""

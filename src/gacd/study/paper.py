@@ -131,5 +131,5 @@ def dataset_name(name: str) -> str:
 
 
 def method_name(name: str) -> str:
-    """As it is written in papers: GACD+AFT, AdaAD."""
-    return name.upper().replace("ADAAD", "AdaAD")
+    """As it is written in papers: GACD+AFT, AdaAD, regression."""
+    return name.upper().replace("ADAAD", "AdaAD").replace("REGRESSION", "regression")

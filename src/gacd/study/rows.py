@@ -110,15 +110,9 @@ def relative_cost(arm: Arm, baseline: Arm | None) -> tuple[float, str] | None:
 
 
 def _spent(arm: Arm, key: str) -> float | None:
-    """Mean over seeds; a fine-tuned model's record counts the fine-tuning alone."""
-    records = [r.record for r in arm.results if r.record and r.record.get(key)]
-    if not records:
-        return None
-    spent = fmean(float(record[key]) for record in records)
-    if arm.start is None or not str(records[0]["method"]).endswith("fine-tuned"):
-        return spent
-    before = _spent(arm.start, key)
-    return None if before is None else before + spent
+    """Mean over seeds, whatever the models were fine-tuned from included."""
+    spent = [float(r.record[key]) for r in arm.results if r.record and r.record.get(key)]
+    return fmean(spent) if spent else None
 
 
 def shown(name: str, stand_ins: StandIns) -> str:

@@ -1,6 +1,7 @@
 """Streamed data: the same batches as from memory, from any source, at any step, by any workers."""
 
 import io
+import shutil
 import tarfile
 from pathlib import Path
 from typing import Any
@@ -159,6 +160,22 @@ def test_fingerprints_and_limits(folder: Path) -> None:
     ).train
     assert (len(limited), limited.classes) == (8, ("emu", "cat"))
     assert limited.labels.bincount().tolist() == [4, 4]
+
+
+@pytest.mark.parametrize("name", ["folder", "webdataset"])
+def test_a_moved_copy_is_the_same_data(
+    name: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    root = request.getfixturevalue("folder" if name == "folder" else "shards")
+
+    def of(place: Path) -> str:
+        return load_splits(name, root=place, stream=True, **SETTINGS).train.fingerprint()
+
+    copy = shutil.copytree(root, tmp_path / "elsewhere", copy_function=shutil.copyfile)
+    assert of(copy) == of(root)
+    file = next(path for path in sorted((copy / "train").rglob("*")) if path.is_file())
+    file.write_bytes(file.read_bytes() + b"\0" * 512)
+    assert of(copy) != of(root)
 
 
 def test_grey_stays_grey(tmp_path: Path) -> None:

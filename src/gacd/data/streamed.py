@@ -32,7 +32,7 @@ class Reader(Protocol):
         """Image `row`, grey (L) or RGB."""
 
     def fingerprint(self) -> str:
-        """A hash of what lies there: names, sizes, times."""
+        """A hash of what lies there: names, sizes."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,7 +99,7 @@ class StreamedDataset:
         return ArrayDataset(pixels, self.labels, self.classes, self.name)
 
     def fingerprint(self) -> str:
-        """A hash of the files' names, sizes and times, of the rows and of the labels."""
+        """A hash of the files' names and sizes, of the rows and of the labels."""
         sizes = f"{self.size} {self.channels}"
         arrays = (t.cpu().contiguous().numpy().tobytes() for t in (self.rows, self.labels))
         return fingerprint((self.reader.fingerprint(), sizes, *arrays, *self.classes))

@@ -12,6 +12,7 @@ from gacd.report.page import slug
 from gacd.study.report import write_study_report
 from gacd.study.tables import (
     ablation_tables,
+    difference_tables,
     pair_tables,
     quoted_table,
     rival_tables,
@@ -51,6 +52,10 @@ def write(results, out, scale="small", stand_ins=STAND_INS):
 
 def waiting(result):
     return dataclasses.replace(result, record=None)
+
+
+def number(text):
+    return float(text.replace("−", "-"))
 
 
 def rows(table):
@@ -161,6 +166,23 @@ def test_costs_are_relative_to_the_student_trained_alone(results):
     costs = {name: row["cost"] for name, row in rows(table).items()}
     assert costs["RSLAD"] == "2.5×"
     assert costs["no teacher"] == costs["GACD+AFT"] == "1×"
+
+
+def test_differences_are_paired_and_marked_where_decided(results):
+    (table,) = difference_tables(results)
+    (accuracies,) = map(rows, rival_tables(results, STAND_INS))
+    found = rows(table)
+    assert "no teacher" not in found and found.keys() | {"no teacher"} <= accuracies.keys()
+    for line in table.rows:
+        name, natural = line[0].text, line[1]
+        said, _, mark = natural.text.partition(" ")
+        ours, alone = (float(accuracies[n]["natural"]) for n in (name, "no teacher"))
+        assert number(said) == pytest.approx(ours - alone, abs=0.11)
+        low, high = map(number, natural.aside.strip("[]").split(","))
+        assert mark == ("▲" if low > 0 else "▼" if high < 0 else "")
+    one_seed = [r for r in results if r.seed == 0]
+    (table,) = difference_tables(one_seed)
+    assert not any(mark in table.markdown().partition("Percentage")[0] for mark in "▲▼")
 
 
 def test_quoted_figures_stand_at_full_scale_alone(results, tmp_path, out):

@@ -158,6 +158,7 @@ def _rivals(results: Results, stand_ins: StandIns, scale: str) -> Iterator[_Part
         drawn = figures.rivals_figure(arms, arms.get("no teacher"))
         if drawn:
             content.append(_Drawn("rivals" + f"-{index + 1}" * bool(index), drawn))
+    content += tables.difference_tables(results)
     if scale == "full":
         content.append(tables.quoted_table())
     yield from _section(results, "rivals", "Rivals", content)

@@ -37,6 +37,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from gacd.evaluation.record import processor
 from gacd.losses.contrastive import gacd_loss, project_anchors
 
 M, K, E, D, CLASSES, T = 50_000, 16_384, 128, 512, 10, 0.1
@@ -149,7 +150,7 @@ def measure(contestants: dict[str, Step], device: torch.device, repeats: int) ->
     clock = time.process_time if alone else time.perf_counter
     for step in contestants.values():
         step()  # warm up, and set the peer's constants
-    peaks = {name: _peak_bytes(step, device) for name, step in contestants.items()}
+    peaks = {name: peak_bytes(step, device) for name, step in contestants.items()}
     for _ in range(repeats):
         for name, step in contestants.items():
             start = clock()
@@ -167,7 +168,7 @@ def measure(contestants: dict[str, Step], device: torch.device, repeats: int) ->
     }
 
 
-def _peak_bytes(step: Step, device: torch.device) -> int | None:
+def peak_bytes(step: Step, device: torch.device) -> int | None:
     gc.collect()
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
@@ -208,13 +209,9 @@ def table(results: dict[str, Any]) -> str:
 
 def machine() -> dict[str, Any]:
     """What the figures depend on; `load` above the number of cores means others were running."""
-    name = platform.machine()
-    if sys.platform == "linux":
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        name = next((line.split(": ")[1] for line in lines if line.startswith("model name")), name)
     return {
         "torch": torch.__version__,
-        "cpu": name,
+        "cpu": processor() or platform.machine(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "load": round(os.getloadavg()[0], 1) if sys.platform != "win32" else None,

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from objective import _peak_bytes  # type: ignore[import-not-found]  # beside this file
+from objective import peak_bytes  # type: ignore[import-not-found]  # beside this file
 
 from gacd.storage import write_json
 from training import (  # type: ignore[import-not-found]
@@ -65,7 +65,7 @@ def sweep(name: str, device: torch.device, repeats: int, threads: int | None) ->
         worlds[str(value)] = world
         steps[str(value)] = ours("gacd", world, options=options)
         flops.append(flops_of("gacd", world, options=options))
-        peaks.append(_peak_bytes(steps[str(value)], device))
+        peaks.append(peak_bytes(steps[str(value)], device))
     times = seconds_of(steps, world, repeats)
     seconds = [min(times[str(value)]) for value in plan["values"]]
     sizes = [parameters(v) if isinstance(v, str) else v for v in plan["values"]]

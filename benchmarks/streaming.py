@@ -14,7 +14,6 @@ loader indexes and reads each as a file of its own, and the disk holds one. Meas
 
 import argparse
 import io
-import itertools
 import json
 import os
 import tarfile
@@ -29,14 +28,13 @@ from PIL import Image
 
 from gacd.anchors import AnchorBank, Fingerprint
 from gacd.attacks.threat import ThreatModel
-from gacd.data.batches import iterate, keyed_generator
-from gacd.data.dataset import ArrayDataset, ImageDataset
+from gacd.data.batches import keyed_generator
 from gacd.data.load import load_splits
 from gacd.methods import TrainingAttack, create_method
 from gacd.models import create_model
 from gacd.shapes import Batch
 from gacd.storage import write_json
-from training import cpu_name  # type: ignore[import-not-found]  # beside this file
+from training import cpu_name, forever  # type: ignore[import-not-found]  # beside this file
 
 SHARD = 10_000
 CLASSES = 1000
@@ -77,13 +75,6 @@ def resident() -> float:
         rollup = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
         total += next(int(line.split()[1]) for line in rollup if line.startswith("Pss:"))
     return total / 1024
-
-
-def forever(data: ImageDataset, batch: int) -> Iterator[Batch]:
-    for epoch in itertools.count():
-        yield from iterate(
-            data, batch, shuffle=True, seed=0, epoch=epoch, drop_last=True, pad=4, flip=True
-        )
 
 
 class Consumer:
@@ -178,8 +169,7 @@ def main() -> None:
     loader = seen / (time.perf_counter() - start)
     source.close()
 
-    few = train.subset(torch.arange(2048)).load()  # type: ignore[attr-defined]
-    held = ArrayDataset(few.images, few.labels, few.classes, "memory")
+    held = train.subset(torch.arange(2048)).load()  # type: ignore[attr-defined]
     sources = {name: forever(data, options.batch) for name, data in
                (("in memory", held), ("streamed", train))}  # fmt: skip
     consumer = rates(sources, Consumer(), options.batch, options.seconds)

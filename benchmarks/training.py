@@ -44,12 +44,14 @@ from gacd.anchors import AnchorBank, Fingerprint
 from gacd.attacks.threat import ThreatModel
 from gacd.attacks.transport import cosine_cost, sinkhorn
 from gacd.data.batches import iterate, keyed_generator
-from gacd.data.dataset import ArrayDataset
+from gacd.data.dataset import ArrayDataset, ImageDataset
+from gacd.evaluation.record import processor
 from gacd.losses.contrastive import gacd_loss
 from gacd.methods import Method, Teacher, TrainingAttack, create_method
 from gacd.methods.cost import Flops
 from gacd.models import create_model
 from gacd.models.projection import Projection
+from gacd.shapes import Batch
 from gacd.storage import write_json
 from gacd.training.precision import Bf16Autocast
 
@@ -65,6 +67,7 @@ class World:
     def __init__(self, device: torch.device, options: argparse.Namespace) -> None:
         self.device, self.model = device, options.model
         self.batch, self.steps, self.threads = options.batch, options.steps, options.threads
+        self.clock = time.process_time if self.threads == 1 else time.perf_counter
         generator = torch.Generator().manual_seed(0)
         n = max(2048, 2 * self.batch)
         pixels = torch.randint(256, (n, 3, 32, 32), generator=generator, dtype=torch.uint8)
@@ -154,16 +157,7 @@ def ours(
     if watch is not None:
         _watch(method, watch)
     module, wrapped = fabric.setup(method, optimizer)
-    data = world.data.to(device)
-
-    def batches() -> Iterator[Any]:
-        for epoch in itertools.count():
-            yield from iterate(
-                data, world.batch, shuffle=True, seed=0, epoch=epoch, drop_last=True,
-                pad=4, flip=True,
-            )  # fmt: skip
-
-    source, count = batches(), itertools.count()
+    source, count = forever(world.data.to(device), world.batch), itertools.count()
 
     def step() -> None:
         if watch is not None:
@@ -182,6 +176,14 @@ def ours(
             watch.turn()
 
     return step
+
+
+def forever(data: ImageDataset, batch: int) -> Iterator[Batch]:
+    """Batches as training sees them, epoch after epoch."""
+    for epoch in itertools.count():
+        yield from iterate(
+            data, batch, shuffle=True, seed=0, epoch=epoch, drop_last=True, pad=4, flip=True
+        )
 
 
 def _watch(method: Method, watch: Watch) -> None:
@@ -357,7 +359,6 @@ def peer(directory: Path, world: World) -> Step:
 
 
 def seconds_of(contestants: dict[str, Step], world: World, repeats: int) -> dict[str, list[float]]:
-    clock = time.process_time if world.threads == 1 else time.perf_counter
     times: dict[str, list[float]] = {name: [] for name in contestants}
     for name, step in contestants.items():
         for _ in range(2 if world.device.type == "cpu" else 10):
@@ -367,11 +368,11 @@ def seconds_of(contestants: dict[str, Step], world: World, repeats: int) -> dict
     for _ in range(repeats):
         for name, step in contestants.items():
             _wait(world.device)
-            start = clock()
+            start = world.clock()
             for _ in range(inner):
                 step()
             _wait(world.device)
-            times[name].append((clock() - start) / inner)
+            times[name].append((world.clock() - start) / inner)
     return times
 
 
@@ -385,14 +386,13 @@ def peak_flops(world: World, dtype: torch.dtype) -> float:
     n = 8192 if world.device.type == "cuda" else 2048
     a, b = (torch.randn(n, n, device=world.device, dtype=dtype) for _ in range(2))
     best = float("inf")
-    clock = time.process_time if world.threads == 1 else time.perf_counter
     for _ in range(6):
         _wait(world.device)
-        start = clock()
+        start = world.clock()
         for _ in range(4):
             a @ b
         _wait(world.device)
-        best = min(best, (clock() - start) / 4)
+        best = min(best, (world.clock() - start) / 4)
     return 2 * n**3 / best
 
 
@@ -463,11 +463,7 @@ def measure(device: torch.device, options: argparse.Namespace) -> dict[str, Any]
 
 
 def cpu_name() -> str:
-    if sys.platform == "linux":
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(": ")[1]
-    return platform.machine()
+    return processor() or platform.machine()
 
 
 def table(record: dict[str, Any]) -> str:

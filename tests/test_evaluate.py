@@ -16,6 +16,7 @@ from gacd import cli, runs
 from gacd import config as c
 from gacd.errors import UserError
 from gacd.evaluation.outcomes import Evaluation
+from gacd.identity import claim
 from gacd.models import create_model
 from gacd.models.checkpoints import save_model
 from gacd.storage import read_json, write_json
@@ -64,30 +65,30 @@ def test_the_help_explains_the_settings(capsys: pytest.CaptureFixture[str]) -> N
 
 def test_a_run_older_than_a_setting_is_still_this_run(tmp_path: Path) -> None:
     cfg = c.Evaluate(checkpoint=Path("a.pt"))
-    runs.claim(tmp_path, cfg)
+    claim(tmp_path, cfg)
     (tmp_path / "model").mkdir()
     older = read_json(tmp_path / "run.json")
     del older["evaluation"]["cascade"], older["source"]
     write_json(tmp_path / "run.json", older)
-    runs.claim(tmp_path, cfg)
+    claim(tmp_path, cfg)
     for other in (
         c.Evaluate(checkpoint=Path("a.pt"), evaluation=c.Evaluation(cascade=True)),
         c.Train(),
         c.Distill(),
     ):
         with pytest.raises(UserError, match="holds another run"):
-            runs.claim(tmp_path, other)
+            claim(tmp_path, other)
 
 
 def test_data_may_move_but_not_change(tmp_path: Path) -> None:
     here, there = (
         c.Evaluate(data=c.Data(name="folder", root=Path(root))) for root in ("/a/data", "/b/other")
     )
-    runs.claim(tmp_path, here, images="1f")
+    claim(tmp_path, here, images="1f")
     (tmp_path / "model").mkdir()
-    runs.claim(tmp_path, there, images="1f")
+    claim(tmp_path, there, images="1f")
     with pytest.raises(UserError, match="images is 1f there and 2e here"):
-        runs.claim(tmp_path, there, images="2e")
+        claim(tmp_path, there, images="2e")
 
 
 @pytest.mark.usefixtures("no_page")

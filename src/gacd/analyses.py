@@ -27,12 +27,13 @@ from gacd.evaluation.structure import (
     perturbed,
 )
 from gacd.evaluation.transfer import transfer as transferred
+from gacd.identity import Goal
 from gacd.models import create_model
 from gacd.models.base import Backbone
 from gacd.models.checkpoints import load_model, load_weights
 from gacd.report.analysis import RECORD, geometry_table, likeness_table, write_analysis_report
 from gacd.rows import MODEL, TEACHER, Row, Spent
-from gacd.runs import Goal, Run
+from gacd.runs import Run
 from gacd.shapes import Images
 from gacd.storage import read_json, write_json
 

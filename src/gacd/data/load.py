@@ -102,9 +102,11 @@ def _read(
         return read_digits()
     if root is None:
         raise UserError(f"data set '{name}' is read from files: say in which folder (root)")
-    if stream or name in ("webdataset", "huggingface"):
+    if name == "folder" and not stream:
+        return read_folder(root, size)
+    if name in STREAMED:
         return read_streamed(name, root, size, workers)
-    return read_folder(root, size) if name == "folder" else read_torchvision(name, root)
+    return read_torchvision(name, root)
 
 
 def _limit(part: Part, what: str, limit: int | None, seed: int) -> Part:

@@ -33,7 +33,7 @@ def environment() -> dict[str, Any]:
         "python": platform.python_version(),
         "versions": {"torch": str(torch.__version__)} | {n: _version(n) for n in _PACKAGES},
         "platform": f"{platform.system()} {platform.machine()}",
-        "cpu": _cpu(),
+        "cpu": processor(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
@@ -129,7 +129,8 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _cpu() -> str:
+def processor() -> str:
+    """The name of the CPU's model, where the system tells it."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:

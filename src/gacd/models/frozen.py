@@ -29,25 +29,9 @@ def frozen(model: nn.Module, x: Images) -> Iterator[None]:
     layers are cast here, once. An image of `x` shows, the first time, what follows what.
     Everything is put back afterwards, also after an exception.
     """
-    with evaluating(model), torch.no_grad():
-        parts = dict(model.named_modules())
-        dtype = _autocast_dtype(x)
-        bn_of = dict(_pairs(model, x))
-        swaps: list[tuple[dict[str, Any], str, Any]] = []  # where, what, what is put there
-        for name, part in parts.items():
-            if not isinstance(part, nn.Conv2d | nn.Linear):
-                continue
-            weight, bias = part.weight, part.bias
-            if name in bn_of:
-                weight, bias = _folded(weight, bias, parts[bn_of[name]])
-                parent, _, child = bn_of[name].rpartition(".")
-                swaps.append((parts[parent]._modules, child, _IDENTITY))
-            swaps.append((part._parameters, "weight", weight.to(dtype or weight.dtype)))
-            swaps.append(
-                (part._parameters, "bias", None if bias is None else bias.to(dtype or bias.dtype))
-            )
-    before = [where[what] for where, what, _ in swaps]
     with evaluating(model):
+        swaps = _swaps(model, x)
+        before = [where[what] for where, what, _ in swaps]
         try:
             for where, what, new in swaps:
                 where[what] = new
@@ -55,6 +39,28 @@ def frozen(model: nn.Module, x: Images) -> Iterator[None]:
         finally:
             for (where, what, _), old in zip(swaps, before, strict=True):
                 where[what] = old
+
+
+@torch.no_grad()
+def _swaps(model: nn.Module, x: Images) -> list[tuple[dict[str, Any], str, Any]]:
+    """Where, what, and what is put there instead."""
+    parts = dict(model.named_modules())
+    dtype = _autocast_dtype(x)
+    bn_of = dict(_pairs(model, x))
+    swaps: list[tuple[dict[str, Any], str, Any]] = []
+    for name, part in parts.items():
+        if not isinstance(part, nn.Conv2d | nn.Linear):
+            continue
+        weight, bias = part.weight, part.bias
+        if name in bn_of:
+            weight, bias = _folded(weight, bias, parts[bn_of[name]])
+            parent, _, child = bn_of[name].rpartition(".")
+            swaps.append((parts[parent]._modules, child, _IDENTITY))
+        swaps.append((part._parameters, "weight", weight.to(dtype or weight.dtype)))
+        swaps.append(
+            (part._parameters, "bias", None if bias is None else bias.to(dtype or bias.dtype))
+        )
+    return swaps
 
 
 def _autocast_dtype(x: Images) -> torch.dtype | None:

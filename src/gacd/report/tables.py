@@ -15,10 +15,15 @@ if TYPE_CHECKING:
 
 Record = Mapping[str, Any]
 
-_HEADLINES = ("natural", "pgd20", "autoattack")
+HEADLINES = ("natural", "pgd20", "autoattack")
 _WORST = "worst"
 _MISSING = "–"
 _NAME_WIDTH = 5  # the least that a terminal's column of names keeps
+
+
+def signed(x: float, places: int = 1) -> str:
+    """With its sign, and a true minus."""
+    return f"{x:+.{places}f}".replace("-", "−")
 
 
 def heading(attack: str) -> str:
@@ -212,7 +217,7 @@ def comparison_table(results: Sequence[Record], *, caption: str = "", worst: boo
 
 
 def _attacks(results: Sequence[Record]) -> list[str]:
-    named = ((r, name) for r in results for name in (*(r.get("intervals") or ()), *_HEADLINES))
+    named = ((r, name) for r in results for name in (*(r.get("intervals") or ()), *HEADLINES))
     return list(dict.fromkeys(name for record, name in named if name in record))
 
 

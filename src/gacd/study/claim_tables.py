@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from gacd.report.page import Check, Checks
-from gacd.report.tables import Cell, Column, Table
+from gacd.report.tables import Cell, Column, Table, signed
 from gacd.study.arms import student_name
 from gacd.study.claims import Claim
 from gacd.study.evidence import METRICS, Evidence, Side
@@ -151,11 +151,11 @@ def _value(each: Evidence | Side) -> Cell:
     value = each.estimate if isinstance(each, Evidence) else each.mean
     if value is None:
         return Cell("–")
-    signed = isinstance(each, Evidence) and each.unit != "%"
+    is_signed = isinstance(each, Evidence) and each.unit != "%"
     places = 1 if each.metric in METRICS else 3
 
     def number(x: float) -> str:
-        return f"{x:+.{places}f}".replace("-", "−") if signed else f"{x:.{places}f}"
+        return signed(x, places) if is_signed else f"{x:.{places}f}"
 
     if each.low is None or each.high is None:
         return Cell(number(value))

@@ -10,6 +10,7 @@ from statistics import fmean
 from typing import Any, NamedTuple
 
 from gacd.errors import unknown
+from gacd.report.tables import signed
 
 _ARCHITECTURES = {
     "resnet18": "ResNet-18",
@@ -96,8 +97,7 @@ def written(row: Mapping[str, float], minus: Mapping[str, float] | None = None) 
     """Natural/adversarial as the paper writes it, 82.73/52.75; with `minus` the differences."""
     if minus is None:
         return "/".join(f"{value:.2f}" for value in row.values())
-    points = (f"{value - minus[metric]:+.1f}" for metric, value in row.items())
-    return "/".join(points).replace("-", "−")
+    return "/".join(signed(value - minus[metric]) for metric, value in row.items())
 
 
 def stated() -> list[Stated]:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from statistics import fmean
 
-from gacd.report.tables import Cell, Column, Table
+from gacd.report.tables import HEADLINES, Cell, Column, Table
 from gacd.study.arms import Pair
 from gacd.study.evidence import METRICS
 from gacd.study.measure import Arm, contrast
@@ -35,7 +35,7 @@ def row_table(
     caption: str,
     rows: Sequence[Row],
     baseline: Arm | None = None,
-    metrics: Sequence[str] = ("natural", "pgd20", "autoattack"),
+    metrics: Sequence[str] = HEADLINES,
 ) -> Table:
     """Our accuracies, the paper's beside them where it has any, seeds, and cost where known."""
     rows = [row for row in rows if row[1].results]

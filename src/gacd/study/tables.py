@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-from gacd.report.tables import Cell, Column, Table
+from gacd.report.tables import HEADLINES, Cell, Column, Table, signed
 from gacd.study.arms import (
     Pair,
     alone,
@@ -37,7 +37,6 @@ HOW_TO_READ = (
     "the paper lacks. Cost: training of the student relative to that row."
 )
 
-_COMPARED = ("natural", "pgd20", "autoattack")
 _DIFFERENCES = (
     "Percentage points, on the same images and seed by seed. ▲ or ▼: the whole 95 % interval is on "
     "one side of 0, with more than one seed. The intervals are of single differences: of twenty "
@@ -141,10 +140,10 @@ def difference_tables(results: Results) -> Iterator[Table]:
         if alone is None or not alone.done("natural"):
             continue
         rows = tuple(
-            (Cell(name), *(_difference(arm, alone, metric) for metric in _COMPARED))
+            (Cell(name), *(_difference(arm, alone, metric) for metric in HEADLINES))
             for name, arm in others.items()
         )
-        columns = (Column("method"), *(Column(METRICS[metric], True) for metric in _COMPARED))
+        columns = (Column("method"), *(Column(METRICS[metric], True) for metric in HEADLINES))
         yield Table(f"Differences from no teacher, {pair}", columns, rows, (_DIFFERENCES,))
 
 
@@ -155,8 +154,7 @@ def _difference(arm: Arm, other: Arm, metric: str) -> Cell:
     low, high = found.interval()
     decided = not found.alone and (low > 0 or high < 0)
     mark = (" ▲" if low > 0 else " ▼") if decided else ""
-    mean, low_, high_ = (f"{x:+.1f}".replace("-", "−") for x in (found.mean, low, high))
-    return Cell(mean + mark, f"[{low_}, {high_}]")
+    return Cell(signed(found.mean) + mark, f"[{signed(low)}, {signed(high)}]")
 
 
 def quoted_table() -> Table:

@@ -16,6 +16,7 @@ from filelock import FileLock, Timeout
 from gacd import analyses, runs
 from gacd import config as c
 from gacd.errors import UserError, unknown
+from gacd.identity import flat
 from gacd.storage import read_json, write_bytes, write_json
 from gacd.study.cells import Cell, Config
 from gacd.study.grids import STUDIES, Entry, entries
@@ -237,7 +238,7 @@ def _check_unchanged(folder: Folder, cells: Sequence[Cell]) -> None:
         path = folder.about(cell)
         if not path.is_file():
             continue
-        then, now = (runs.flat(about["settings"]) for about in (read_json(path), cell.identity))
+        then, now = (flat(about["settings"]) for about in (read_json(path), cell.identity))
         changed = next((key for key in then if key in now and then[key] != now[key]), None)
         if changed is not None:
             raise UserError(

@@ -1,0 +1,73 @@
+"""Whose a folder is: what makes a run this one, and what may differ when it goes on."""
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Literal
+
+from gacd import config as c
+from gacd.errors import UserError
+from gacd.evaluation.record import without_paths
+from gacd.storage import fingerprint, read_json, write_json
+
+Goal = Literal["model", "record", "report"]
+"""How far a command goes: trained, also measured, also shown."""
+_NOT_COMPARED = (  # a run may be moved, go on elsewhere, and get further rows later
+    "out", "bank", "methods", "data.root", "evaluation.workers", "fabric.accelerator",
+    "fabric.devices", "fabric.num_nodes", "fabric.strategy", "fabric.threads", "fabric.compile",
+)  # fmt: skip
+_STARTS = ("checkpoint", "source", "teacher.checkpoint")  # of a study's cell, its address knows
+
+
+def claim(out: Path, cfg: c.Run, *, images: str | None = None, goal: Goal = "report") -> None:
+    """Make `out` this run's folder, or refuse the folder of another run.
+
+    A run that has not begun its first stage may be replaced: its command may have been mistyped.
+    The data may lie elsewhere than before, but the fingerprint of their `images` must be the same.
+    What a study's cell starts from may have been made anew, on a machine that rounds otherwise.
+
+    Raises:
+        UserError: `out` holds a run with another configuration (the first difference is named), or
+            files that are of no run.
+    """
+    path = out / "run.json"
+    ours = _identity(cfg) | ({} if images is None else {"images": images})
+    begun = out.is_dir() and any(file.name != path.name for file in out.iterdir())
+    if not begun:
+        write_json(path, ours)
+        return
+    if not path.is_file():
+        raise UserError(f"{out} holds files that are of no run: choose another --out")
+    # A setting that is newer than the run had its default there.
+    here, there = flat(ours), flat(_identity(type(cfg)())) | flat(read_json(path))
+    here.setdefault("images", there.setdefault("images", images))  # older runs did not note it
+    free = _NOT_COMPARED if goal == "report" else _NOT_COMPARED + _STARTS
+    settings = (key for key in here | there if key not in free)
+    key = next((key for key in settings if here.get(key) != there.get(key)), None)
+    if key is not None:
+        raise UserError(
+            f"{out} holds another run ({key} is {there.get(key)} there and {here.get(key)} here): "
+            "choose another --out, or delete that folder"
+        )
+
+
+def _identity(cfg: c.Run) -> dict[str, Any]:
+    """What makes a run this one: its settings, and of a checkpoint the content."""
+    values: dict[str, Any] = asdict(cfg)
+    parts = (values, "checkpoint"), (values, "source"), (values.get("teacher", {}), "checkpoint")
+    for part, key in parts:
+        path = part.get(key)
+        if path is not None and path.is_file():
+            part[key] = f"{path.name} {fingerprint([path.read_bytes()])}"
+    return {k: without_paths(v) for k, v in values.items()}
+
+
+def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings as one dictionary, with dots in its keys."""
+    leaves: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            leaves |= flat(value, f"{prefix}{key}.")
+        else:
+            leaves[prefix + key] = value
+    return leaves

@@ -41,7 +41,7 @@ def test_gacd_is_the_loop_over_eq_9(
     with torch.no_grad():
         student = copy.deepcopy(method.student).train()
         own = term.student_projection.linear
-        other = term.teacher_projection.linear
+        other = term.anchoring.projection.linear
         s = embed(own, student.forward_features(x_adv))
         stored = world.teacher.module.forward_features(world.data.float_images())
         anchors = embed(other, stored)
@@ -120,7 +120,7 @@ def test_a_frozen_projection_is_applied_once_and_does_not_train(
     width = 6 if kind == "pca" else world.bank.features_MD.shape[1]
     assert method.terms["gacd"].student_projection.linear.out_features == width
     total(method, world.batch()).backward()
-    assert not any(p.requires_grad for p in method.terms["gacd"].teacher_projection.parameters())
+    assert not any(p.requires_grad for p in method.terms["gacd"].anchoring.projection.parameters())
     assert method.predictor(world.data.float_images()).shape == (12, CLASSES)
 
 
@@ -140,7 +140,7 @@ def test_a_refreshed_projection_trains_now_and_then_and_is_held_between(
     method = world.method("gacd", **options)
     known_attack(method)
     term = method.terms["gacd"]
-    linear = term.teacher_projection.linear
+    linear = term.anchoring.projection.linear
     parameters = [*method.parameters()]
     optimizer = torch.optim.SGD([p for p in parameters if p.requires_grad], lr=0.1, momentum=0.9)
     trained, losses, state = [], [], {}
@@ -239,7 +239,7 @@ def test_the_memory_estimator_is_crd_with_the_teachers_weights(world: World) -> 
         twin = copy.deepcopy(method)
         term = twin.terms["gacd"]
         s = term.student_projection(twin.student.forward_features(attacked(batch))).tolist()
-        t = term.teacher_projection(world.teacher.features(batch.images)).tolist()
+        t = term.anchoring.projection(world.teacher.features(batch.images)).tolist()
     weights = world.bank.weights_M.tolist()
     expected = crd_by_loops(s, t, students, teachers, rows, weights, TEMPERATURE)
     assert total(method, batch).item() == pytest.approx(sum(expected) / len(rows), rel=1e-4)
@@ -317,7 +317,7 @@ def test_the_class_of_the_nearest_embedding_is_what_gacd_predicts(world: World) 
     term, images = method.terms["gacd"], world.data.float_images()
     with torch.no_grad():
         anchors = embed(
-            term.teacher_projection.linear, world.teacher.module.forward_features(images)
+            term.anchoring.projection.linear, world.teacher.module.forward_features(images)
         )
         centres = torch.stack([anchors[world.data.labels == c].sum(0) for c in range(CLASSES)])
         own = embed(term.student_projection.linear, method.student.forward_features(images))

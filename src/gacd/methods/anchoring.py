@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from gacd.anchors import AnchorBank, Anchors, principal_projection
 from gacd.errors import UserError, unknown
 from gacd.losses.contrastive import project_anchors
+from gacd.losses.pairs import Pairs
 from gacd.models.projection import Projection
-from gacd.shapes import Features
+from gacd.shapes import Batch, Features
 
 KINDS = ("live", "refreshed", "pca", "identity")
 
@@ -45,6 +46,7 @@ class Anchoring(nn.Module):
             raise unknown("teacher_projection", kind, KINDS)
         if refresh < 2:
             raise UserError(f"refresh must be at least 2 steps, not {refresh}: 1 is 'live'")
+        self.bank = bank
         features = bank.features_MD.shape[1]
         self.refresh = {"live": 1, "refreshed": refresh}.get(kind, 0)  # steps; 0: never
         self.width = features if kind == "identity" else dim
@@ -86,21 +88,44 @@ class Anchoring(nn.Module):
         """The projection of this step."""
         return self.held if self.refresh > 1 and not self.is_live else self.projection
 
-    def anchors(self, anchors: Anchors) -> tuple[Tensor, dict[str, Any]]:
-        """Anchors as a loss takes them, with the projection that is still to be applied."""
-        weight_ED = bias_E = None
+    def pairs(
+        self, s_BE: Tensor, t_BE: Tensor, batch: Batch, anchors: Anchors, *, temperature: float
+    ) -> Pairs:
+        """Projected images and positives beside these anchors."""
+        anchors_MD, weight_ED, bias_E = anchors.features_MD, None, None
         if isinstance(self.current, Projection):
             weight_ED, bias_E = self.current.linear.weight, self.current.linear.bias
-        if self.is_live:
-            return anchors.features_MD, {
-                "projection_weight_ED": weight_ED,
-                "projection_bias_E": bias_E,
-            }
+        if not self.is_live:  # then what is to be projected is projected here
+            anchors_MD = self._projected(anchors, weight_ED, bias_E)
+            weight_ED = bias_E = None
+        return Pairs(
+            s_BE,
+            t_BE,
+            anchors_MD,
+            index_B=batch.index,
+            anchor_index_M=anchors.index_M,
+            projection_weight_ED=weight_ED,
+            projection_bias_E=bias_E,
+            temperature=temperature,
+            dataset_size=len(self.bank),
+        )
+
+    def _projected(
+        self, anchors: Anchors, weight_ED: Tensor | None, bias_E: Tensor | None
+    ) -> Tensor:
         if anchors.index_M is not None:
-            return project_anchors(anchors.features_MD, weight_ED, bias_E), {}
+            return project_anchors(anchors.features_MD, weight_ED, bias_E)
         if self._projected_ME is None:
             self._projected_ME = project_anchors(anchors.features_MD, weight_ED, bias_E)
-        return self._projected_ME, {}
+        return self._projected_ME
+
+    @torch.no_grad()
+    def class_means(self, num_classes: int) -> Tensor:
+        """[K, E], of length 1: each class's mean embedding over the bank."""
+        anchors = self.bank.all()
+        t_ME = self.projection(anchors.features_MD.float())
+        classes = F.one_hot(anchors.labels_M, num_classes).to(t_ME)
+        return F.normalize(classes.T @ t_ME, dim=1)
 
     def idle(self) -> Tensor | float:
         """A zero to add to the loss of a step in which parameters rest: ranks expect gradients."""

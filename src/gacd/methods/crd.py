@@ -4,7 +4,7 @@ import torch
 
 from gacd.losses.soft_labels import cross_entropy
 from gacd.methods.base import Given, Reweight, Step, Term
-from gacd.methods.memories import TwoMemories
+from gacd.methods.estimates import TwoMemories
 from gacd.models.projection import Projection
 from gacd.shapes import PerSample
 
@@ -33,12 +33,7 @@ class CRD(Term):
         self.student_projection = Projection(student, dim, seed=given.seed)
         self.teacher_projection = Projection(teacher, dim, seed=given.seed + 1)
         self.contrast = TwoMemories(
-            given.bank,
-            dim,
-            negatives=negatives,
-            temperature=temperature,
-            normaliser="first-batch",
-            seed=given.seed,
+            given.bank, dim, negatives, "first-batch", temperature=temperature, seed=given.seed
         )
 
     def losses(self, step: Step) -> PerSample:

@@ -1,15 +1,57 @@
-"""CRD's two momentum memories as a loss, for `crd` and for GACD's estimator `memory`."""
+"""What the contrast is estimated over: anchors of a bank (GACD), or CRD's two momentum memories."""
 
 import math
 
 import torch
 from torch import Generator, Tensor, nn
 
-from gacd.anchors import AnchorBank
+from gacd.anchors import AnchorBank, Anchors
 from gacd.errors import UserError
 from gacd.losses.contrastive import crd_nce
+from gacd.losses.pairs import Pairs
 from gacd.memory import MomentumMemory, Normaliser, OtherClasses
 from gacd.shapes import Batch, PerSample
+
+
+class OverAnchors(nn.Module):
+    """GACD's estimate (Eq. 9): over the whole bank, or, `sampled`, over `negatives` rows of it."""
+
+    def __init__(
+        self,
+        bank: AnchorBank,
+        negatives: int,
+        normaliser: str,
+        *,
+        sampled: bool = False,
+        balanced: bool = False,
+    ) -> None:
+        super().__init__()
+        self.bank, self.negatives = bank, negatives
+        self.sampled, self.balanced = sampled, balanced
+        self.normaliser = Normaliser(normaliser)
+
+    def draw(self, generator: Generator, device: torch.device) -> Anchors:
+        """The anchors of one step."""
+        if not self.sampled:
+            return self.bank.all()
+        rows = self.bank.draw(self.negatives, generator, balanced=self.balanced)
+        return self.bank.rows(rows, device=device)
+
+    def forward(
+        self, pairs: Pairs, batch: Batch, own: Anchors, anchors: Anchors, *, weighted: bool
+    ) -> PerSample:
+        """See `gacd_loss`; `own` are the images' rows of the bank, whose weights are theirs."""
+        if self.normaliser.wants_write:
+            with torch.no_grad():
+                self.normaliser.write(pairs.log_partition())
+        return pairs.gacd_loss(
+            labels_B=batch.labels,
+            anchor_labels_M=anchors.labels_M,
+            weights_B=own.weights_M if weighted else None,
+            anchor_weights_M=anchors.weights_M if weighted else None,
+            negatives=self.negatives,
+            log_z=self.normaliser.read(),
+        )
 
 
 class TwoMemories(nn.Module):
@@ -22,10 +64,10 @@ class TwoMemories(nn.Module):
         self,
         bank: AnchorBank,
         dim: int,
-        *,
         negatives: int,
-        temperature: float,
         normaliser: str,
+        *,
+        temperature: float,
         seed: int,
     ) -> None:
         super().__init__()

@@ -350,10 +350,10 @@ def test_streamed_training_is_that_of_memory(
         AnchorBank, "load", lambda *a, **k: devices.append(k["device"]) or load(*a, **k)
     )
 
-    def run(stream: str) -> dict[str, torch.Tensor]:
+    def run(stream: str, workers: str = "1") -> dict[str, torch.Tensor]:
         arguments = [
             *DISTILL, "--data.name", "folder", "--data.root", str(tmp_path / "data"),
-            "--data.stream", stream, "--data.workers", "1", "--gacd.estimator", "sampled",
+            "--data.stream", stream, "--data.workers", workers, "--gacd.estimator", "sampled",
             "--data.train_limit", "80", "--data.test_limit", "20", "--methods", "gacd",
             "--out", str(tmp_path / stream),
         ]  # fmt: skip
@@ -365,6 +365,7 @@ def test_streamed_training_is_that_of_memory(
     assert streamed.keys() == held.keys()
     for name, value in streamed.items():
         assert torch.equal(value, held[name]), name
+    run("true", workers="0")  # the same run, read by another number of processes
 
 
 def test_streamed_data_needs_sampled_anchors(

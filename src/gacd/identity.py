@@ -13,8 +13,9 @@ from gacd.storage import fingerprint, read_json, write_json
 Goal = Literal["model", "record", "report"]
 """How far a command goes: trained, also measured, also shown."""
 _NOT_COMPARED = (  # a run may be moved, go on elsewhere, and get further rows later
-    "out", "bank", "methods", "data.root", "evaluation.workers", "fabric.accelerator",
-    "fabric.devices", "fabric.num_nodes", "fabric.strategy", "fabric.threads", "fabric.compile",
+    "out", "bank", "methods", "data.root", "data.workers", "evaluation.workers",
+    "fabric.accelerator", "fabric.devices", "fabric.num_nodes", "fabric.strategy", "fabric.threads",
+    "fabric.compile",
 )  # fmt: skip
 _STARTS = ("checkpoint", "source", "teacher.checkpoint")  # of a study's cell, its address knows
 

@@ -92,7 +92,8 @@ def test_an_address_is_of_what_decides_the_result_and_of_nothing_else() -> None:
     cfg = configured("table1", "--scale", "small")
     elsewhere = replace(
         cfg,
-        data=replace(cfg.data, root=Path("elsewhere")),
+        data=replace(cfg.data, root=Path("elsewhere"), workers=5),
+        evaluation=replace(cfg.evaluation, workers=3),
         fabric=replace(cfg.fabric, threads=2, devices=2, accelerator="gpu"),
         out=cfg.out / "elsewhere",
         workers=7,

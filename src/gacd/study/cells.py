@@ -75,7 +75,8 @@ class Cell:
     def identity(self) -> dict[str, Any]:
         """Everything that decides its result, but where it lies and on what it is computed."""
         settings = _plain(self.config)
-        del settings["out"], settings["data"]["root"]
+        del settings["out"], settings["data"]["root"], settings["data"]["workers"]
+        settings.get("evaluation", {}).pop("workers", None)
         settings["fabric"] = {"precision": settings["fabric"]["precision"]}
         parents = {name: parent.key for name, parent in self.parents.items()}
         return {"command": self.command, "settings": settings, "parents": parents}

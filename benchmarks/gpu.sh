@@ -1,30 +1,34 @@
 #!/usr/bin/env bash
 # What needs a GPU, the most valuable first. Every part goes on where it stopped and is skipped once
-# done, so call it again until it ends with 0; 75 means that time was up and there is more to do.
+# done, so call it again until it ends with 0. It ends with 75 when time was up and there is more to
+# do, and with 1 when some part failed; the parts after it have been run all the same.
 #
-#   DATA=~/cifar10 OUT=runs/gpu benchmarks/gpu.sh [PART...]
+#   DATA=~/cifar10 RESULTS=runs/gpu benchmarks/gpu.sh [PART...]
 #
-#   correct     the tests that matter on CUDA, and the quickstart there
-#   throughput  objective, transport, training (eager and compiled), scaling
-#   speedrun    teacher and GACD student against the clock, then AutoAttack
-#   table3, table1, ablation   the paper's cells at full scale, one seed
+#   correct     the tests that need CUDA, and a short quickstart there, in bf16 and compiled
+#   throughput  training (compiled and eager), objective, transport
+#   speedrun    teacher and GACD student against the clock, then AutoAttack on 1,000 images
+#   table3, table1, ablation   the paper's cells at full scale, one seed: hours
+#   autoattack  the speedrun's student under AutoAttack on every test image
+#   scaling     what a step costs as things grow
 #
 # DATA holds CIFAR-10 as class folders (train/CLASS/*, test/CLASS/*). LIMIT is the time of one call in
 # seconds (570); PYTHON names the interpreter; PEER is a checkout of AdversariallyRobustDistillation.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-out=${OUT:-runs/gpu}
+out=${RESULTS:-runs/gpu}
 python=${PYTHON:-python3}
 deadline=$((SECONDS + ${LIMIT:-570}))
-export PYTHONPATH=src:benchmarks PYTHONUNBUFFERED=1
+failed=0
+export PYTHONPATH=src:benchmarks${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1
 mkdir -p "$out/done"
 
 # Within the time that is left. An interrupt lets a run write its checkpoint; a step that has none
 # (a benchmark) begins anew in the next call.
 timed() {
   local left=$((deadline - SECONDS)) code=0
-  if ((left < 20)); then exit 75; fi
-  timeout --foreground --signal=INT --kill-after=60 "$((left - 15))" "$@" || code=$?
+  if ((left < 60)); then exit 75; fi
+  timeout --foreground --signal=INT --kill-after=25 "$((left - 30))" "$@" || code=$?
   if ((code == 124 || code == 137)); then exit 75; fi
   return "$code"
 }
@@ -34,62 +38,76 @@ on_cifar() {
     --data.title "CIFAR-10 (JPEG)"
 }
 
-# once NAME COMMAND...: unless it was done before.
+# once NAME COMMAND...: unless it was done before. One that fails does not hold up the others.
 once() {
   local name=$1
   shift
   if [[ -e $out/done/$name ]]; then return; fi
   echo "== $name"
-  "$@"
-  touch "$out/done/$name"
+  if "$@"; then
+    touch "$out/done/$name"
+  else
+    echo "gpu.sh: $name failed" >&2
+    failed=1
+  fi
 }
 
 # A benchmark's record appears whole or not at all.
 record() {
   local name=$1
   shift
-  timed "$python" "benchmarks/$1.py" "${@:2}" --out "$out/$name.part.json"
-  mv "$out/$name.part.json" "$out/$name.json"
+  timed "$python" "benchmarks/$1.py" "${@:2}" --out "$out/$name.part.json" &&
+    mv "$out/$name.part.json" "$out/$name.json"
 }
 
 objective() {
-  timed "$python" benchmarks/objective.py --json >"$out/objective.txt"
-  tail -n 1 "$out/objective.txt" >"$out/objective.json"
-}
-
-scaling() {
-  timed "$python" benchmarks/scaling.py --out "$out/scaling"
+  timed "$python" benchmarks/objective.py --device cuda --json >"$out/objective.part.txt" &&
+    mv "$out/objective.part.txt" "$out/objective.txt"
 }
 
 study() { on_cifar study run "$1" --scale full --seeds 0 --out "$out/study"; }
 
 correct() {
   "$python" -c 'import torch; print(torch.__version__, torch.cuda.get_device_name())'
-  once tests timed "$python" -m pytest -q -p no:cacheprovider tests/losses tests/attacks \
-    tests/models/test_frozen.py tests/test_anchors.py
-  once tests-on-cuda timed "$python" -m pytest -q -p no:cacheprovider tests/training -k on_a_gpu
-  once quickstart gacd quickstart --out "$out/quickstart" --fabric.accelerator gpu \
-    --fabric.threads null
+  # Warnings are no errors here: torch gives one of its own about the mode that these tests use.
+  once tests timed "$python" -m pytest -q -W default -p no:cacheprovider tests/training -k on_a_gpu
+  once quickstart gacd quickstart --out "$out/quickstart" --methods '[gacd, gacd+aft]' \
+    --teacher.training.epochs 5 --distillation.epochs 5 --finetune.epochs 2 \
+    --evaluation.workers 0 --fabric.accelerator gpu --fabric.threads null \
+    --fabric.precision bf16-mixed --fabric.compile true
 }
 
 throughput() {
-  once training record training training ${PEER:+--peer "$PEER"}
   once training-compiled record training-compiled training --compile
+  once training record training training ${PEER:+--peer "$PEER"}
   once objective objective
-  once transport record transport transport
-  once scaling scaling
+  once transport record transport transport --device cuda
 }
 
-speedrun() { once speedrun on_cifar speedrun --out "$out/speedrun"; }
+speedrun() {
+  once speedrun on_cifar speedrun --out "$out/speedrun" --evaluation.autoattack_limit 1000
+}
 
-if (($# == 0)); then set -- correct throughput speedrun table3 table1 ablation; fi
+autoattack() {
+  once autoattack on_cifar evaluate --checkpoint "$out/speedrun/gacd+aft/model.safetensors" \
+    --attacks natural pgd20 autoattack --evaluation.batch_size 1000 --out "$out/autoattack"
+}
+
+scaling() {
+  once scaling timed "$python" benchmarks/scaling.py --out "$out/scaling"
+}
+
+if (($# == 0)); then
+  set -- correct throughput speedrun table3 table1 ablation autoattack scaling
+fi
 for part in "$@"; do
   case $part in
-    correct | throughput | speedrun) "$part" ;;
-    table3 | table1 | ablation) study "$part" ;;
+    correct | throughput | speedrun | autoattack | scaling) "$part" ;;
+    table3 | table1 | ablation) once "$part" study "$part" ;;
     *)
       echo "gpu.sh: no part '$part'; see the head of this file" >&2
       exit 2
       ;;
   esac
 done
+exit "$failed"

@@ -14,7 +14,8 @@ They take turns within each repeat and the median counts, so that whatever else 
 falls on all alike. With `--threads 1` it is processor time (and the loader works in the process),
 otherwise time on the wall. FLOPs are those that torch counts in one step; utilisation is their rate
 over that of a bf16 product of two large matrices, measured in the same run. That product's gain
-over fp32 is all that a loop of the same arithmetic can gain where the plain one wastes nothing.
+over fp32 (on a GPU without TF32, which convolutions take there by default) is all that a loop of
+the same arithmetic can gain where the plain one wastes nothing.
 """
 
 import argparse
@@ -152,7 +153,7 @@ def ours(
         0.01, 0.9, weight_decay=5e-4, nesterov=True,
     )  # fmt: skip
     if compiled:
-        forward = torch.compile(method.student.forward_features)
+        forward = torch.compile(method.student.forward_features, dynamic=False)
         method.student.forward_features = forward  # type: ignore[method-assign]
     if watch is not None:
         _watch(method, watch)
@@ -232,8 +233,9 @@ def loader(world: World) -> Iterator[Any]:
     """Batches for ever; two workers as in the peers' scripts, none where processor time counts."""
     workers = 0 if world.threads == 1 else 2
     made = DataLoader(
-        Pictures(world.data), world.batch, shuffle=True, num_workers=workers, drop_last=True
-    )
+        Pictures(world.data), world.batch, shuffle=True, num_workers=workers, drop_last=True,
+        persistent_workers=workers > 0,
+    )  # fmt: skip
     while True:
         yield from made
 

@@ -31,13 +31,16 @@ LIMIT = 1.25
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--device", choices=["cpu", "cuda"], help="default: all there are")
+    parser.add_argument("--repeats", type=int, default=3, help="on a GPU 10 times as many")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    records = [measure(torch.device("cpu"), options.repeats)]
-    if torch.cuda.is_available():
-        records.append(measure(torch.device("cuda"), 10 * options.repeats))
+    there = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
+    records = [
+        measure(torch.device(name), options.repeats * (10 if name == "cuda" else 1))
+        for name in ([options.device] if options.device else there)
+    ]
     for record in records:
         print(record)
     if options.out:

@@ -113,7 +113,7 @@ class MomentumMemory(nn.Module):
             memory_ME[index_B] = F.normalize(moved_BE, dim=1)
 
 
-class OtherClasses:
+class OtherClasses(nn.Module):
     """Draws, for each image, rows of other classes: uniform, with replacement, no loop over images.
 
     Rows sorted by class make each class an interval; a draw among the rest jumps over it. A
@@ -121,11 +121,16 @@ class OtherClasses:
     """
 
     def __init__(self, labels_M: Int[Tensor, "M"]) -> None:
-        self.order_M = labels_M.argsort(stable=True)
-        self.count_K = labels_M.bincount(minlength=int(labels_M.max()) + 1)
-        if int(self.count_K.max()) == len(labels_M):
+        super().__init__()
+        count_K = labels_M.bincount(minlength=int(labels_M.max()) + 1)
+        if int(count_K.max()) == len(labels_M):
             raise UserError("all images are of one class: there are no negatives to draw")
-        self.start_K = self.count_K.cumsum(0) - self.count_K
+        self.order_M: Tensor
+        self.count_K: Tensor
+        self.start_K: Tensor
+        self.register_buffer("order_M", labels_M.argsort(stable=True), persistent=False)
+        self.register_buffer("count_K", count_K, persistent=False)
+        self.register_buffer("start_K", count_K.cumsum(0) - count_K, persistent=False)
 
     def draw(self, labels_B: Labels, k: int, generator: torch.Generator) -> Int[Tensor, "B {k}"]:
         """[B, k] rows."""

@@ -7,6 +7,7 @@ from multiprocessing import get_context
 from multiprocessing.pool import AsyncResult, Pool
 from pathlib import Path
 
+import torch
 from lightning_fabric import Fabric
 
 from gacd import build
@@ -282,7 +283,8 @@ def _teacher(run: Run, cfg: c.Distill) -> tuple[Backbone, str, Spent]:
             channels=data.channels,
         )
         run.keep(cfg.out / TEACHER, teacher, name, cfg.teacher.checkpoint.stem)
-        return teacher.to(run.fabric.device), name, Spent()
+        teacher.to(run.fabric.device, memory_format=torch.channels_last)
+        return teacher, name, Spent()
     teacher = build.model(cfg.teacher.model, data, seed=cfg.seed)
     spent = run.train(TEACHER, cfg.teacher.method, teacher, cfg.teacher.model, cfg.teacher.training)
     return teacher, cfg.teacher.model, spent

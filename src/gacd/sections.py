@@ -171,7 +171,7 @@ class Fabric:
     num_nodes: int = 1
     strategy: str = "auto"
     precision: Literal["bf16-mixed", "32-true"] = "bf16-mixed"
-    """Of training; evaluation is always in 32 bit."""
+    """Of training; evaluation is always in 32 bit (on a GPU its convolutions are TF32's)."""
     batch_norm: Literal["local", "synchronised"] = "local"
     """Statistics of each process's own images, or of all processes' (GPUs only)."""
     compile: bool = False

@@ -146,7 +146,7 @@ def nce(
     k = candidates_BJE.shape[1] - 1
     logits_BJ = at_least_float32(scores_BJ) / temperature - log_z - math.log(k / dataset_size)
     signs_J = torch.ones(k + 1, dtype=logits_BJ.dtype, device=logits_BJ.device)
-    signs_J[0] = -1
+    signs_J[:1] = -1  # a slice: one place would be written from the host, which waits
     losses_BJ = F.softplus(signs_J * logits_BJ)
     return (losses_BJ if weights_BJ is None else weights_BJ * losses_BJ).sum(1)
 

@@ -94,9 +94,10 @@ class Scores:
 
     def scaled(self, row_factors_B: Tensor | float) -> Tensor:
         """The batch's embeddings over T, times a factor each, in the dtype of the products."""
-        factors = torch.as_tensor(row_factors_B, dtype=self.wide) / self.temperature
-        scaled_BE = self.student_BE.detach().to(self.wide) * factors.reshape(-1, 1)
-        return scaled_BE.to(self.dtype)
+        factors = row_factors_B / self.temperature
+        if isinstance(factors, Tensor):
+            factors = factors.to(self.wide).reshape(-1, 1)
+        return (self.student_BE.detach().to(self.wide) * factors).to(self.dtype)
 
     def anchors(self, rows: slice) -> Tensor:
         """Anchors as they were given, in the dtype of the products."""
@@ -162,9 +163,8 @@ class Others:
 
     def offsets(self, offset_B: Tensor) -> Tensor:
         """What to subtract from a score, by the anchor's group [G, B]: infinity for one's own."""
-        offset_GB = offset_B.repeat(self.none + 1, 1)
-        offset_GB[self.group_B, torch.arange(self.none, device=offset_B.device)] = math.inf
-        return offset_GB
+        # Not by indexing: a number assigned to a tensor is copied to its device, which waits.
+        return offset_B.repeat(self.none + 1, 1).scatter_(0, self.group_B[None], math.inf)
 
     def groups(self, rows: slice) -> Tensor:
         """The group of each anchor of a chunk [c]."""

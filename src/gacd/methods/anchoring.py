@@ -15,6 +15,7 @@ from gacd.models.projection import Projection
 from gacd.shapes import Batch, Features
 
 KINDS = ("live", "refreshed", "pca", "identity")
+ROWS = 2**16  # of the bank, projected together
 
 
 class Unit(nn.Module):
@@ -120,12 +121,15 @@ class Anchoring(nn.Module):
         return self._projected_ME
 
     @torch.no_grad()
-    def class_means(self, num_classes: int) -> Tensor:
-        """[K, E], of length 1: each class's mean embedding over the bank."""
+    def class_means(self, num_classes: int, device: torch.device) -> Tensor:
+        """[K, E], of length 1: each class's mean embedding over the bank, some rows at a time."""
         anchors = self.bank.all()
-        t_ME = self.projection(anchors.features_MD.float())
-        classes = F.one_hot(anchors.labels_M, num_classes).to(t_ME)
-        return F.normalize(classes.T @ t_ME, dim=1)
+        total_KE = torch.zeros(num_classes, self.width, device=device)
+        chunks = anchors.features_MD.split(ROWS), anchors.labels_M.split(ROWS)
+        for features_cD, labels_c in zip(*chunks, strict=True):
+            t_cE = self.projection(features_cD.to(device).float())
+            total_KE += F.one_hot(labels_c.to(device), num_classes).to(t_cE).T @ t_cE
+        return F.normalize(total_KE, dim=1)
 
     def idle(self) -> Tensor | float:
         """A zero to add to the loss of a step in which parameters rest: ranks expect gradients."""

@@ -38,8 +38,9 @@ class CRD(Term):
 
     def losses(self, step: Step) -> PerSample:
         """Cross-entropy, and the contrast of the clean batch with the memories."""
-        with torch.autocast(step.batch.images.device.type, enabled=False):
-            s_BE = self.student_projection(step.student_features.float())
-            t_BE = self.teacher_projection(step.teacher_features)
+        features, seen = step.student_features, step.teacher_features  # passes of the autocast
+        with torch.autocast(features.device.type, enabled=False):
+            s_BE = self.student_projection(features.float())
+            t_BE = self.teacher_projection(seen)
             contrast: PerSample = self.contrast(s_BE, t_BE, step.batch, step.generator)
         return cross_entropy(step.student_logits, step.batch.labels) + self.beta * contrast

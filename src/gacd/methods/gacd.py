@@ -94,6 +94,7 @@ class GACD(Term):
 
     def predictor(self, student: Backbone) -> Callable[[Images], Logits]:
         """The class whose mean teacher embedding is nearest: what features alone can answer."""
-        centre_KE = self.anchoring.class_means(student.num_classes)
+        device = self.student_projection.linear.weight.device
+        centre_KE = self.anchoring.class_means(student.num_classes, device)
         project, T = self.student_projection, self.temperature
         return lambda x: project(student.forward_features(x)) @ centre_KE.T / T

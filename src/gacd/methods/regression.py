@@ -33,9 +33,9 @@ class Regression(Term):
 
     def losses(self, step: Step) -> PerSample:
         """The attacked student's projected features against the teacher's clean ones."""
-        with torch.autocast(step.batch.images.device.type, enabled=False):
-            projected = self.projection(step.student_adv_features.float())
-            return self.beta * feature_regression(projected, step.teacher_features)
+        features, seen = step.student_adv_features, step.teacher_features  # of the autocast
+        with torch.autocast(features.device.type, enabled=False):
+            return self.beta * feature_regression(self.projection(features.float()), seen)
 
     def predictor(self, student: Backbone) -> Callable[[Images], Logits]:
         """The teacher's head on the student's projected features."""

@@ -93,8 +93,9 @@ def fit(
 
     Writes into `out`: `log.jsonl` and TensorBoard events (a row an epoch), `checkpoint.safetensors`
     (the whole state, each epoch and on Ctrl-C), `best.safetensors` and, at the end, `done.json`.
-    Called again, it continues from the last checkpoint to the same bits, or, if done, only loads;
-    where the weights are gone (a folder may travel without them), it trains again.
+    Called again, it continues from the last checkpoint to the same bits (on a GPU, to rounding:
+    cuDNN adds in no fixed order), or, if done, only loads; where the weights are gone (a folder may
+    travel without them), it trains again.
     On several ranks all of them stop at the same step, at most 25 after the Ctrl-C.
 
     Raises:
@@ -280,9 +281,12 @@ def _compiled(method: Method, *, enabled: bool) -> Iterator[None]:
         yield
         return
     student = method.student
-    student.forward_features = torch.compile(student.forward_features)  # type: ignore[method-assign]
+    compiled = torch.compile(student.forward_features, dynamic=False)
+    student.forward_features = compiled  # type: ignore[method-assign]
     try:
-        yield
+        # Networks of one class share a limit of 8 by default, beyond which they run as they are.
+        with torch._dynamo.config.patch(recompile_limit=64):
+            yield
     finally:
         del student.forward_features  # the instance's, which hid the class's
 

@@ -283,7 +283,7 @@ def _teacher(run: Run, cfg: c.Distill) -> tuple[Backbone, str, Spent]:
             channels=data.channels,
         )
         run.keep(cfg.out / TEACHER, teacher, name, cfg.teacher.checkpoint.stem)
-        teacher.to(run.fabric.device, memory_format=torch.channels_last)
+        teacher.to(run.fabric.device).to(memory_format=torch.channels_last)
         return teacher, name, Spent()
     teacher = build.model(cfg.teacher.model, data, seed=cfg.seed)
     spent = run.train(TEACHER, cfg.teacher.method, teacher, cfg.teacher.model, cfg.teacher.training)

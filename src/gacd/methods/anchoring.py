@@ -125,10 +125,11 @@ class Anchoring(nn.Module):
         """[K, E], of length 1: each class's mean embedding over the bank, some rows at a time."""
         anchors = self.bank.all()
         total_KE = torch.zeros(num_classes, self.width, device=device)
-        chunks = anchors.features_MD.split(ROWS), anchors.labels_M.split(ROWS)
-        for features_cD, labels_c in zip(*chunks, strict=True):
-            t_cE = self.projection(features_cD.to(device).float())
-            total_KE += F.one_hot(labels_c.to(device), num_classes).to(t_cE).T @ t_cE
+        for start in range(0, len(self.bank), ROWS):
+            rows = slice(start, start + ROWS)
+            t_cE = self.projection(anchors.features_MD[rows].to(device).float())
+            classes_cK = F.one_hot(anchors.labels_M[rows].to(device), num_classes)
+            total_KE += classes_cK.to(t_cE).T @ t_cE
         return F.normalize(total_KE, dim=1)
 
     def idle(self) -> Tensor | float:

@@ -326,6 +326,9 @@ def test_a_folder_of_another_run(capsys: pytest.CaptureFixture[str], tmp_path: P
     (tmp_path / "thesis" / "chapter.tex").touch()
     said = refusal(capsys, *TRAIN, "--out", "thesis")
     assert said == "thesis holds files that are of no run: choose another --out"
+    (tmp_path / "killed").mkdir()
+    (tmp_path / "killed" / ".run.json.7.tmp").touch()
+    assert cli.main([*TRAIN, "--out", "killed"]) == 0  # what a kill left of the first file
     assert [file.name for file in (tmp_path / "thesis").iterdir()] == ["chapter.tex"]
 
 

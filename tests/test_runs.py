@@ -1,6 +1,8 @@
 """Runs from end to end, in miniature: a teacher, students, their records, and coming back later."""
 
 import json
+import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -318,6 +320,23 @@ def test_evaluation_in_another_process_gives_the_same_figures(
         ours, theirs = (read_json(out / name / "record.json") for out in (tmp_path, finished))
         assert ours["evaluation"] == theirs["evaluation"]
         assert ours["eps_curve"] == theirs["eps_curve"]
+
+
+def dies(*_: Any) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.mark.usefixtures("no_page")
+def test_an_evaluating_process_that_is_killed_ends_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As by a system whose memory is short; the pool itself would wait for ever."""
+    arguments = [*DISTILL, "--out", str(tmp_path), "--methods", "kd", "--evaluation.workers", "1"]
+    with monkeypatch.context() as patch:
+        patch.setattr(runs, "measure_row_elsewhere", dies)
+        assert cli.main(arguments) == 2
+    assert "a process that evaluates was killed" in capsys.readouterr().err
+    assert cli.main(arguments) == 0
 
 
 def test_the_speedrun_in_miniature(tmp_path: Path, no_page: None) -> None:

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -87,7 +87,8 @@ def analyze(cfg: c.Analyze, *, goal: Goal = "report") -> None:
     files = {TEACHER: cfg.teacher} | dict(_named(text) for text in cfg.students)
     if len(files) != 1 + len(cfg.students):
         raise UserError(f"students need different names, and none may be '{TEACHER}'")
-    device = build.fabric(cfg.fabric).device
+    alone = replace(cfg.fabric, devices=1, num_nodes=1, strategy="auto")
+    device = build.fabric(alone).device
     test = build.splits(cfg.data, cfg.seed).test.to(device)
     models, metas = {}, {}
     for name, path in files.items():

@@ -28,14 +28,15 @@ def fabric(cfg: c.Fabric) -> Fabric:
     if cfg.threads is not None:
         torch.set_num_threads(cfg.threads)
     cuda = cfg.accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
+    found = "cuda" if cuda else "cpu"  # Apple's GPUs lack float64, which evaluation needs
     mixed = cfg.precision == "bf16-mixed"
     try:
         built = Fabric(
-            accelerator=cfg.accelerator,
+            accelerator=found if cfg.accelerator == "auto" else cfg.accelerator,
             devices=cfg.devices,
             num_nodes=cfg.num_nodes,
             strategy=cfg.strategy,
-            plugins=[Bf16Autocast("cuda" if cuda else "cpu")] if mixed else None,
+            plugins=[Bf16Autocast(found)] if mixed else None,
         )
     except (ValueError, RuntimeError) as error:
         raise UserError(f"fabric: {error}") from None

@@ -33,7 +33,9 @@ def claim(out: Path, cfg: c.Run, *, images: str | None = None, goal: Goal = "rep
     """
     path = out / "run.json"
     ours = _identity(cfg) | ({} if images is None else {"images": images})
-    begun = out.is_dir() and any(file.name != path.name for file in out.iterdir())
+    # Hidden files are the system's, or what a killed process left of one that it was writing.
+    files = [file.name for file in out.iterdir()] if out.is_dir() else []
+    begun = any(name != path.name and not name.startswith(".") for name in files)
     if not begun:
         write_json(path, ours)
         return

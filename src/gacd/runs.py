@@ -3,8 +3,9 @@
 import time
 from collections.abc import Callable
 from dataclasses import asdict, replace
-from multiprocessing import get_context
+from multiprocessing import active_children, get_context
 from multiprocessing.pool import AsyncResult, Pool
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import torch
@@ -59,6 +60,7 @@ class Run:
         images = fingerprint(part.fingerprint() for part in (self.splits.train, self.splits.test))
         self.once(lambda: claim(cfg.out, cfg, images=images, goal=goal))
         self.pool: Pool | None = None
+        self.workers: list[BaseProcess] = []
         self.pending: dict[str, AsyncResult[None]] = {}
 
     def once(self, do: Callable[[], object]) -> None:
@@ -143,20 +145,37 @@ class Run:
         if workers == 0 or not self.fabric.is_global_zero:
             return
         if self.pool is None:
+            before = active_children()
             self.pool = get_context("spawn").Pool(workers, initializer=ignore_interrupts)
+            self.workers = [child for child in active_children() if child not in before]
         self.pending[row.name] = self.pool.apply_async(measure_row_elsewhere, (self.cfg, row))
+
+    def _wait(self) -> None:
+        """For the evaluations that other processes are at."""
+        waiting = len(self.pending)
+        try:
+            with progress(waiting, "evaluation", unit="models", enabled=waiting > 0) as bar:
+                for result in self.pending.values():
+                    while not result.ready():
+                        result.wait(1)
+                        if any(worker.exitcode is not None for worker in self.workers):
+                            raise UserError(  # a pool goes on waiting for what it was at
+                                "a process that evaluates was killed (is memory short?): run the "
+                                "same command again, with evaluation.workers 0 if need be"
+                            )
+                    result.get()
+                    bar.advance()
+        finally:
+            if self.pool is not None:
+                self.pool.terminate()
 
     def finish(self, title: str) -> None:
         """Write `results.json` and `report.html`, and print the table."""
-        if self.goal != "report" or not self.fabric.is_global_zero:
+        if not self.fabric.is_global_zero:
             return
-        waiting = len(self.pending)
-        with progress(waiting, "evaluation", unit="models", enabled=waiting > 0) as bar:
-            for result in self.pending.values():
-                result.get()
-                bar.advance()
-        if self.pool is not None:
-            self.pool.terminate()
+        self._wait()
+        if self.goal != "report":
+            return
         from rich.console import Console
 
         order = _order(self.cfg.out)

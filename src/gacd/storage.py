@@ -50,7 +50,7 @@ def read_json(path: Path) -> Any:
 
 
 def read_json_lines(path: Path) -> list[Any]:
-    """The values of a JSON-lines file; a last line cut short by a kill is left out."""
+    """The values of a JSON-lines file; a line cut short by a kill is left out."""
     values = []
     for line in path.read_text(encoding="utf-8").splitlines():
         try:
@@ -81,7 +81,7 @@ def save_tensors(path: Path, tensors: "Mapping[str, Any]", meta: Mapping[str, An
 
 
 def load_tensors(path: Path) -> "tuple[dict[str, Any], dict[str, Any]]":
-    """The tensors (on the CPU) and the `meta` that `save_tensors` wrote."""
+    """The tensors (on the CPU, mapped from the file) and the `meta` that `save_tensors` wrote."""
     from safetensors import SafetensorError, safe_open
 
     if not path.is_file():

@@ -6,12 +6,14 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.optim import SGD
 
 from gacd.errors import UserError
 from gacd.models import create_model
 from gacd.models.base import Backbone
 from gacd.models.checkpoints import load_model, load_weights, save_model
 from gacd.storage import save_tensors
+from gacd.training.state import save_state
 
 MEAN, STD = (0.1, 0.2, 0.3), (0.5, 0.6, 0.7)
 
@@ -76,12 +78,12 @@ def test_saving_needs_the_architecture(tmp_path: Path) -> None:
 def test_training_checkpoint_gives_the_student_preferably_averaged(
     tmp_path: Path, averaged: bool
 ) -> None:
-    live, mean = source().state_dict(), make(seed=2).state_dict()
-    tensors = renamed(live, "student.") | {"projection.weight": torch.ones(2)}
-    if averaged:
-        tensors |= renamed(mean, "ema.student.")
-    path = tmp_path / "checkpoint.safetensors"
-    save_tensors(path, tensors, {"step": 9})
+    def method(student: nn.Module) -> nn.Module:
+        return nn.ModuleDict({"student": student, "projection": nn.Linear(2, 3)})
+
+    path, live = tmp_path / "checkpoint.safetensors", method(source())
+    mean = method(make(seed=2)) if averaged else None
+    save_state(path, live, mean, SGD(live.parameters(), 0.1), {"step": 9})
     model = make()
     load_weights(model, path)
     assert_same(model, make(seed=2) if averaged else source())

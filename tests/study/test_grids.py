@@ -103,6 +103,7 @@ def test_an_address_is_of_what_decides_the_result_and_of_nothing_else() -> None:
         replace(cfg, data=replace(cfg.data, size=32)),
         replace(cfg, threat=replace(cfg.threat, eps="4/255")),
         replace(cfg, fabric=replace(cfg.fabric, precision="32-true")),
+        replace(cfg, fabric=replace(cfg.fabric, batch_norm="synchronised")),
         replace(cfg, seeds=[3, 4, 5]),
         replace(cfg, evaluation=replace(cfg.evaluation, autoattack_limit=10)),
     ):

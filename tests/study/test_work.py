@@ -1,7 +1,7 @@
 """Studies in miniature, in real processes: each cell once, whatever happens to the workers."""
 
 import json
-import os
+import re
 import shutil
 import signal
 import subprocess
@@ -18,6 +18,7 @@ from gacd import config as c
 from gacd.study import work
 from gacd.study.status import status
 
+BEGUN = re.compile(r"\[\d+/\d+\] ")
 STAGE = {"epochs": 1, "batch_size": 32, "lr": 0.1, "attack": {"steps": 1, "step_size": 0.05}}
 MINIATURE: dict[str, Any] = {
     "data": {"name": "digits", "pad": 1, "flip": False, "train_limit": 100, "test_limit": 20},
@@ -75,7 +76,7 @@ def test_two_workers_do_every_cell_once(finished: tuple[Path, Path, str]) -> Non
     out, recipe, said = finished
     cells = {result.key: result for result in work.results(configured(recipe, out, "rivals"))}
     assert len(cells) == 3
-    begun = [line for line in said.splitlines() if line.startswith("[")]
+    begun = [line for line in said.splitlines() if BEGUN.match(line)]
     assert (
         len(begun) == len({line.split("(")[-1] for line in begun}) == 4
     )  # and gacd, to start from
@@ -93,7 +94,7 @@ def test_what_is_done_is_not_done_again(
         p: p.stat().st_mtime_ns for p in out.rglob("*") if p.suffix in (".json", ".safetensors")
     }
     assert cli.main(arguments(recipe, out, "rivals")) == 0
-    assert "[" not in capsys.readouterr().out.splitlines()[0]
+    assert not any(BEGUN.match(line) for line in capsys.readouterr().out.splitlines())
     assert before == {p: p.stat().st_mtime_ns for p in before}
 
 
@@ -146,7 +147,8 @@ def test_a_cell_that_fails_says_why_and_holds_up_only_what_starts_from_it(
     broken = ["--rivals", "[pgd-at, kd]", "--teacher.lr", "1e30"]
     assert cli.main(arguments(recipe, out, "rivals", *broken)) == 2
     said = capsys.readouterr()
-    assert "gacd: 1 of 3 cells failed" in said.err and "Traceback" not in said.err
+    assert "gacd: cells that failed: 1, that could not begin: 1" in said.err
+    assert "Traceback" not in said.err
     cfg = configured(recipe, out, "rivals", *broken)
     found = status(cfg)
     assert found.counts["rivals"] == {"done": 1, "running": 0, "failed": 1, "waiting": 1}
@@ -156,6 +158,35 @@ def test_a_cell_that_fails_says_why_and_holds_up_only_what_starts_from_it(
     asked = arguments(recipe, out, "rivals", *broken)
     assert cli.main(["study", "status", *asked[2:]]) == 0
     assert "infinite or NaN" in capsys.readouterr().out
+
+
+def test_what_only_others_start_from_fails_aloud(
+    recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The teacher is no entry of Figure 5, but nothing there can begin without it."""
+    out = tmp_path / "study"
+    broken = ["--teacher.lr", "1e30"]
+    assert cli.main(arguments(recipe, out, "figure5", *broken)) == 2
+    assert "cells that failed: 1, that could not begin: 4" in capsys.readouterr().err
+    found = status(configured(recipe, out, "figure5", *broken))
+    assert found.counts["figure5"] == {"done": 0, "running": 0, "failed": 0, "waiting": 1}
+    [reason] = found.reasons.values()
+    assert "infinite or NaN" in reason
+
+
+def test_cells_measured_in_processes_of_their_own(recipe: Path, tmp_path: Path) -> None:
+    out = tmp_path / "study"
+    flags = ["--rivals", "[pgd-at]", "--evaluation.workers", "1"]
+    cfg = configured(recipe, out, "rivals", *flags)
+    work.run(cfg)
+    assert all(result.record is not None for result in work.results(cfg))
+    assert not list(out.rglob("*.failed.json"))
+
+
+def test_status_of_nothing_makes_nothing(recipe: Path, tmp_path: Path) -> None:
+    out = tmp_path / "mistyped"
+    assert status(configured(recipe, out, "rivals")).counts["rivals"]["waiting"] == 3
+    assert not out.exists()
 
 
 def test_cells_run_under_other_defaults_are_refused(
@@ -183,8 +214,12 @@ def test_cells_run_under_other_defaults_are_refused(
     ],
 )
 def test_refusals(
-    given: list[str], message: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+    given: list[str],
+    message: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
 ) -> None:
-    os.chdir(tmp_path)
+    monkeypatch.chdir(tmp_path)
     assert cli.main(["study", *given]) == 2
     assert message in capsys.readouterr().err

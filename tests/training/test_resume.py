@@ -169,6 +169,46 @@ def test_the_first_ctrl_c_waits_and_the_handler_is_put_back(stage: Any, tmp_path
     assert (tmp_path / "checkpoint.safetensors").read_bytes() == checkpoint  # stopped at once
 
 
+def test_killed_while_training_again_what_had_lost_its_weights(
+    stage: Any, whole: Any, tmp_path: Path
+) -> None:
+    """A folder that came without its weights, as from git, is not done once it has some."""
+    stage.fit(tmp_path, "pgd-at")
+    (tmp_path / "best.safetensors").unlink()
+    with pytest.raises(Killed):
+        stage.fit(tmp_path, after(6, stage.method("pgd-at"), killed))
+    stage.fit(tmp_path, "pgd-at")
+    assert_same(tmp_path, whole["pgd-at", "32-true"])
+
+
+def test_the_summary_is_of_the_weights_that_are_there(
+    stage: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed between an epoch's weights and its state; and the epoch then comes out otherwise."""
+    scores = iter([50.0, 60.0, 55.0, 52.0])  # epochs 1 and 2, then 2 again, and 3
+
+    def validate(*_: Any, **__: Any) -> dict[str, float]:
+        score = next(scores)
+        return {"val_natural": score, "val_robust": score}
+
+    monkeypatch.setattr(loop, "validate", validate)
+    save, count = loop.save_state, 0
+
+    def fails(*args: Any) -> None:
+        nonlocal count
+        count += 1
+        if count == 2:
+            raise Killed
+        save(*args)
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(loop, "save_state", fails)
+        stage.fit(tmp_path, "pgd-at")
+    _, summary = stage.fit(tmp_path, "pgd-at")
+    assert (summary.selected_epoch, summary.val_robust) == (2, 60.0)
+    assert load_meta(tmp_path / "best.safetensors")["epoch"] == 2
+
+
 COMMAND = (
     "train --model digits-cnn-4 --data.train_limit 200 --data.test_limit 50 --attacks natural "
     "--threat.eps 0.2 --training.attack.step_size 0.06 --training.attack.steps 2 "

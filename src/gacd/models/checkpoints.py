@@ -18,7 +18,8 @@ from gacd.models import create_model
 from gacd.models.base import Backbone
 from gacd.storage import load_tensors, save_tensors
 
-_OURS = ("ema.student.", "student.")  # a training checkpoint's networks, the preferred one first
+# A training checkpoint's networks, the preferred one first; a stage's best has one alone.
+_OURS = ("average.student.", "method.student.", "student.")
 _WRAPPERS = ("state_dict", "model", "net")  # keys under which scripts put the weights
 _PREFIXES = ("module.", "model.", "_orig_mod.")  # DataParallel, containers, torch.compile
 _ANOTHER = "name the architecture that it was saved from"

@@ -77,7 +77,8 @@ class Cell:
         settings = _plain(self.config)
         del settings["out"], settings["data"]["root"], settings["data"]["workers"]
         settings.get("evaluation", {}).pop("workers", None)
-        settings["fabric"] = {"precision": settings["fabric"]["precision"]}
+        fabric = settings["fabric"]
+        settings["fabric"] = {key: fabric[key] for key in ("precision", "batch_norm")}
         parents = {name: parent.key for name, parent in self.parents.items()}
         return {"command": self.command, "settings": settings, "parents": parents}
 

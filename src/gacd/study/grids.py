@@ -100,7 +100,8 @@ class Nets:
         return replace(stage, epochs=self.cfg.epochs.get(row, stage.epochs))
 
     def _fabric(self) -> c.Fabric:
-        return c.Fabric(precision=self.cfg.fabric.precision)
+        fabric = self.cfg.fabric
+        return c.Fabric(precision=fabric.precision, batch_norm=fabric.batch_norm)
 
     def _shared(self) -> dict[str, Any]:
         return {

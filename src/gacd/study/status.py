@@ -12,7 +12,7 @@ from gacd.report.tables import Column, Table
 from gacd.storage import read_json
 from gacd.study.cells import Cell
 from gacd.study.grids import Entry
-from gacd.study.work import Folder, Task, chosen
+from gacd.study.work import Folder, Task, chosen, tasks
 
 State = Literal["done", "running", "failed", "waiting"]
 _STATES: tuple[State, ...] = get_args(State)
@@ -37,7 +37,9 @@ def status(cfg: c.Study) -> Status:
     for entry in listed:
         row = counts.setdefault(entry.study, dict.fromkeys(_STATES, 0))
         row[states[entry.cell.key]] += 1
-    failed = {e.cell.key: e.cell for e in listed if states[e.cell.key] == "failed"}
+    cells = [entry.cell for entry in listed]
+    left = {task.cell.key: task.cell for task in tasks(folder, cells)}  # with what they start from
+    failed = {key: cell for key, cell in left.items() if _state(folder, cell) == "failed"}
     reasons = {key: read_json(folder.failure(cell))["reason"] for key, cell in failed.items()}
     return Status(counts, reasons, _hours(folder, listed, states))
 
@@ -45,6 +47,8 @@ def status(cfg: c.Study) -> Status:
 def _state(folder: Folder, cell: Cell) -> State:
     if folder.has(Task(cell, "record")):
         return "done"
+    if not folder.root.is_dir():
+        return "waiting"
     try:
         with folder.lock(cell).acquire(timeout=0):
             return "failed" if folder.failure(cell).is_file() else "waiting"

@@ -1,10 +1,11 @@
 """Doing the cells of a study: each once, whoever and however many are at it."""
 
+import signal
 import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from dataclasses import asdict, dataclass
 from multiprocessing import get_context
 from pathlib import Path
@@ -36,6 +37,7 @@ _KEPT_OUT_OF_GIT = """\
 *.safetensors
 !outcomes.safetensors
 !cells/*/pgd-at/model.safetensors
+*.tmp
 events.out.tfevents.*
 evaluation/
 """
@@ -131,31 +133,35 @@ def run(cfg: c.Study) -> None:
     """
     cells = list({entry.cell.key: entry.cell for entry in chosen(cfg)}.values())
     _check_unchanged(Folder(cfg.out), cells)
-    write_bytes(cfg.out / ".gitignore", _KEPT_OUT_OF_GIT.encode())
+    if not (cfg.out / ".gitignore").is_file():
+        write_bytes(cfg.out / ".gitignore", _KEPT_OUT_OF_GIT.encode())
+    started = time.time()
     others = [
-        get_context("spawn").Process(target=_work, args=(cfg,)) for _ in range(cfg.workers - 1)
+        get_context("spawn").Process(target=_work, args=(cfg, started))
+        for _ in range(cfg.workers - 1)
     ]
     for other in others:
         other.start()
-    _work(cfg)
+    _work(cfg, started)
     for other in others:
         other.join()
     folder = Folder(cfg.out)
-    failed = [cell for cell in cells if folder.failure(cell).is_file()]
-    if failed:
+    if left := tasks(folder, cells):
+        failed = {task.cell.key for task in left if folder.failure(task.cell).is_file()}
+        waiting = {task.cell.key for task in left} - failed
         raise UserError(
-            f"{len(failed)} of {len(cells)} cells failed; 'gacd study status' says why, and "
-            "running the study again tries them again"
+            f"cells that failed: {len(failed)}, that could not begin: {len(waiting)}; "
+            "'gacd study status' says why, and running the study again tries them again"
         )
 
 
-def _work(cfg: c.Study) -> None:
-    """One worker: the next cell that nobody is at, until all are done."""
+def _work(cfg: c.Study, started: float) -> None:
+    """One worker: the next cell that nobody is at, until all are done or failed since `started`."""
     names = {entry.cell.key: _name(entry) for entry in reversed(chosen(cfg))}
     cells = list({entry.cell.key: entry.cell for entry in chosen(cfg)}.values())
-    folder, started = Folder(cfg.out), time.time()
+    folder, failed = Folder(cfg.out), set[str]()  # here: a file server's clock may be another
     while left := tasks(folder, cells):
-        open_tasks = [task for task in left if not _hopeless(folder, task.cell, started)]
+        open_tasks = [task for task in left if not _hopeless(folder, task.cell, started, failed)]
         if not open_tasks:
             return
         for task in _ready(folder, open_tasks):
@@ -168,7 +174,8 @@ def _work(cfg: c.Study) -> None:
                             f"{task.cell.command} {task.cell.method}, for others to start from",
                         )
                         print(f"[{done + 1}/{len(cells)}] {name}  ({task.cell.key})", flush=True)
-                        _do(folder, task, cfg.fabric)
+                        if not _do(folder, task, cfg.fabric):
+                            failed.add(task.cell.key)
             except Timeout:
                 continue  # somebody else is at it
             break
@@ -182,21 +189,22 @@ def _ready(folder: Folder, left: Sequence[Task]) -> Iterator[Task]:
             yield task
 
 
-def _hopeless(folder: Folder, cell: Cell, since: float) -> bool:
+def _hopeless(folder: Folder, cell: Cell, since: float, failed: Set[str]) -> bool:
     """Whether the cell, or one that it starts from, has failed in this sitting."""
     path = folder.failure(cell)
-    if path.is_file() and path.stat().st_mtime >= since:
+    if cell.key in failed or (path.is_file() and path.stat().st_mtime >= since):
         return True
     missing = (p for p in cell.parents.values() if not folder.has(Task(p, "model")))
-    return any(_hopeless(folder, parent, since) for parent in missing)
+    return any(_hopeless(folder, parent, since, failed) for parent in missing)
 
 
-def _do(folder: Folder, task: Task, fabric: c.Fabric) -> None:
+def _do(folder: Folder, task: Task, fabric: c.Fabric) -> bool:
+    """Whether it went well; if not, a file says why."""
     cell, started = task.cell, time.monotonic()
     parents = {name: folder.of(parent) for name, parent in cell.parents.items()}
     try:
         config = cell.resolved(folder.of(cell), parents, fabric)
-        if fabric.devices * fabric.num_nodes > 1:
+        if fabric.devices * fabric.num_nodes > 1 and cell.command != "analyze":
             _run_on_ranks(cell.command, config, folder.root / f"{cell.key}.yaml")
         else:
             _COMMANDS[cell.command](config, goal=task.goal)  # type: ignore[operator]
@@ -205,21 +213,28 @@ def _do(folder: Folder, task: Task, fabric: c.Fabric) -> None:
         print(f"failed: {reason}", flush=True)
         about = {**cell.identity, "reason": reason, "traceback": traceback.format_exc()}
         write_json(folder.failure(cell), about)
-        return
+        return False
     folder.failure(cell).unlink(missing_ok=True)
     if task.goal == "record":
         seconds = round(time.monotonic() - started, 1)
         write_json(folder.about(cell), {**cell.identity, "seconds": seconds})
+    return True
 
 
 def _run_on_ranks(command: str, config: Config, file: Path) -> None:
     """Run the cell as a command of its own: to start its ranks, Fabric runs the program again."""
     file.write_text(yaml.safe_dump(_plain(asdict(config))), encoding="utf-8")
-    done = subprocess.run([sys.executable, "-m", "gacd.cli", command, "--config", str(file)])
-    if done.returncode == 130:
+    process = subprocess.Popen([sys.executable, "-m", "gacd.cli", command, "--config", str(file)])
+    try:
+        code = process.wait()
+    except KeyboardInterrupt:  # it writes its checkpoint first; one interrupt more does no harm
+        process.send_signal(signal.SIGINT)
+        process.wait()
+        raise
+    if code == 130:
         raise KeyboardInterrupt
-    if done.returncode != 0:
-        raise UserError(f"gacd {command} --config {file} ended with exit code {done.returncode}")
+    if code != 0:
+        raise UserError(f"gacd {command} --config {file} ended with exit code {code}")
     file.unlink()
 
 

@@ -1,5 +1,6 @@
 """The one training loop. It knows no method: it steps, averages, validates, guards and resumes."""
 
+import json
 import signal
 import threading
 import time
@@ -22,10 +23,12 @@ from gacd.methods.method import Method
 from gacd.progress import progress
 from gacd.storage import (
     append_json_line,
+    load_meta,
     load_tensors,
     read_json,
     read_json_lines,
     save_tensors,
+    write_bytes,
     write_json,
 )
 from gacd.training.average import averaged, update
@@ -104,9 +107,14 @@ def fit(
     """
     method.to(fabric.device).to(memory_format=torch.channels_last)
     finished, best = out / "done.json", out / "best.safetensors"
+    state = out / "checkpoint.safetensors"
     if finished.is_file() and best.is_file():
+        if fabric.is_global_zero:
+            state.unlink(missing_ok=True)
         method.load_state_dict(load_tensors(best)[0])
         return Summary(**read_json(finished))
+    if fabric.is_global_zero:
+        finished.unlink(missing_ok=True)  # of weights that are gone: not of those to come
 
     parameters = [p for p in method.parameters() if p.requires_grad]
     optimizer = SGD(
@@ -126,9 +134,10 @@ def fit(
     steps = steps_per_epoch(len(train), share, drop_last=True, world_size=fabric.world_size)
 
     meta: dict[str, Any] = {"epoch": 0, "step": 0, "best": None, "seconds": 0.0, "sums": {}}
-    state = out / "checkpoint.safetensors"
     if state.is_file():
         meta = load_state(state, method, average, optimizer)
+        # A kill may have come between the two files: what counts is whose weights are there.
+        meta["best"] = load_meta(best) if best.is_file() else None
     if fabric.is_global_zero:
         _forget_after(out / "log.jsonl", meta["epoch"])
     sums = {k: (torch.tensor(v, device=fabric.device), n) for k, (v, n) in meta["sums"].items()}
@@ -254,9 +263,7 @@ def _forget_after(log: Path, epoch: int) -> None:
     if not log.is_file():
         return
     rows = [row for row in read_json_lines(log) if row["epoch"] <= epoch]
-    log.unlink()
-    for row in rows:
-        append_json_line(log, row)
+    write_bytes(log, "".join(json.dumps(row) + "\n" for row in rows).encode())
 
 
 def _add(sums: dict[str, tuple[Tensor, int]], values: dict[str, Tensor]) -> None:

@@ -43,8 +43,6 @@ def mean_over_ranks(fabric: Fabric, values: dict[str, float]) -> dict[str, float
     if fabric.world_size == 1 or not values:
         return values
     told = torch.tensor(list(values.values()), dtype=torch.float64)
-    if fabric.device.type == "mps":
-        told = told.float()
     total = _sum(fabric, told.to(fabric.device))
     return dict(zip(values, (total / fabric.world_size).tolist(), strict=True))
 

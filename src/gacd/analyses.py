@@ -35,7 +35,7 @@ from gacd.report.analysis import RECORD, geometry_table, likeness_table, write_a
 from gacd.rows import MODEL, TEACHER, Row, Spent
 from gacd.runs import Run
 from gacd.shapes import Images
-from gacd.storage import read_json, write_json
+from gacd.storage import load_meta, read_json, write_json
 
 TRANSFER = "transfer"
 
@@ -127,7 +127,7 @@ def _finished(path: Path, data: ArrayDataset) -> tuple[Backbone, dict[str, str]]
     model, name = build.from_checkpoint(
         path, None, num_classes=data.num_classes, channels=data.channels
     )
-    method = str(load_model(path)[1].get("method", path.stem))
+    method = str(load_meta(path).get("method", path.stem))
     return model, {"architecture": name, "method": method}
 
 

@@ -219,14 +219,20 @@ class Evaluation:
 
 
 @dataclass(kw_only=True)
-class KD:
+class Reweighted:
+    """What every method of distillation can do."""
+
+    reweight: Reweight = "none"
+    """Weigh each image by the teacher's probability of its true class."""
+
+
+@dataclass(kw_only=True)
+class KD(Reweighted):
     """Hinton's distillation on clean images."""
 
     temperature: float = 4.0
     alpha: float = 0.9
     """Weight of the teacher's soft labels; the rest goes to the true labels."""
-    reweight: Reweight = "none"
-    """Weigh each image by the teacher's probability of its true class."""
 
     def __post_init__(self) -> None:
         positive(temperature=self.temperature)
@@ -234,14 +240,12 @@ class KD:
 
 
 @dataclass(kw_only=True)
-class ARD:
+class ARD(Reweighted):
     """Adversarially robust distillation (Goldblum et al. 2020)."""
 
     temperature: float = 30.0
     alpha: float = 1.0
     """Weight of the teacher's soft labels; the rest goes to the true labels of clean images."""
-    reweight: Reweight = "none"
-    """Weigh each image by the teacher's probability of its true class."""
 
     def __post_init__(self) -> None:
         positive(temperature=self.temperature)
@@ -249,20 +253,18 @@ class ARD:
 
 
 @dataclass(kw_only=True)
-class RSLAD:
+class RSLAD(Reweighted):
     """Robust soft labels (Zi et al. 2021)."""
 
     alpha: float = 5 / 6
     """Weight of attacked images; the rest goes to clean ones."""
-    reweight: Reweight = "none"
-    """Weigh each image by the teacher's probability of its true class."""
 
     def __post_init__(self) -> None:
         _from_0_to_1(alpha=self.alpha)
 
 
 @dataclass(kw_only=True)
-class IAD:
+class IAD(Reweighted):
     """Introspective distillation (Zhu et al. 2022)."""
 
     temperature: float = 1.0
@@ -270,8 +272,6 @@ class IAD:
     """How fast trust in the teacher falls with its probability of the true class; 0: never."""
     warmup: float = 0.3
     """Share of the training in which the teacher is trusted everywhere."""
-    reweight: Reweight = "none"
-    """Weigh each image by the teacher's probability of its true class."""
 
     def __post_init__(self) -> None:
         positive(temperature=self.temperature)
@@ -280,47 +280,41 @@ class IAD:
 
 
 @dataclass(kw_only=True)
-class AdaAD:
+class AdaAD(Reweighted):
     """Adaptive distillation (Huang et al. 2023)."""
 
     alpha: float = 1.0
     """Weight of attacked images; the rest goes to clean ones."""
-    reweight: Reweight = "none"
-    """Weigh each image by the teacher's probability of its true class."""
 
     def __post_init__(self) -> None:
         _from_0_to_1(alpha=self.alpha)
 
 
 @dataclass(kw_only=True)
-class IGDM:
+class IGDM(Reweighted):
     """Indirect gradient matching (Lee et al. 2025), an addition: rslad+igdm."""
 
     alpha: float = 1.0
     """Its weight at the end of the training, from 0 at the start; published: 1 on CIFAR-10, 20 on
     CIFAR-100."""
-    reweight: Reweight = "none"
-    """Weigh each image by the teacher's probability of its true class."""
 
     def __post_init__(self) -> None:
         _not_negative(alpha=self.alpha)
 
 
 @dataclass(kw_only=True)
-class Regression:
+class Regression(Reweighted):
     """Plain regression onto the teacher's features."""
 
     beta: float = 100.0
     """Weight of the squared error, a mean over the width."""
-    reweight: Reweight = "none"
-    """Weigh each image by the teacher's probability of its true class."""
 
     def __post_init__(self) -> None:
         positive(beta=self.beta)
 
 
 @dataclass(kw_only=True)
-class CRD:
+class CRD(Reweighted):
     """Contrastive representation distillation (Tian et al. 2020)."""
 
     beta: float = 0.8
@@ -330,8 +324,6 @@ class CRD:
     """Of each image, drawn from other classes."""
     dim: int = 128
     """Width of the shared embedding."""
-    reweight: Reweight = "none"
-    """Weigh each image by the teacher's probability of its true class."""
 
     def __post_init__(self) -> None:
         positive(temperature=self.temperature, negatives=self.negatives, dim=self.dim)
@@ -359,7 +351,7 @@ class MART:
 
 
 @dataclass(kw_only=True)
-class GACD:
+class GACD(Reweighted):
     """Guided adversarial contrastive distillation (Bai et al. 2020, Eq. 7 to 10)."""
 
     temperature: float = 0.1

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gacd.errors import UserError
-from gacd.evaluation.statistics import binomial_interval, mcnemar, mean_and_spread
+from gacd.evaluation.statistics import binomial_interval, mcnemar
 
 
 def wilson(correct: int, n: int, z: float) -> tuple[float, float]:
@@ -50,17 +50,3 @@ def test_mcnemar_needs_the_same_images() -> None:
     # Shape-checked first where the test suite checks shapes; a user without that gets the line.
     with pytest.raises(Exception, match=r"same images|Type-check"):
         mcnemar(torch.ones(3, dtype=torch.bool), torch.ones(4, dtype=torch.bool))
-
-
-@settings(max_examples=20, deadline=None)
-@given(st.lists(st.floats(-100, 100), min_size=2, max_size=8))
-def test_mean_and_spread(values: list[float]) -> None:
-    mean, spread = mean_and_spread(values)
-    assert mean == pytest.approx(statistics.mean(values), abs=1e-9)
-    assert spread == pytest.approx(statistics.stdev(values), abs=1e-6)
-
-
-def test_one_seed_has_no_spread() -> None:
-    assert mean_and_spread([3.0]) == (3.0, None)
-    with pytest.raises(UserError, match="at least one"):
-        mean_and_spread([])

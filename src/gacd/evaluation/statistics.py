@@ -1,7 +1,4 @@
-"""How sure a figure is: binomial intervals, paired tests, spread over seeds."""
-
-import math
-from collections.abc import Sequence
+"""How sure a figure is: binomial intervals and paired tests."""
 
 from jaxtyping import Bool
 from torch import Tensor
@@ -39,13 +36,3 @@ def mcnemar(a: Bool[Tensor, " n"], b: Bool[Tensor, " n"]) -> float:
     if only_a + only_b == 0:
         return 1.0
     return float(binomtest(only_a, only_a + only_b, 0.5).pvalue)
-
-
-def mean_and_spread(values: Sequence[float]) -> tuple[float, float | None]:
-    """Mean and sample standard deviation (n - 1) over seeds; no spread for a single value."""
-    if not values:
-        raise UserError("a mean needs at least one value")
-    mean = math.fsum(values) / len(values)
-    if len(values) == 1:
-        return mean, None
-    return mean, math.sqrt(math.fsum((v - mean) ** 2 for v in values) / (len(values) - 1))

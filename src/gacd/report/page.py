@@ -8,10 +8,10 @@ from html import escape
 from pathlib import Path
 from typing import NamedTuple
 
-from gacd.errors import UserError
 from gacd.report.canvas import Figure
 from gacd.report.style import CSS
 from gacd.report.tables import Table
+from gacd.storage import write_bytes
 
 
 class Check(NamedTuple):
@@ -89,11 +89,7 @@ def write_report(
         UserError: the file cannot be written.
     """
     page = html_page(title=title, intro=intro, sections=sections, provenance=provenance)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(page, encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror or error})") from error
+    write_bytes(path, page.encode())
 
 
 def html_page(

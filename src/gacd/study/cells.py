@@ -14,14 +14,6 @@ from gacd.storage import fingerprint
 
 Config = c.Train | c.Distill | c.Finetune | c.Transfer | c.Analyze
 
-_COMMANDS = {
-    c.Train: "train",
-    c.Distill: "distill",
-    c.Finetune: "finetune",
-    c.Transfer: "transfer",
-    c.Analyze: "analyze",
-}
-
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Cell:
@@ -37,7 +29,7 @@ class Cell:
     @property
     def command(self) -> str:
         """train, distill, finetune, transfer or analyze."""
-        return _COMMANDS[type(self.config)]
+        return type(self.config).__name__.lower()
 
     @property
     def method(self) -> str:

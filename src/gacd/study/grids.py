@@ -63,7 +63,7 @@ class Nets:
         sections: dict[str, Any] = {k: v for k, v in given.items() if k in method.split("+")}
         if options:
             first = method.partition("+")[0]
-            sections[first] = replace(sections.get(first) or _SECTIONS[first](), **options)
+            sections[first] = replace(sections.get(first) or getattr(c.Distill(), first), **options)
         config = c.Distill(
             **self._shared(),
             teacher=c.Teacher(evaluate=False),
@@ -108,18 +108,6 @@ class Nets:
             "seed": self.seed, "data": self.data, "threat": self.cfg.threat,
             "evaluation": self.cfg.evaluation, "fabric": self._fabric(),
         }  # fmt: skip
-
-
-_SECTIONS: dict[str, Callable[[], Any]] = {
-    "kd": c.KD,
-    "ard": c.ARD,
-    "rslad": c.RSLAD,
-    "iad": c.IAD,
-    "adaad": c.AdaAD,
-    "crd": c.CRD,
-    "regression": c.Regression,
-    "gacd": c.GACD,
-}
 
 
 def entries(cfg: c.Study, study: str, seed: int) -> Iterator[Entry]:

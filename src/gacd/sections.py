@@ -70,7 +70,7 @@ class Data:
     val_fraction: float = 0.1
     """Share of train held out, stratified, to choose checkpoints and hyper-parameters."""
     train_limit: int | None = None
-    """Use only so many training images (stratified, seeded), validation included."""
+    """Train on only so many images (stratified, seeded); validation is carved out before that."""
     test_limit: int | None = None
     """Use only so many test images (stratified, the same ones for every seed and model)."""
     stream: bool = False

@@ -13,6 +13,7 @@ from gacd.anchors import principal_projection
 from gacd.errors import UserError
 from gacd.losses.contrastive import gacd_loss, project_anchors
 from gacd.methods import anchoring
+from gacd.methods.awp import AWP
 from methods.world import (
     ATTACK,
     CLASSES,
@@ -62,8 +63,12 @@ def test_gacd_is_the_loop_over_eq_9(
     )  # fmt: skip
     total, parts = method(batch, generator)
     assert total.item() == pytest.approx(expected.mean().item(), rel=1e-4)
-    nce = [z - float(p @ q) / TEMPERATURE for z, p, q in zip(log_z, positives, s, strict=True)]
-    assert parts["mi"].item() == pytest.approx(math.log(12) - math.fsum(nce) / 5, rel=1e-4)
+    bounds = []  # InfoNCE's, whose positive is the stored image whatever the loss's is
+    for i, row in enumerate(batch.index.tolist()):
+        scores = [float(anchor @ s[i]) / TEMPERATURE for anchor in anchors]
+        total_of_scores = math.fsum(math.exp(score) for score in scores)
+        bounds.append(math.log(12) + scores[row] - math.log(total_of_scores))
+    assert parts["mi"].item() == pytest.approx(math.fsum(bounds) / 5, rel=1e-4)
     assert parts["mi_ceiling"].item() == pytest.approx(math.log(12))
 
 
@@ -165,6 +170,19 @@ def test_a_refreshed_projection_trains_now_and_then_and_is_held_between(
     known_attack(resumed)
     resumed.load_state_dict(state)
     assert total(resumed, world.batch()).item() == pytest.approx(losses[5], rel=1e-6)
+
+
+def test_a_rehearsal_of_awps_is_no_step_of_a_refreshed_projection(world: World) -> None:
+    method = world.method(
+        "gacd", teacher_projection="refreshed", refresh=3, positive="bank", awp=AWP(gamma=0.01)
+    )
+    anchoring, trained = method.terms["gacd"].anchoring, []
+    for _ in range(7):
+        method.zero_grad()
+        total(method, world.batch()).backward()
+        trained.append(bool(anchoring.projection.linear.weight.grad.abs().sum() > 0))
+    assert trained == [True, False, False, True, False, False, True]
+    assert int(anchoring.age) == 7
 
 
 @pytest.mark.parametrize("balanced", [False, True])

@@ -51,10 +51,8 @@ def test_the_json_is_a_list_of_claims(true):
     assert all({"claim", "verdict", "evidence"} <= claim.keys() for claim in found)
 
 
-def test_one_seed_decides_nothing_but_a_trend(true):
-    """C7's four values of k are four trainings; their scatter says how trainings differ."""
+def test_one_seed_decides_nothing(true):
     claims = judged([result for result in true if result.seed == 0])
-    assert claims.pop("C7").verdict == "held"
     assert {claim.verdict for claim in claims.values()} == {"not decided"}
     assert all("one seed" in p.basis for c in claims.values() for p in c.evidence)
 

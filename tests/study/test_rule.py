@@ -74,16 +74,19 @@ def test_neither_part_alone_would_do(use):
     assert sum(verdicts(3, 300 if use[0] else 50, 0.5, spread, 1, use)) > LEVEL + SLACK
 
 
-@pytest.mark.parametrize("runs", [4, 6, 18])
-def test_a_trend_that_is_none_is_rarely_called_one(runs):
-    generator = np.random.default_rng(runs)
-    x = [4.0, 6.0, 8.0, 10.0, 12.0, 14.0][:runs] * max(1, runs // 6)
+@pytest.mark.parametrize("spread", [0.0, 0.3])
+def test_a_trend_that_is_none_is_rarely_called_one(spread):
+    """Whatever else a seed's runs share: its teacher may give its line a slope of its own."""
+    generator = np.random.default_rng(1)
+    x = np.array([4.0, 6.0, 8.0, 10.0, 12.0, 14.0])
     wrong = 0
     for _ in range(TRIALS):
-        y = generator.normal(50.0, 2.0, size=len(x))
-        weights, variance = slope(x, y.tolist())
+        slopes = generator.normal(0.0, spread, size=(3, 1))
+        y = 50.0 + slopes * x + generator.normal(0.0, 2.0, size=(3, 6))
+        found = (y @ slope(x.tolist())).tolist()
+        variance = over_seeds(found)
         assert variance is not None
-        wrong += verdict(float(np.dot(weights, y)), [variance]) != NOT_DECIDED
+        wrong += verdict(float(np.mean(found)), [variance]) != NOT_DECIDED
     assert wrong / TRIALS <= LEVEL + SLACK
     assert wrong / TRIALS >= LEVEL - 2 * SLACK  # here the rule is exact, not cautious
 
@@ -102,17 +105,10 @@ def test_a_real_difference_is_found():
 
 
 def test_slope_is_that_of_scipy():
-    x = [1.0, 2.0, 2.0, 5.0, 7.0]
-    y = [3.0, 2.0, 4.0, 6.0, 5.5]
-    reference = stats.linregress(x, y)
-    weights, variance = slope(x, y)
-    assert np.dot(weights, y) == pytest.approx(reference.slope)
-    assert variance is not None
-    assert variance.df == 3
-    assert math.sqrt(variance.value) == pytest.approx(reference.stderr)
-    assert slope([1.0, 2.0], [0.0, 1.0])[1] is None
+    x, y = [1.0, 2.0, 2.0, 5.0, 7.0], [3.0, 2.0, 4.0, 6.0, 5.5]
+    assert np.dot(slope(x), y) == pytest.approx(stats.linregress(x, y).slope)
     with pytest.raises(ValueError, match="two different x"):
-        slope([1.0, 1.0], [0.0, 1.0])
+        slope([1.0, 1.0])
 
 
 def test_one_part_is_the_interval_of_student():

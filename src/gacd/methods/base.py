@@ -75,8 +75,11 @@ class Step:
 
     A pass is made when it is first asked for and never twice, so the terms of a combination share
     it. `progress` is the share of the training that is behind; `logs` takes what a term wants to
-    see in the logs (0-d tensors, detached).
+    see in the logs (0-d tensors, detached). In a `rehearsal` (AWP's, to find weights) a term moves
+    nothing of its own.
     """
+
+    rehearsal = False
 
     def __init__(
         self,

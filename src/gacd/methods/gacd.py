@@ -5,7 +5,6 @@ from collections.abc import Callable
 import torch
 
 from gacd.errors import unknown
-from gacd.losses.information import info_nce_bound_of
 from gacd.methods.anchoring import Anchoring
 from gacd.methods.base import Given, Reweight, Step, Term
 from gacd.methods.estimates import OverAnchors, TwoMemories
@@ -76,13 +75,13 @@ class GACD(Term):
         own = self.bank.rows(batch.index, device=features.device)
         seen_BD = own.features_MD if self.positive == "bank" else step.teacher_features
         weighted = self.reweight == "teacher"
-        self.anchoring.advance()
+        self.anchoring.advance(rehearsal=step.rehearsal)
         with torch.autocast(features.device.type, enabled=False):
             s_BE = self.student_projection(features.float())
             t_BE = self.anchoring.current(seen_BD.float())
             anchors = self.anchors.draw(step.generator, s_BE.device)
             pairs = self.anchoring.pairs(s_BE, t_BE, batch, anchors, temperature=self.temperature)
-            bound = info_nce_bound_of(pairs)
+            bound = self.anchoring.bound(pairs, s_BE, own)
             loss: PerSample
             if self.contrast is None:
                 loss = self.anchors(pairs, batch, own, anchors, weighted=weighted)

@@ -114,29 +114,14 @@ def contrast(terms: Sequence[tuple[float, Arm]], metric: str) -> Measured | None
 
 
 def trend(arms: Mapping[float, Arm], metric: str) -> Measured | None:
-    """The slope of accuracy against x, in percentage points a unit of x; every run counts.
+    """The slope of accuracy against x, in percentage points a unit of x, seed by seed.
 
-    None with fewer than two x done.
+    Of the seeds that are done at every x that any is; None with fewer than two x, or no such seed.
     """
-    runs = {x: list(arm.done(metric).values()) for x, arm in sorted(arms.items())}
-    runs = {x: done for x, done in runs.items() if done}
-    if len(runs) < 2:
+    done = {x: arm for x, arm in sorted(arms.items()) if arm.done(metric)}
+    if len(done) < 2:
         return None
-    xs = [x for x, done in runs.items() for _ in done]
-    seeds = tuple(sorted({run.seed for done in runs.values() for run in done}))
-    per_run, _ = slope(xs, [0.0] * len(xs))
-    by_x = dict(zip(xs, per_run, strict=True))
-    found = _images([by_x[x] * len(done) for x, done in runs.items()], list(runs.values()), metric)
-    ys = [accuracy for each in found.accuracies for accuracy in each]
-    _, run_part = slope(xs, ys)
-    return Measured(
-        mean=float(np.dot(per_run, ys)),
-        variances=(found.variance, *([run_part] if run_part else [])),
-        seeds=seeds,
-        n=found.n,
-        basis=("runs about the line, and images" if run_part else "images alone") + found.unpaired,
-        alone=run_part is None,
-    )
+    return contrast(list(zip(slope(list(done)), done.values(), strict=True)), metric)
 
 
 def scalar(values: Mapping[int, float], n: int) -> Measured | None:

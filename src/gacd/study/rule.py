@@ -30,8 +30,7 @@ RULE = (
     "(Bonferroni). Not decided: anything else. If there is no difference, either verdict is given "
     "in at most 2.5 % of studies.",
     "One seed alone decides nothing: another training could have turned out otherwise. A trend "
-    "over k is a line through all runs; v is the variance of its slope from their scatter about "
-    "the line, with two degrees of freedom less than runs, so one seed of several k may do.",
+    "over k is the slope of each seed's own line through its runs, which share a teacher.",
 )
 """In words, for a report."""
 
@@ -69,21 +68,14 @@ def over_unpaired_images(accuracy: float, n: int) -> Variance:
     return Variance(p * (1 - p) / (n + 4), n - 1)
 
 
-def slope(x: Sequence[float], y: Sequence[float]) -> tuple[list[float], Variance | None]:
-    """Least squares of y against x: the weights of y that give the slope, its variance over runs.
-
-    Every run is a training of its own, so their scatter about the line is that of trainings, and
-    whatever is not a line adds to it. None for two runs. Raises ValueError if all x are the same.
-    """
+def slope(x: Sequence[float]) -> list[float]:
+    """The weights of y that give the slope of its least squares line; ValueError for a single x."""
     centred = np.asarray(x, dtype=np.float64) - np.mean(x)
     spread = float(centred @ centred)
     if spread == 0:
         raise ValueError("a slope needs two different x")
-    weights = centred / spread
-    residuals = np.asarray(y) - np.mean(y) - centred * float(weights @ np.asarray(y))
-    df = len(x) - 2
-    variance = Variance(float(residuals @ residuals) / df / spread, df) if df > 0 else None
-    return weights.tolist(), variance
+    weights: list[float] = (centred / spread).tolist()
+    return weights
 
 
 def half_width(variances: Sequence[Variance], confidence: float = CONFIDENCE) -> float:

@@ -1,6 +1,7 @@
 """Linear evaluation: a classifier on frozen features, its strength chosen on validation."""
 
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -35,12 +36,12 @@ def extract(
     return torch.cat(features), dataset.labels
 
 
-def fit_head(model: Backbone, splits: Splits) -> LinearFit:
+def fit_head(model: Backbone, splits: Splits, strengths: Sequence[float] = STRENGTHS) -> LinearFit:
     """Fit the model's last layer by multinomial logistic regression on its frozen features.
 
     Minimises sum_i CE(W z_i + b, y_i) + |W|^2 / (2 C) by L-BFGS on standardised clean features of
-    train (no augmentation), for every C in `STRENGTHS`; the best on validation is folded back into
-    the layer. Ties go to the stronger penalty.
+    train (no augmentation), for every C in `strengths`; the best on clean validation images is
+    folded back into the layer. Ties go to the stronger penalty.
     """
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
@@ -53,12 +54,12 @@ def fit_head(model: Backbone, splits: Splits) -> LinearFit:
     x_val, y_val = ((val - mean) / scale).cpu().numpy(), val_labels.cpu().numpy()
 
     fits = {}
-    for strength in STRENGTHS:
+    for strength in strengths:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)
             fits[strength] = LogisticRegression(C=strength, max_iter=500).fit(x, y)
     accuracy = {c: 100 * float(np.mean(fit.predict(x_val) == y_val)) for c, fit in fits.items()}
-    best = max(STRENGTHS, key=lambda c: (accuracy[c], -c))
+    best = max(strengths, key=lambda c: (accuracy[c], -c))
 
     weight = torch.zeros(model.num_classes, train.shape[1])
     bias = torch.full((model.num_classes,), -1e4)  # a class that train lacks is never answered

@@ -322,7 +322,7 @@ def test_a_compiled_student_has_its_plain_forward_afterwards(
     """Also when the stage fails: what comes next may have other shapes, or be copied and saved."""
     called = []
 
-    def compiled(forward: Any) -> Any:
+    def compiled(forward: Any, **_: Any) -> Any:
         def run(x: Tensor) -> Tensor:
             called.append(len(x))
             if stops:

@@ -207,6 +207,12 @@ def table(results: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def devices(asked: str | None) -> list[torch.device]:
+    """The device asked for, or all that there are."""
+    there = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
+    return [torch.device(name) for name in ([asked] if asked else there)]
+
+
 def machine() -> dict[str, Any]:
     """What the figures depend on; `load` above the number of cores means others were running."""
     return {
@@ -230,12 +236,10 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.threads is not None:
         torch.set_num_threads(arguments.threads)
-    there = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
     results: dict[str, Any] = {}
-    for name in [arguments.device] if arguments.device else there:
-        device = torch.device(name)
-        repeats = arguments.repeats * (20 if name == "cuda" else 1)  # clocks take time to rise
-        results[name] = {
+    for device in devices(arguments.device):
+        repeats = arguments.repeats * (20 if device.type == "cuda" else 1)  # clocks rise slowly
+        results[device.type] = {
             f"B{batch}": measure(steps(batch, device, arguments.peer), device, repeats)
             for batch in arguments.batches
         }

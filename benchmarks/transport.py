@@ -15,6 +15,7 @@ from pathlib import Path
 from statistics import median
 
 import torch
+from objective import devices  # type: ignore[import-not-found]  # beside this file
 from torch import Tensor
 
 from gacd.attacks.objectives import Objective, cross_entropy, feature_transport
@@ -36,10 +37,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    there = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
     records = [
-        measure(torch.device(name), options.repeats * (10 if name == "cuda" else 1))
-        for name in ([options.device] if options.device else there)
+        measure(device, options.repeats * (10 if device.type == "cuda" else 1))
+        for device in devices(options.device)
     ]
     for record in records:
         print(record)

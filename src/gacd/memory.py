@@ -132,6 +132,9 @@ class OtherClasses(nn.Module):
         self.register_buffer("count_K", count_K, persistent=False)
         self.register_buffer("start_K", count_K.cumsum(0) - count_K, persistent=False)
 
+    def __deepcopy__(self, memo: dict[int, object]) -> "OtherClasses":
+        return self  # constant, like the bank: an average of the weights shares it
+
     def draw(self, labels_B: Labels, k: int, generator: torch.Generator) -> Int[Tensor, "B {k}"]:
         """[B, k] rows."""
         count_B, start_B = self.count_K[labels_B], self.start_K[labels_B]

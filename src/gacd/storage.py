@@ -30,13 +30,21 @@ def write_bytes(path: Path, data: bytes) -> None:
 
 def append_json_line(path: Path, value: Any) -> None:
     """Append `value` as one line of JSON."""
-    line = json.dumps(value, ensure_ascii=False) + "\n"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("a", encoding="utf-8") as file:
-            file.write(line)
+            file.write(_line(value))
     except OSError as error:
         raise _cannot_write(path, error) from error
+
+
+def write_json_lines(path: Path, values: Iterable[Any]) -> None:
+    """Write a JSON-lines file anew, atomically."""
+    write_bytes(path, "".join(map(_line, values)).encode())
+
+
+def _line(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False) + "\n"
 
 
 def read_json(path: Path) -> Any:

@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from gacd.losses.pairs import AnchorFeatures, Embeddings, Pairs, Projected, Setting
-from gacd.shapes import PerSample, Scalar
+from gacd.shapes import Scalar
 
 
 class Bound(NamedTuple):
@@ -43,14 +43,15 @@ def info_nce_bound(
 
 
 @torch.no_grad()
-def info_nce_bound_of(pairs: Pairs, positive_B: PerSample | None = None) -> Bound:
+def info_nce_bound_of(pairs: Pairs, positive_BE: Embeddings | None = None) -> Bound:
     """The same of pairs at hand; for nothing more where a loss has needed their partition.
 
-    `positive_B` are scores t_i.s_i / T to take in place of the pairs' own, whose positives may be
-    of another kind than the anchors (of augmented views, say): then there would be no bound.
+    `positive_BE` stand in for the pairs' own positives, where those are of another kind than the
+    anchors: features of augmented views are told from features of plain images by what has nothing
+    to do with the image, so with them there would be no bound.
     """
     lse_B, terms_B = pairs.log_sum_exp()
-    positive_B = pairs.positive_B if positive_B is None else positive_B
+    positive_B = pairs.positive_B if positive_BE is None else pairs.scores_of(positive_BE)
     log_n_B = (terms_B + 1).log()
     bound_B = log_n_B + positive_B - torch.logaddexp(positive_B, lse_B)
     return Bound(bound_B.mean(), log_n_B.mean())

@@ -73,9 +73,13 @@ class Pairs:
         self.scores = Scores(
             student_BE, anchors_MD, projection_weight_ED, projection_bias_E, temperature=temperature
         )
-        self.positive_B = positive_scores(student_BE, positive_BE, temperature)
+        self.positive_B = self.scores_of(positive_BE)
         self.own = None if index_B is None else Others(index_B, anchor_index_M, len(anchors_MD))
         self._constant: tuple[Tensor, Tensor] | None = None
+
+    def scores_of(self, embeddings_BE: Embeddings) -> PerSample:
+        """t_i.s_i/T, of the images with an embedding each."""
+        return positive_scores(self.scores.student_BE, embeddings_BE, self.scores.temperature)
 
     def log_sum_exp(self) -> tuple[PerSample, PerSample]:
         """log sum_j e^{t_j.s_i/T} over the anchors not image i's own, and their number."""

@@ -10,8 +10,6 @@ from torch import Tensor, nn
 from gacd.anchors import AnchorBank, Anchors, principal_projection
 from gacd.errors import UserError, unknown
 from gacd.losses.contrastive import project_anchors
-from gacd.losses.fused import positive_scores
-from gacd.losses.information import Bound, info_nce_bound_of
 from gacd.losses.pairs import Pairs
 from gacd.models.projection import Projection
 from gacd.shapes import Batch, Features
@@ -69,9 +67,9 @@ class Anchoring(nn.Module):
         self._projected_ME: Tensor | None = None
 
     @torch.no_grad()
-    def advance(self, *, rehearsal: bool = False) -> None:
+    def advance(self) -> None:
         """One step further. What a live step has made of the projection is held until the next."""
-        if self.refresh < 2 or rehearsal:
+        if self.refresh < 2:
             return
         self._age = (int(self.age) if self._age is None else self._age) + 1
         self.age += 1
@@ -121,17 +119,6 @@ class Anchoring(nn.Module):
         if self._projected_ME is None:
             self._projected_ME = project_anchors(anchors.features_MD, weight_ED, bias_E)
         return self._projected_ME
-
-    @torch.no_grad()
-    def bound(self, pairs: Pairs, s_BE: Tensor, own: Anchors) -> Bound:
-        """InfoNCE's over the anchors at hand, each image's positive its `own` stored row.
-
-        Whatever the loss takes as positives: those of augmented views are told from the anchors,
-        which are of plain images, by what has nothing to do with the image.
-        """
-        t_BE = self.current(own.features_MD.float())
-        temperature = pairs.scores.temperature
-        return info_nce_bound_of(pairs, positive_scores(s_BE, t_BE, temperature))
 
     @torch.no_grad()
     def class_means(self, num_classes: int, device: torch.device) -> Tensor:

@@ -5,6 +5,7 @@ from collections.abc import Callable
 import torch
 
 from gacd.errors import unknown
+from gacd.losses.information import info_nce_bound_of
 from gacd.methods.anchoring import Anchoring
 from gacd.methods.base import Given, Reweight, Step, Term
 from gacd.methods.estimates import OverAnchors, TwoMemories
@@ -73,18 +74,19 @@ class GACD(Term):
         """The contrastive loss of the attacked batch."""
         batch, features = step.batch, step.student_adv_features
         own = self.bank.rows(batch.index, device=features.device)
-        seen_BD = own.features_MD if self.positive == "bank" else step.teacher_features
+        view_BD = step.teacher_features if self.positive == "view" else None
         weighted = self.reweight == "teacher"
-        self.anchoring.advance(rehearsal=step.rehearsal)
+        if not step.rehearsal:
+            self.anchoring.advance()
         with torch.autocast(features.device.type, enabled=False):
             s_BE = self.student_projection(features.float())
-            t_BE = self.anchoring.current(seen_BD.float())
+            stored_BE = self.anchoring.current(own.features_MD.float())
+            t_BE = stored_BE if view_BD is None else self.anchoring.current(view_BD)
             anchors = self.anchors.draw(step.generator, s_BE.device)
             pairs = self.anchoring.pairs(s_BE, t_BE, batch, anchors, temperature=self.temperature)
-            bound = self.anchoring.bound(pairs, s_BE, own)
-            loss: PerSample
+            bound = info_nce_bound_of(pairs, stored_BE)
             if self.contrast is None:
-                loss = self.anchors(pairs, batch, own, anchors, weighted=weighted)
+                loss: PerSample = self.anchors(pairs, batch, own, anchors, weighted=weighted)
             else:
                 weights_M = self.bank.weights_M if weighted else None
                 loss = self.contrast(s_BE, t_BE, batch, step.generator, weights_M)
@@ -93,7 +95,6 @@ class GACD(Term):
 
     def predictor(self, student: Backbone) -> Callable[[Images], Logits]:
         """The class whose mean teacher embedding is nearest: what features alone can answer."""
-        device = self.student_projection.linear.weight.device
-        centre_KE = self.anchoring.class_means(student.num_classes, device)
         project, T = self.student_projection, self.temperature
+        centre_KE = self.anchoring.class_means(student.num_classes, project.linear.weight.device)
         return lambda x: project(student.forward_features(x)) @ centre_KE.T / T

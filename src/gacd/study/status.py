@@ -32,15 +32,16 @@ class Status(NamedTuple):
 def status(cfg: c.Study) -> Status:
     """What the study's folder says."""
     folder, listed = Folder(cfg.out), chosen(cfg)
-    states = {entry.cell.key: _state(folder, entry.cell) for entry in listed}
+    cells = {entry.cell.key: entry.cell for entry in listed}
+    left = tasks(folder, list(cells.values()))
+    cells |= {task.cell.key: task.cell for task in left}  # with what the listed ones start from
+    states = {key: _state(folder, cell) for key, cell in cells.items()}
     counts: dict[str, dict[State, int]] = {}
     for entry in listed:
         row = counts.setdefault(entry.study, dict.fromkeys(_STATES, 0))
         row[states[entry.cell.key]] += 1
-    cells = [entry.cell for entry in listed]
-    left = {task.cell.key: task.cell for task in tasks(folder, cells)}  # with what they start from
-    failed = {key: cell for key, cell in left.items() if _state(folder, cell) == "failed"}
-    reasons = {key: read_json(folder.failure(cell))["reason"] for key, cell in failed.items()}
+    failed = [cell for key, cell in cells.items() if states[key] == "failed"]
+    reasons = {cell.key: read_json(folder.failure(cell))["reason"] for cell in failed}
     return Status(counts, reasons, _hours(folder, listed, states))
 
 

@@ -1,6 +1,5 @@
 """The one training loop. It knows no method: it steps, averages, validates, guards and resumes."""
 
-import json
 import signal
 import threading
 import time
@@ -28,8 +27,8 @@ from gacd.storage import (
     read_json,
     read_json_lines,
     save_tensors,
-    write_bytes,
     write_json,
+    write_json_lines,
 )
 from gacd.training.average import averaged, update
 from gacd.training.ranks import (
@@ -262,8 +261,7 @@ def _forget_after(log: Path, epoch: int) -> None:
     """Drop rows that a killed run logged after its last checkpoint: they will come again."""
     if not log.is_file():
         return
-    rows = [row for row in read_json_lines(log) if row["epoch"] <= epoch]
-    write_bytes(log, "".join(json.dumps(row) + "\n" for row in rows).encode())
+    write_json_lines(log, [row for row in read_json_lines(log) if row["epoch"] <= epoch])
 
 
 def _add(sums: dict[str, tuple[Tensor, int]], values: dict[str, Tensor]) -> None:

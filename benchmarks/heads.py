@@ -4,8 +4,9 @@
 
 The study's students of its main pair, with their weights at hand. For every strength C of the last
 layer's logistic regression: natural and PGD-20 accuracy on test (AutoAttack for some C), PGD-10 on
-validation. `gacd.linear.fit_head` takes the C that is best on clean validation images; the test's
-figures are shown, and choose nothing. Intervals of 95 % are over seeds and test images.
+validation. `gacd.linear.fit_head` takes the C whose mean of clean and attacked validation accuracy
+is best; the test's figures are shown, and choose nothing. Intervals of 95 % are over seeds and test
+images.
 """
 
 import argparse
@@ -41,7 +42,7 @@ def measure(path: Path, cfg: c.Study, splits: Splits) -> list[dict[str, Any]]:
     }  # fmt: skip
     rows = []
     for strength in STRENGTHS:
-        fit_head(model, splits, (strength,))
+        fit_head(model, splits, None, (strength,))
         attacks = ["pgd20", *(["autoattack"] if strength in UNDER_AUTOATTACK else [])]
         test = evaluate(model, splits.test, attacks=attacks, **shared)
         val = evaluate(model, splits.val, attacks=["pgd10"], **shared)

@@ -39,7 +39,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     paths = []
     for seed, name in enumerate(("ours", "stranger")):
         model = create_model("digits-cnn-4", num_classes=10, channels=1, seed=seed)
-        fit_head(model, splits)
+        fit_head(model, splits, None)
         paths.append(folder / f"{name}.safetensors")
         save_model(paths[-1], model, {"architecture": "digits-cnn-4"})
     return paths[0], paths[1]

@@ -6,7 +6,9 @@ import torch
 import torch.nn.functional as F
 from sklearn.linear_model import LogisticRegression
 
+from gacd.attacks.threat import ThreatModel
 from gacd.data.dataset import ArrayDataset, Splits
+from gacd.evaluation.robust import evaluate
 from gacd.linear import STRENGTHS, extract, fit_head
 from gacd.models import create_model
 from gacd.models.base import Backbone
@@ -38,7 +40,7 @@ def splits(keep: tuple[int, ...], classes: int = 3) -> Splits:
 def test_the_layer_is_the_optimum_and_sklearns(keep: tuple[int, ...], classes: int) -> None:
     data, model = splits(keep, classes), network(classes).train()
     before = {k: v.clone() for k, v in model.state_dict().items() if not k.startswith("head")}
-    found = fit_head(model, data)
+    found = fit_head(model, data, None)
     assert model.training
     assert all(torch.equal(model.state_dict()[k], v) for k, v in before.items())
 
@@ -64,21 +66,43 @@ def test_the_layer_is_the_optimum_and_sklearns(keep: tuple[int, ...], classes: i
     assert max(g.abs().max() for g in gradients) < 0.02 * len(labels) ** 0.5
 
 
-def test_validation_chooses_the_strength() -> None:
+def accuracies(model: Backbone, data: ArrayDataset, threat: ThreatModel) -> tuple[float, float]:
+    """In %, without attack and under PGD-10, as `gacd.evaluation` has them."""
+    found = evaluate(model, data, attacks=["pgd10"], threat=threat, show_progress=False)
+    return found.accuracy("natural"), found.accuracy("pgd10")
+
+
+def test_clean_validation_images_choose_the_strength() -> None:
     data, model = splits((0, 1, 2)), network(3)
-    found = fit_head(model, data)
+    found = fit_head(model, data, None)
     assert set(found.val_natural) == {str(c) for c in STRENGTHS}
+    assert not found.val_robust
     best = max(found.val_natural.values())
     assert found.strength == min(c for c in STRENGTHS if found.val_natural[str(c)] == best)
-    x, labels = extract(model, data.val)
-    right = (model.forward_head(x).argmax(1) == labels).float().mean() * 100
-    assert right.item() == pytest.approx(best)
+    assert accuracies(model, data.val, ThreatModel(eps=0.1))[0] == pytest.approx(best)
     assert best > 50
+
+
+def test_attacked_validation_images_have_half_the_say() -> None:
+    data, model, threat = splits((0, 1, 2)), network(3), ThreatModel(eps=0.06)
+    alone = {}
+    for c in STRENGTHS:  # one strength: no choice
+        fit_head(model, data, None, (c,))
+        alone[c] = accuracies(model, data.val, threat)
+    found = fit_head(model, data, threat)
+    for c, (natural, robust) in alone.items():
+        assert found.val_natural[str(c)] == pytest.approx(natural)
+        assert found.val_robust[str(c)] == pytest.approx(robust, abs=5)  # another random start
+    means = {c: found.val_natural[str(c)] + found.val_robust[str(c)] for c in STRENGTHS}
+    assert found.strength == min(c for c in STRENGTHS if means[c] == max(means.values()))
+    assert accuracies(model, data.val, threat)[0] == found.val_natural[str(found.strength)]
+    assert len(set(found.val_robust.values())) > 1
+    assert all(found.val_robust[c] <= natural for c, natural in found.val_natural.items())
 
 
 def test_a_class_that_train_lacks_is_never_answered() -> None:
     data, model = splits((0, 2), classes=4), network(4)
-    fit_head(model, data)
+    fit_head(model, data, None)
     with torch.no_grad():
         answers = model.eval()(torch.rand(200, 1, 8, 8)).argmax(1)
     assert set(answers.tolist()) <= {0, 2}

@@ -51,7 +51,8 @@ def transfer(cfg: c.Transfer, *, goal: Goal = "report") -> None:
     if run.fabric.is_global_zero and not (out / MODEL).is_file():
         started = time.monotonic()
         print("transfer: fitting a linear layer on frozen features", flush=True)
-        fitted, fit = transferred(model.to(run.fabric.device), run.splits)
+        threat = run.threat if cfg.linear_select == "both" else None
+        fitted, fit = transferred(model.to(run.fabric.device), run.splits, threat)
         seconds = time.monotonic() - started
         write_json(out / "linear.json", {**asdict(fit), "seconds": seconds})
         run.keep(out, fitted, name, method)

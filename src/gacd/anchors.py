@@ -71,6 +71,11 @@ class AnchorBank:
     def __deepcopy__(self, memo: dict[int, object]) -> "AnchorBank":
         return self  # constant, and large: copies of a method that holds it share it
 
+    def normalised(self) -> "AnchorBank":
+        """The same rows with weights of mean 1."""
+        weights_M = self.weights_M / self.weights_M.mean()
+        return AnchorBank(self.features_MD, self.labels_M, weights_M, self.fingerprint)
+
     @classmethod
     def build(
         cls,

@@ -24,6 +24,7 @@ from gacd.sections import (
     Data,
     Evaluation,
     Fabric,
+    LinearSelect,
     Regression,
     Setting,
     Threat,
@@ -153,6 +154,9 @@ class Distill(Run):
     regression, by themselves)."""
     finetune: Training = field(default_factory=lambda: Training(epochs=5, lr=0.01))
     """Of +aft: adversarial training of the whole distilled student."""
+    linear_select: LinearSelect = "both"
+    """What chooses the strength of a linear layer on frozen features, on validation images: the
+    mean of clean and PGD-10 accuracy (both), or clean accuracy, as linear evaluation usually is."""
     trades: TRADES = field(default_factory=TRADES)
     mart: MART = field(default_factory=MART)
     kd: KD = field(default_factory=KD)
@@ -215,6 +219,9 @@ class Transfer(Run):
     model: str | None = None
     num_classes: int | None = None
     """How many classes a public .pt was trained on."""
+    linear_select: LinearSelect = "both"
+    """What chooses the strength of a linear layer on frozen features, on validation images: the
+    mean of clean and PGD-10 accuracy (both), or clean accuracy, as linear evaluation usually is."""
     evaluation: Evaluation = field(default_factory=lambda: Evaluation(attacks=["natural", "pgd7"]))
 
     def __post_init__(self) -> None:
@@ -315,6 +322,9 @@ class Study:
     """By method, where they are not their stage's: so many that all cost the same compute."""
     gacd: GACD = field(default_factory=GACD)
     crd: CRD = field(default_factory=CRD)
+    linear_select: LinearSelect = "both"
+    """What chooses the strength of a linear layer on frozen features, on validation images: the
+    mean of clean and PGD-10 accuracy (both), or clean accuracy, as linear evaluation usually is."""
 
     def __post_init__(self) -> None:
         positive(workers=self.workers)

@@ -351,7 +351,8 @@ def _head(run: Run, cfg: c.Distill, name: str, student: Backbone, spent: Spent) 
     if run.fabric.is_global_zero and not path.is_file():
         started = time.monotonic()
         print(f"{name}: fitting the linear layer on frozen features", flush=True)
-        fitted = asdict(fit_head(student, run.splits))
+        threat = run.threat if cfg.linear_select == "both" else None
+        fitted = asdict(fit_head(student, run.splits, threat))
         write_json(done, {**fitted, "seconds": time.monotonic() - started})
         spent += Spent(read_json(done)["seconds"])
         run.keep(folder, student, cfg.student, name, spent)

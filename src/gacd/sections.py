@@ -11,7 +11,8 @@ from typing import Literal
 
 Budget = float | str
 """A number, or a fraction such as `8/255`."""
-Reweight = Literal["none", "teacher"]
+Reweight = Literal["none", "teacher", "normalised"]
+LinearSelect = Literal["both", "natural"]
 Setting = bool | int | float | str
 """Of a method that this package does not know."""
 
@@ -223,7 +224,8 @@ class Reweighted:
     """What every method of distillation can do."""
 
     reweight: Reweight = "none"
-    """Weigh each image by the teacher's probability of its true class."""
+    """Weigh each image by the teacher's probability of its true class, as it is or divided by its
+    mean."""
 
 
 @dataclass(kw_only=True)
@@ -374,7 +376,8 @@ class GACD(Reweighted):
     anchors: Literal["float32", "bfloat16", "float16"] = "bfloat16"
     """Precision of the stored features."""
     reweight: Reweight = "teacher"
-    """Weigh each image by the teacher's probability of its true class."""
+    """Weigh each image by the teacher's probability of its true class, as it is or divided by its
+    mean."""
 
     def __post_init__(self) -> None:
         positive(temperature=self.temperature, negatives=self.negatives, dim=self.dim)

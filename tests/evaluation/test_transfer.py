@@ -33,7 +33,7 @@ def test_other_classes_are_learned_and_attacked_through_the_features(
     honest, threat: ThreatModel
 ) -> None:
     splits = load_splits("digits", seed=0, classes=["8", "3", "5"], test_limit=60)
-    network, fit = transfer(honest, splits)
+    network, fit = transfer(honest, splits, threat)
     mean, scale = (
         honest.eval().forward_features(splits.train.float_images()).detach().double().mean(0),
         honest.forward_features(splits.train.float_images()).detach().double().std(0),
@@ -59,4 +59,4 @@ def test_other_classes_are_learned_and_attacked_through_the_features(
 def test_images_with_other_channels_are_refused() -> None:
     model = create_model("digits-cnn-2", num_classes=3, channels=3, seed=0)
     with pytest.raises(UserError, match="1 channels, but the model takes 3"):
-        transfer(model, load_splits("digits", seed=0))
+        transfer(model, load_splits("digits", seed=0), None)

@@ -91,18 +91,24 @@ def test_the_loss_is_the_papers(world: World, name: str, progress: float) -> Non
     )
 
 
+@pytest.mark.parametrize("reweight", ["teacher", "normalised"])
 @pytest.mark.parametrize("name", [name for name in DISTILLED if "+" not in name])
 def test_reweighting_multiplies_each_images_loss_by_the_teachers_trust(
-    world: World, name: str
+    world: World, name: str, reweight: str
 ) -> None:
-    """Algorithm 1: each image times the teacher's softmax of its true class, then the mean."""
-    method, batch = world.method(name, reweight="teacher"), world.batch()
+    """Algorithm 1: each image times the teacher's softmax of its true class, then the mean.
+
+    Normalised, the weights of the batch have a mean of 1.
+    """
+    method, batch = world.method(name, reweight=reweight), world.batch()
     known_attack(method)
     logits = world.teacher.module(batch.images).tolist()
     weights = [
         reference.softmax(row)[y] for row, y in zip(logits, batch.labels.tolist(), strict=True)
     ]
     assert max(weights) - min(weights) > 0.1
+    if reweight == "normalised":
+        weights = [weight / mean(weights) for weight in weights]
     losses = papers_losses(name, method, world, 1.0)
     expected = mean([w * loss for w, loss in zip(weights, losses, strict=True)])
     assert total(method, batch).item() == pytest.approx(expected, rel=1e-4)

@@ -29,7 +29,7 @@ from reference import soft_labels as reference
 from reference.gacd_eq9 import eq9
 
 
-@pytest.mark.parametrize("reweight", ["teacher", "none"])
+@pytest.mark.parametrize("reweight", ["teacher", "none", "normalised"])
 @pytest.mark.parametrize("positive", ["bank", "view"])
 def test_gacd_is_the_loop_over_eq_9(
     world: World, positive: str, reweight: str, generator: torch.Generator
@@ -49,9 +49,11 @@ def test_gacd_is_the_loop_over_eq_9(
         view = embed(other, world.teacher.module.forward_features(batch.images))
         positives = anchors[batch.index] if positive == "bank" else view
         weights = torch.ones(12)
-        if reweight == "teacher":
+        if reweight != "none":
             logits = world.teacher.module(world.data.float_images())
             weights = logits.softmax(1)[torch.arange(12), world.data.labels]
+        if reweight == "normalised":
+            weights = weights / weights.mean()  # over the bank
     log_z = []
     for i, row in enumerate(batch.index.tolist()):
         terms = [math.exp(float(positives[i] @ s[i]) / TEMPERATURE)]

@@ -93,7 +93,7 @@ def networks():
     found = []
     for seed in (0, 1):
         found.append(create_model("digits-cnn-4", num_classes=10, channels=1, seed=seed))
-        fit_head(found[-1], splits)
+        fit_head(found[-1], splits, None)
     return found
 
 

@@ -5,17 +5,21 @@ import copy
 import torch
 from torch import nn
 
+from gacd.attacks.threat import ThreatModel
 from gacd.data.dataset import Splits
 from gacd.errors import UserError
 from gacd.linear import LinearFit, fit_head
 from gacd.models.base import Backbone
 
 
-def transfer(model: Backbone, splits: Splits) -> tuple[Backbone, LinearFit]:
+def transfer(
+    model: Backbone, splits: Splits, threat: ThreatModel | None
+) -> tuple[Backbone, LinearFit]:
     """A copy of `model`, all but its last layer as it was, that answers the classes of `splits`.
 
-    The new layer is a logistic regression on clean features, its strength chosen on validation
-    (`fit_head`). The result is an ordinary network: attacks go through the frozen features too.
+    The new layer is a logistic regression on clean features, its strength chosen on validation,
+    clean and attacked within `threat`, if any (`fit_head`). The result is an ordinary network:
+    attacks go through the frozen features too.
     Raises UserError where images and model differ in their channels.
     """
     data = splits.train
@@ -25,7 +29,7 @@ def transfer(model: Backbone, splits: Splits) -> tuple[Backbone, LinearFit]:
             "choose a data set with as many"
         )
     transferred = with_new_head(model, data.num_classes)
-    return transferred, fit_head(transferred, splits)
+    return transferred, fit_head(transferred, splits, threat)
 
 
 def with_new_head(model: Backbone, num_classes: int) -> Backbone:

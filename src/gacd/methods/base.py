@@ -16,7 +16,7 @@ from gacd.errors import UserError, unknown
 from gacd.models.base import Backbone
 from gacd.shapes import Batch, Features, Images, Logits, PerSample, Scalar
 
-Reweight = Literal["none", "teacher"]
+Reweight = Literal["none", "teacher", "normalised"]
 
 OF_THE_HEAD = ("ce", "margin", "kl", "teacher-kl", "adaptive-kl")
 OF_THE_FEATURES = ("cosine", "transport")
@@ -188,9 +188,15 @@ class Term(nn.Module, ABC):
         """The loss of each image, unweighted."""
 
     def forward(self, step: Step) -> PerSample:
-        """The loss of each image, times the teacher's trust in it where `reweight` says so."""
+        """The loss of each image, times the teacher's trust in it where `reweight` says so.
+
+        `normalised` divides the trust by its mean over the batch, so that the loss keeps its scale.
+        """
         losses = self.losses(step)
-        return losses if self.reweight == "none" else step.teacher_weights * losses
+        if self.reweight == "none":
+            return losses
+        weights = step.teacher_weights
+        return losses * (weights / weights.mean() if self.reweight == "normalised" else weights)
 
     def predictor(self, student: Backbone) -> Callable[[Images], Logits]:
         """What validation attacks where no head trains."""

@@ -21,9 +21,8 @@ class GACD(Term):
 
     E_i[ -w_i log h(t_i, s_i) ] - k E_j[ w_j log(1 - h(t_j, s_i)) ], see `gacd_loss`: s_i the
     projected features of the attacked image, t_i the teacher's of the clean one. The student and
-    both projections train, the student's own head does not: fit it afterwards. Logged beside the
-    loss are InfoNCE's lower bound on the mutual information over the anchors at hand, `mi` in nats,
-    and its ceiling, the logarithm of their number.
+    both projections train, the student's own head does not: fit it afterwards. Logged is InfoNCE's
+    lower bound on mutual information over the anchors at hand, `mi` in nats, and its ceiling.
     """
 
     objective = "transport"
@@ -51,19 +50,20 @@ class GACD(Term):
         for name, value in {"estimator": estimator, "positive": positive}.items():
             if value not in CHOICES[name]:
                 raise unknown(name, value, CHOICES[name])
-        self.bank, self.temperature, self.positive = given.bank, temperature, positive
+        self.bank = given.bank.normalised() if reweight == "normalised" else given.bank
+        self.temperature, self.positive = temperature, positive
         self.anchoring = Anchoring(
-            given.bank, dim, kind=teacher_projection, refresh=refresh, seed=given.seed + 1
+            self.bank, dim, kind=teacher_projection, refresh=refresh, seed=given.seed + 1
         )
         width = self.anchoring.width
         self.student_projection = Projection(given.student.num_features, width, seed=given.seed)
         self.anchors = OverAnchors(
-            given.bank, negatives, normaliser, sampled=estimator == "sampled", balanced=balanced
+            self.bank, negatives, normaliser, sampled=estimator == "sampled", balanced=balanced
         )
         self.contrast: TwoMemories | None = None
         if estimator == "memory":
             self.contrast = TwoMemories(
-                given.bank, width, negatives, normaliser, temperature=temperature, seed=given.seed
+                self.bank, width, negatives, normaliser, temperature=temperature, seed=given.seed
             )
 
     def forward(self, step: Step) -> PerSample:
@@ -75,7 +75,7 @@ class GACD(Term):
         batch, features = step.batch, step.student_adv_features
         own = self.bank.rows(batch.index, device=features.device)
         view_BD = step.teacher_features if self.positive == "view" else None
-        weighted = self.reweight == "teacher"
+        weighted = self.reweight != "none"
         if not step.rehearsal:
             self.anchoring.advance()
         with torch.autocast(features.device.type, enabled=False):

@@ -50,7 +50,12 @@ def student(
 ) -> Arm:
     """Its cells. One that does not say how it is weighted has the default: GACD by the teacher."""
     default = default_weighting(method)
-    words = {None: method_name(method), "teacher": "reweighted", "none": "not reweighted"}
+    words = {
+        None: method_name(method),
+        "teacher": "reweighted",
+        "none": "not reweighted",
+        "normalised": "reweighted, of mean 1",
+    }
     return select(
         results,
         studies,

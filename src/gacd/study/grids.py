@@ -61,6 +61,8 @@ class Nets:
             stage = "training"  # of the start, which by itself is a method in one stage
         given = {"gacd": self.cfg.gacd, "crd": self.cfg.crd}
         sections: dict[str, Any] = {k: v for k, v in given.items() if k in method.split("+")}
+        if not named.trains_head:
+            sections["linear_select"] = self.cfg.linear_select
         if options:
             first = method.partition("+")[0]
             sections[first] = replace(sections.get(first) or getattr(c.Distill(), first), **options)
@@ -77,7 +79,8 @@ class Nets:
         """A finished network's features on other data."""
         evaluation = replace(self.cfg.evaluation, attacks=["natural", "pgd7"])
         shared = {**self._shared(), "data": data, "evaluation": evaluation}
-        return Cell(config=c.Transfer(**shared), parents={"student": source})
+        config = c.Transfer(**shared, linear_select=self.cfg.linear_select)
+        return Cell(config=config, parents={"student": source})
 
     def analyzed(self, teacher: Cell, students: Mapping[str, Cell]) -> Cell:
         """Networks compared with their teacher: correlations, features of two classes."""
@@ -183,8 +186,8 @@ def _table4(cfg: c.Study, seed: int) -> Cells:
 
 def _ablation(cfg: c.Study, seed: int) -> Cells:
     nets, (teacher, student) = Nets(cfg, cfg.data, seed), cfg.main_pair
-    for method in ("gacd" + _AFT, "ard"):
-        for reweight in ("teacher", "none"):
+    for reweight in ("teacher", "none", "normalised"):
+        for method in ("gacd" + _AFT, "ard"):
             labels = _labels(teacher, student, method, "cifar10", reweight=reweight)
             yield labels, nets.student(teacher, student, method, reweight=reweight)
     yield (

@@ -96,7 +96,7 @@ def ablation_tables(results: Results, stand_ins: StandIns) -> Iterator[Table]:
         where = dict(zip(("teacher", "student"), pair.standing, strict=True))
         rows: list[Row] = [("no teacher", alone(here, pair), {})]
         for method in methods(here, pair):
-            for reweight in ("teacher", "none"):
+            for reweight in ("teacher", "none", "normalised"):
                 arm = student(results, ("ablation", "table1"), method, pair, reweight)
                 usual = reweight == default_weighting(method)
                 theirs = (

@@ -15,8 +15,9 @@ from PIL import Image
 from safetensors import SafetensorError
 
 import gacd
-from gacd import cli, runs
+from gacd import cli
 from gacd import config as c
+from gacd.commands import train
 from gacd.errors import UserError
 from gacd.methods.registry import METHODS, parse_method
 from gacd.models import create_model
@@ -371,7 +372,7 @@ def test_other_errors_of_the_system_are_not_hidden(monkeypatch: pytest.MonkeyPat
     def unplugged(cfg: object) -> None:
         raise OSError(errno.EIO, "unplugged")
 
-    monkeypatch.setattr(runs, "train", unplugged)
+    monkeypatch.setattr(train, "train", unplugged)
     with pytest.raises(OSError, match="unplugged"):
         cli.main(TRAIN)
 
@@ -382,7 +383,7 @@ def test_ctrl_c_exits_with_130(
     def stopped(cfg: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(runs, "train", stopped)
+    monkeypatch.setattr(train, "train", stopped)
     assert cli.main(TRAIN) == 130
     assert capsys.readouterr().err == "gacd: stopped; run the same command again to resume\n"
 

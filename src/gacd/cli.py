@@ -90,21 +90,21 @@ def _main(arguments: list[str]) -> int:
     cfg = parse(command, rest)
     if cfg is None:
         return 0
-    from gacd import analyses, compare, runs
-    from gacd.study import commands
+    from gacd.commands import analyze, compare, distill, evaluate, train, transfer
+    from gacd.study import commands as study
 
     run = {
-        "quickstart": lambda cfg: runs.distill(cfg, "Quickstart: robust handwritten digits"),
-        "speedrun": lambda cfg: runs.distill(cfg, "Speedrun: ResNet-18 on CIFAR-10"),
-        "train": runs.train,
-        "distill": runs.distill,
-        "finetune": runs.finetune,
-        "evaluate": runs.evaluate_checkpoint,
+        "quickstart": lambda cfg: distill.distill(cfg, "Quickstart: robust handwritten digits"),
+        "speedrun": lambda cfg: distill.distill(cfg, "Speedrun: ResNet-18 on CIFAR-10"),
+        "train": train.train,
+        "distill": distill.distill,
+        "finetune": train.finetune,
+        "evaluate": evaluate.evaluate,
         "compare": compare.compare,
-        "transfer": analyses.transfer,
-        "analyze": analyses.analyze,
-        "study": commands.study,
-        "report": runs.report,
+        "transfer": transfer.transfer,
+        "analyze": analyze.analyze,
+        "study": study.study,
+        "report": evaluate.report,
     }[command]
     run(cfg)
     return 0

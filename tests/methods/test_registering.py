@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from gacd import cli, runs
+from gacd import cli
+from gacd.commands import run
 from gacd.errors import UserError
 from gacd.methods import METHODS, Step, Term, register_method
 from gacd.shapes import PerSample
@@ -29,7 +30,7 @@ FLAGS = [
 @pytest.fixture(autouse=True)
 def put_back(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """No test leaves a method behind, or draws a page."""
-    monkeypatch.setattr(runs, "write_run_report", lambda *_, **__: None)
+    monkeypatch.setattr(run, "write_run_report", lambda *_, **__: None)
     kept = dict(METHODS)
     yield
     METHODS.clear()

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from gacd import cli, runs
+from gacd import cli
 from gacd.methods import Method
 from gacd.shapes import Batch
 from gacd.storage import load_meta, load_tensors, read_json_lines
@@ -260,7 +260,7 @@ def test_processes_stopped_and_killed(tmp_path: Path, monkeypatch: pytest.Monkey
     code, _, where = run(signal.SIGKILL, epoch=2, step=1)
     assert (code, where) == (-signal.SIGKILL, (2, 0))
 
-    monkeypatch.setattr(runs, "write_run_report", lambda *_, **__: None)
+    monkeypatch.setattr(run, "write_run_report", lambda *_, **__: None)
     assert cli.main([*arguments, "--out", str(stopped)]) == 0
     assert cli.main([*arguments, "--out", str(tmp_path / "whole")]) == 0
     for name in ("model.safetensors", "best.safetensors"):

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from gacd import config as c
+from gacd.commands.rows import MODEL
 from gacd.evaluation.record import without_paths
-from gacd.rows import MODEL
 from gacd.storage import fingerprint
 
 Config = c.Train | c.Distill | c.Finetune | c.Transfer | c.Analyze

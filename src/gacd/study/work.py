@@ -14,21 +14,24 @@ from typing import Any, Literal
 import yaml
 from filelock import FileLock, Timeout
 
-from gacd import analyses, runs
 from gacd import config as c
+from gacd.commands.analyze import analyze
+from gacd.commands.distill import distill
+from gacd.commands.identity import flat
+from gacd.commands.train import finetune, train
+from gacd.commands.transfer import transfer
 from gacd.errors import UserError, unknown
-from gacd.identity import flat
 from gacd.storage import read_json, write_bytes, write_json
 from gacd.study.cells import Cell, Config
 from gacd.study.grids import STUDIES, Entry, entries
 from gacd.study.results import Result
 
 _COMMANDS = {
-    "train": runs.train,
-    "distill": runs.distill,
-    "finetune": runs.finetune,
-    "transfer": analyses.transfer,
-    "analyze": analyses.analyze,
+    "train": train,
+    "distill": distill,
+    "finetune": finetune,
+    "transfer": transfer,
+    "analyze": analyze,
 }
 _POLL = 2.0  # seconds between looks at cells that others are working on
 _KEPT_OUT_OF_GIT = """\

@@ -9,7 +9,7 @@ import torch
 from scipy.stats import binom
 
 from gacd import cli
-from gacd.compare import find_outcomes
+from gacd.commands.compare import find_outcomes
 from gacd.errors import UserError
 from gacd.evaluation.outcomes import Evaluation
 from gacd.report.tables import heading

@@ -16,6 +16,7 @@ from gacd.evaluation.examples import attacked_examples
 from gacd.evaluation.record import make_record
 from gacd.evaluation.robust import epsilon_curve, evaluate
 from gacd.methods.cost import Cost
+from gacd.methods.registry import method_order
 from gacd.models.checkpoints import load_model
 from gacd.ranks import ALONE, Ranks
 from gacd.storage import load_meta, read_json, write_json
@@ -177,3 +178,9 @@ def summary(record: dict[str, Any]) -> dict[str, Any]:
     """The line of `results.json` that stands for a whole record."""
     skipped = ("evaluation", "config", "environment", "settings", "seconds", "eps_curve")
     return {k: v for k, v in record.items() if k not in skipped}
+
+
+def row_order(out: Path) -> list[str]:
+    """The rows of a run folder in the order of its table: the teacher, then method by method."""
+    names = (path.parent.name for path in out.glob("*/record.json"))
+    return [TEACHER, *method_order(name for name in names if name != TEACHER)]

@@ -12,11 +12,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from gacd import cli, runs
+from gacd import cli
 from gacd import config as c
+from gacd.commands import run
+from gacd.commands.identity import claim
 from gacd.errors import UserError
 from gacd.evaluation.outcomes import Evaluation
-from gacd.identity import claim
 from gacd.models import create_model
 from gacd.models.checkpoints import save_model
 from gacd.storage import read_json, write_json
@@ -48,7 +49,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 @pytest.fixture
 def no_page(monkeypatch: pytest.MonkeyPatch) -> None:
     """No report.html: drawing it takes longer than the attacks."""
-    monkeypatch.setattr(runs, "write_run_report", lambda *_, **__: None)
+    monkeypatch.setattr(run, "write_run_report", lambda *_, **__: None)
 
 
 def command(model: Path, out: Path, attacks: str, *more: str) -> list[str]:

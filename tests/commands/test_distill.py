@@ -5,14 +5,17 @@ import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
 from PIL import Image
 
-from gacd import cli, runs
+from gacd import cli
 from gacd.anchors import AnchorBank
+from gacd.commands import distill as command
+from gacd.commands import run
 from gacd.data.load import load_splits
 from gacd.models.checkpoints import load_model
 from gacd.storage import load_tensors, read_json
@@ -75,7 +78,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def no_page(monkeypatch: pytest.MonkeyPatch) -> None:
     """No report.html: drawing it takes longer than a miniature run."""
-    monkeypatch.setattr(runs, "write_run_report", lambda *_, **__: None)
+    monkeypatch.setattr(run, "write_run_report", lambda *_, **__: None)
 
 
 @pytest.fixture
@@ -83,25 +86,25 @@ def watched(monkeypatch: pytest.MonkeyPatch) -> Callable[[], list[str]]:
     """The names of the stages that are trained and of the models that are attacked."""
     done: list[str] = []
 
-    def note(what: str, key: str) -> None:
-        original = getattr(runs, what)
+    def note(where: ModuleType, what: str, key: str) -> None:
+        original = getattr(where, what)
 
         def noted(*args: Any, **kwargs: Any) -> Any:
             done.append(f"{what} {kwargs[key]}" if key in kwargs else what)
             return original(*args, **kwargs)
 
-        monkeypatch.setattr(runs, what, noted)
+        monkeypatch.setattr(where, what, noted)
 
-    note("measure_row", "")
-    note("fit_head", "")
-    original = runs.fit
+    note(run, "measure_row", "")
+    note(command, "fit_head", "")
+    original = run.fit
 
     def fit(fabric: Any, method: Any, splits: Any, plan: Any, *, out: Path, name: str) -> Any:
         if not (out / "done.json").is_file():
             done.append(f"fit {name}")
         return original(fabric, method, splits, plan, out=out, name=name)
 
-    monkeypatch.setattr(runs, "fit", fit)
+    monkeypatch.setattr(run, "fit", fit)
     return lambda: done
 
 
@@ -333,7 +336,7 @@ def test_an_evaluating_process_that_is_killed_ends_the_run(
     """As by a system whose memory is short; the pool itself would wait for ever."""
     arguments = [*DISTILL, "--out", str(tmp_path), "--methods", "kd", "--evaluation.workers", "1"]
     with monkeypatch.context() as patch:
-        patch.setattr(runs, "measure_row_elsewhere", dies)
+        patch.setattr(run, "measure_row_elsewhere", dies)
         assert cli.main(arguments) == 2
     assert "a process that evaluates was killed" in capsys.readouterr().err
     assert cli.main(arguments) == 0

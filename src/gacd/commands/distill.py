@@ -1,0 +1,139 @@
+"""`gacd distill`: from a robust teacher to evaluated students."""
+
+import time
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import torch
+
+from gacd import build
+from gacd import config as c
+from gacd.anchors import AnchorBank, Fingerprint
+from gacd.commands.identity import Goal
+from gacd.commands.rows import (
+    MODEL,
+    TEACHER,
+    Row,
+    Spent,
+)
+from gacd.commands.run import Run, check_attack, refuse_teacher
+from gacd.data.batches import iterate
+from gacd.errors import UserError
+from gacd.evaluation.batches import model_fingerprint
+from gacd.linear import fit_head
+from gacd.methods import Teacher
+from gacd.methods.base import check_same_classes
+from gacd.methods.registry import Named, parse_method
+from gacd.models.base import Backbone
+from gacd.models.checkpoints import load_weights
+from gacd.storage import read_json, write_json
+
+
+def distill(cfg: c.Distill, title: str = "", *, goal: Goal = "report") -> None:
+    """From a teacher to evaluated students: every row of the table, each from its own stages."""
+    for method in cfg.methods:
+        named = parse_method(method, cfg.weights)
+        check_attack(named, _first_stage(cfg, named))
+        if cfg.data.stream and named.needs_bank and cfg.gacd.estimator != "sampled":
+            raise UserError(
+                "the anchor bank of streamed data stays on disk, too: say --gacd.estimator sampled"
+            )
+    refuse_teacher(cfg.teacher.method, cfg.teacher.training)
+    run = Run(cfg, goal)
+    build.model(cfg.student, run.splits.train, seed=cfg.seed)  # impossible ones: refused now
+    teacher, teacher_name, spent = _teacher(run, cfg)
+    if cfg.teacher.evaluate:
+        run.measure(Row(TEACHER, teacher_name, cfg.teacher.method, "teacher", spent))
+    for method in cfg.methods:
+        spent = _student(run, cfg, method, Teacher(teacher))
+        role = "undefended" if method == "natural" else "student"
+        run.measure(Row(method, cfg.student, method, role, spent))
+    run.finish(title or f"{teacher_name} to {cfg.student} on {run.splits.test.name}")
+
+
+def _teacher(run: Run, cfg: c.Distill) -> tuple[Backbone, str, Spent]:
+    data = run.splits.train
+    if cfg.teacher.checkpoint is not None:
+        teacher, name = build.from_checkpoint(
+            cfg.teacher.checkpoint,
+            None if cfg.teacher.checkpoint.suffix == ".safetensors" else cfg.teacher.model,
+            num_classes=data.num_classes,
+            channels=data.channels,
+        )
+        run.keep(cfg.out / TEACHER, teacher, name, cfg.teacher.checkpoint.stem)
+        teacher.to(run.fabric.device).to(memory_format=torch.channels_last)
+        return teacher, name, Spent()
+    teacher = build.model(cfg.teacher.model, data, seed=cfg.seed)
+    spent = run.train(TEACHER, cfg.teacher.method, teacher, cfg.teacher.model, cfg.teacher.training)
+    return teacher, cfg.teacher.model, spent
+
+
+def _first_stage(cfg: c.Distill, named: Named) -> c.Training:
+    """How a student begins: all of its training, or what comes before the head or +aft."""
+    whole = named.trains_head and not named.aft
+    training = cfg.training if whole else cfg.distillation
+    if not named.attacks:  # without robustness there, validation under attack is noise
+        training = replace(training, select="natural")
+    return training
+
+
+def _student(run: Run, cfg: c.Distill, method: str, teacher: Teacher) -> Spent:
+    """Make the student of one row; returns what its training took."""
+    named = parse_method(method, cfg.weights)
+    student = build.model(cfg.student, run.splits.train, seed=cfg.seed + 1)
+    check_same_classes(student, teacher.module)
+    if not named.trains_head:
+        folder = f"{named.name}/features"
+    else:
+        folder = f"{method}/distillation" if named.aft else method
+    spent = run.train(
+        folder,
+        named.name,
+        student,
+        cfg.student,
+        _first_stage(cfg, named),
+        teacher=teacher,
+        bank=_bank(run, teacher, cfg.gacd.anchors, cfg.bank) if named.needs_bank else None,
+        weights=cfg.weights,
+    )
+    if not named.trains_head:
+        spent = _head(run, cfg, named.name, student, spent)
+    if named.aft:
+        spent = run.train(method, "pgd-at", student, cfg.student, cfg.finetune, before=spent)
+    return spent
+
+
+def _head(run: Run, cfg: c.Distill, name: str, student: Backbone, spent: Spent) -> Spent:
+    """Fit the linear layer of distilled features, once for a method with and without +aft."""
+    folder = run.cfg.out / name
+    path, done = folder / MODEL, folder / "linear.json"
+    if run.fabric.is_global_zero and not path.is_file():
+        started = time.monotonic()
+        print(f"{name}: fitting the linear layer on frozen features", flush=True)
+        threat = run.threat if cfg.linear_select == "both" else None
+        fitted = asdict(fit_head(student, run.splits, threat))
+        write_json(done, {**fitted, "seconds": time.monotonic() - started})
+        spent += Spent(read_json(done)["seconds"])
+        run.keep(folder, student, cfg.student, name, spent)
+    run.fabric.barrier()
+    load_weights(student, path)
+    return Spent.read(path)
+
+
+def _bank(run: Run, teacher: Teacher, dtype: str, folder: Path | None) -> AnchorBank:
+    train = run.splits.train.to(run.fabric.device)
+    made_of = Fingerprint(
+        teacher=model_fingerprint(teacher.module),
+        data=train.fingerprint(),
+        preprocessing=f"none, {dtype}",
+    )
+    path = (folder or run.cfg.out) / "anchors.safetensors"
+    if not path.is_file() and run.fabric.is_global_zero:
+        batches = iterate(train, 512, shuffle=False, seed=0, epoch=0, drop_last=False)
+        AnchorBank.build(
+            teacher.module, batches, size=len(train), fingerprint=made_of, dtype=dtype
+        ).save(path)
+    run.fabric.barrier()
+    # Mapped, where it may not fit: a draw reads the rows it draws.
+    device = None if run.cfg.data.stream else run.fabric.device
+    return AnchorBank.load(path, expected=made_of, device=device)

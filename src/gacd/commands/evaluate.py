@@ -1,0 +1,29 @@
+"""`gacd evaluate` and `gacd report`: a finished network attacked, a finished run drawn."""
+
+from gacd import config as c
+from gacd.commands.rows import (
+    SOURCE,
+    Row,
+    row_order,
+)
+from gacd.commands.run import Run
+from gacd.report.run import write_run_report
+
+
+def evaluate(cfg: c.Evaluate) -> None:
+    """Attack a saved network."""
+    run = Run(cfg)
+    model, name = run.load(cfg.checkpoint, cfg.model)
+    assert cfg.checkpoint is not None
+    if cfg.source is not None:
+        source, source_name = run.load(cfg.source, cfg.source_model, "--source_model")
+        run.keep(cfg.out / SOURCE, source, source_name, cfg.source.stem)
+    run.keep(cfg.out / "model", model, name, cfg.checkpoint.stem)
+    run.measure(Row("model", name, cfg.checkpoint.stem, "student"))
+    run.finish(f"{cfg.checkpoint.name} on {run.splits.test.name}")
+
+
+def report(cfg: c.Report) -> None:
+    """Draw the report of a run folder anew from its records."""
+    write_run_report(cfg.out, order=row_order(cfg.out))
+    print(f"report: {cfg.out / 'report.html'}")

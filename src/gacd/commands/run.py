@@ -1,0 +1,217 @@
+"""A run: its folder, its data, and the stages that every command is made of."""
+
+from collections.abc import Callable
+from dataclasses import asdict
+from multiprocessing import active_children, get_context
+from multiprocessing.pool import AsyncResult, Pool
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+from lightning_fabric import Fabric
+
+from gacd import build
+from gacd import config as c
+from gacd.anchors import AnchorBank
+from gacd.commands.identity import Goal, claim
+from gacd.commands.rows import (
+    MODEL,
+    Row,
+    Spent,
+    find_records,
+    ignore_interrupts,
+    measure_row,
+    measure_row_elsewhere,
+    row_order,
+    summary,
+)
+from gacd.data.dataset import Splits
+from gacd.errors import UserError
+from gacd.evaluation.names import parse_attack
+from gacd.methods import Teacher, create_method
+from gacd.methods.base import check_objective
+from gacd.methods.cost import measure
+from gacd.methods.registry import Named, parse_method
+from gacd.models.base import Backbone
+from gacd.models.checkpoints import save_model
+from gacd.progress import progress
+from gacd.report.run import write_run_report
+from gacd.report.tables import comparison_table
+from gacd.storage import fingerprint, write_json
+
+
+class Run:
+    """One run folder: its data, its threat model, and the stages that every command is made of."""
+
+    def __init__(self, cfg: c.Run, goal: Goal = "report") -> None:
+        self.cfg, self.goal = cfg, goal
+        for name in cfg.evaluation.attacks:
+            parse_attack(name)
+        self.options = build.method_options(cfg)
+        self.threat = build.threat(cfg.threat)
+        self.fabric: Fabric = build.fabric(cfg.fabric)
+        self.splits: Splits = build.splits(cfg.data, cfg.seed)
+        images = fingerprint(part.fingerprint() for part in (self.splits.train, self.splits.test))
+        self.once(lambda: claim(cfg.out, cfg, images=images, goal=goal))
+        self.pool: Pool | None = None
+        self.workers: list[BaseProcess] = []
+        self.pending: dict[str, AsyncResult[None]] = {}
+
+    def once(self, do: Callable[[], object]) -> None:
+        """What the first rank does and the others wait for; what it refuses, all refuse."""
+        refused = None
+        if self.fabric.is_global_zero:
+            try:
+                do()
+            except UserError as error:
+                refused = str(error)
+        refused = self.fabric.broadcast(refused)
+        if refused is not None:
+            raise UserError(refused)
+
+    def train(
+        self,
+        name: str,
+        method: str,
+        model: Backbone,
+        architecture: str,
+        training: c.Training,
+        *,
+        teacher: Teacher | None = None,
+        bank: AnchorBank | None = None,
+        weights: dict[str, float] | None = None,
+        before: Spent | None = None,
+    ) -> Spent:
+        """Train `model` in the stage folder `name` and keep it there.
+
+        Returns what it took, with what earlier stages took `before`.
+        """
+        out = self.cfg.out / name
+        built = create_method(
+            method,
+            model,
+            build.attack(training.attack, self.threat),
+            teacher=teacher,
+            bank=bank,
+            seed=self.cfg.seed,
+            options=self.options,
+            weights=weights,
+            awp=build.awp(training),
+        ).to(self.fabric.device)
+        cost = measure(built, self.splits.train, batch_size=training.batch_size)
+        plan = build.plan(training, self.cfg.data, self.cfg.fabric, self.cfg.seed)
+        summary = fit(self.fabric, built, self.splits, plan, out=out, name=name)
+        model.requires_grad_(True)  # a head that had no part in this has one in what follows
+        here = Spent(summary.seconds, summary.images, cost * summary.images)
+        spent = here if before is None else before + here
+        self.keep(out, model, architecture, method, spent)
+        return spent
+
+    def keep(
+        self,
+        out: Path,
+        model: Backbone,
+        architecture: str,
+        method: str,
+        spent: Spent | None = None,
+    ) -> None:
+        """Write `model.safetensors`, which evaluates and fine-tunes anywhere.
+
+        What was `spent` on it goes along, for whoever trains it further.
+        """
+        if self.fabric.is_global_zero and not (out / MODEL).is_file():
+            meta = {"architecture": architecture, "method": method, "seed": self.cfg.seed}
+            known = {} if spent is None else {"spent": asdict(spent)}
+            save_model(out / MODEL, model, meta | known)
+
+    def load(
+        self, path: Path | None, name: str | None, flag: str = "--model"
+    ) -> tuple[Backbone, str]:
+        """A saved network for this run's data, and its architecture's name.
+
+        `name` is needed for files from elsewhere; `flag` is how the command line is told it.
+        """
+        if path is None:
+            raise UserError(
+                "which model? give --checkpoint FILE, a .safetensors of gacd or a public .pt"
+            )
+        data = self.splits.train
+        return build.from_checkpoint(
+            path, name, num_classes=data.num_classes, channels=data.channels, flag=flag
+        )
+
+    def measure(self, row: Row) -> None:
+        """Attack a finished model and write its record; done once per row.
+
+        With `evaluation.workers` this happens in another process, while the next model trains.
+        """
+        done = (self.cfg.out / row.name / "record.json").is_file()
+        if self.fabric.broadcast(done or self.goal == "model"):
+            return
+        workers = self.cfg.evaluation.workers
+        if workers == 0:
+            ranks = build.ranks(self.fabric)
+            measure_row(self.cfg, row, self.splits.test, self.fabric.device, ranks=ranks)
+        if workers == 0 or not self.fabric.is_global_zero:
+            return
+        if self.pool is None:
+            before = active_children()
+            self.pool = get_context("spawn").Pool(workers, initializer=ignore_interrupts)
+            self.workers = [child for child in active_children() if child not in before]
+        self.pending[row.name] = self.pool.apply_async(measure_row_elsewhere, (self.cfg, row))
+
+    def _wait(self) -> None:
+        """For the evaluations that other processes are at."""
+        waiting = len(self.pending)
+        try:
+            with progress(waiting, "evaluation", unit="models", enabled=waiting > 0) as bar:
+                for result in self.pending.values():
+                    while not result.ready():
+                        result.wait(1)
+                        if any(worker.exitcode is not None for worker in self.workers):
+                            raise UserError(  # a pool goes on waiting for what it was at
+                                "a process that evaluates was killed (is memory short?): run the "
+                                "same command again, with evaluation.workers 0 if need be"
+                            )
+                    result.get()
+                    bar.advance()
+        finally:
+            if self.pool is not None:
+                self.pool.terminate()
+
+    def finish(self, title: str) -> None:
+        """Write `results.json` and `report.html`, and print the table."""
+        if not self.fabric.is_global_zero:
+            return
+        self._wait()
+        if self.goal != "report":
+            return
+        from rich.console import Console
+
+        order = row_order(self.cfg.out)
+        records = find_records(self.cfg.out, order)
+        results = [summary(record) for record in records]
+        write_json(self.cfg.out / "results.json", results)
+        write_run_report(self.cfg.out, title, order=order)
+        console = Console()
+        console.print(comparison_table(results, caption=title))
+        console.print(f"results: {self.cfg.out / 'results.json'}")
+        console.print(f"report:  {self.cfg.out / 'report.html'}")
+
+
+def refuse_teacher(method: str, training: c.Training) -> None:
+    """Refuse a method that `train`, `finetune` or a teacher cannot use."""
+    named = parse_method(method)
+    if named.needs_teacher:
+        raise UserError(f"{method} needs a teacher: use gacd distill --methods {method}")
+    check_attack(named, training)
+
+
+def check_attack(named: Named, training: c.Training) -> None:
+    """Refuse, before anything trains, an attack on what the method does not have."""
+    if named.attacks:
+        check_objective(
+            training.attack.objective,
+            name=named.name,
+            trains_head=named.trains_head,
+            has_teacher=named.needs_teacher,
+        )

@@ -1,0 +1,37 @@
+"""`gacd train` and `gacd finetune`: one network, without a teacher."""
+
+from gacd import build
+from gacd import config as c
+from gacd.commands.identity import Goal
+from gacd.commands.rows import (
+    SOURCE,
+    Row,
+    Spent,
+)
+from gacd.commands.run import Run, refuse_teacher
+
+
+def train(cfg: c.Train, *, goal: Goal = "report") -> None:
+    """Train one network and evaluate it."""
+    refuse_teacher(cfg.method, cfg.training)
+    run = Run(cfg, goal)
+    model = build.model(cfg.model, run.splits.train, seed=cfg.seed)
+    spent = run.train(cfg.method, cfg.method, model, cfg.model, cfg.training)
+    run.measure(Row(cfg.method, cfg.model, cfg.method, "student", spent))
+    run.finish(f"{cfg.method} on {run.splits.test.name}")
+
+
+def finetune(cfg: c.Finetune, *, goal: Goal = "report") -> None:
+    """Fine-tune a saved network adversarially and evaluate it."""
+    refuse_teacher(cfg.method, cfg.training)
+    run = Run(cfg, goal)
+    model, name = run.load(cfg.checkpoint, cfg.model)
+    if cfg.source is not None:
+        source, source_name = run.load(cfg.source, None)
+        run.keep(cfg.out / SOURCE, source, source_name, cfg.source.stem)
+    method = "finetuned"
+    assert cfg.checkpoint is not None
+    before = Spent.read(cfg.checkpoint)
+    spent = run.train(method, cfg.method, model, name, cfg.training, before=before)
+    run.measure(Row(method, name, cfg.method + " fine-tuned", "student", spent))
+    run.finish(f"{name}, fine-tuned on {run.splits.test.name}")

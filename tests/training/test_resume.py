@@ -260,7 +260,7 @@ def test_processes_stopped_and_killed(tmp_path: Path, monkeypatch: pytest.Monkey
     code, _, where = run(signal.SIGKILL, epoch=2, step=1)
     assert (code, where) == (-signal.SIGKILL, (2, 0))
 
-    monkeypatch.setattr(run, "write_run_report", lambda *_, **__: None)
+    monkeypatch.setattr(command, "write_run_report", lambda *_, **__: None)
     assert cli.main([*arguments, "--out", str(stopped)]) == 0
     assert cli.main([*arguments, "--out", str(tmp_path / "whole")]) == 0
     for name in ("model.safetensors", "best.safetensors"):

@@ -37,6 +37,7 @@ from gacd.progress import progress
 from gacd.report.run import write_run_report
 from gacd.report.tables import comparison_table
 from gacd.storage import fingerprint, write_json
+from gacd.training.loop import fit
 
 
 class Run:

@@ -14,7 +14,7 @@ from lightning_fabric import Fabric
 from torch import nn
 
 from gacd import cli
-from gacd.commands import run as command
+from gacd.commands import run
 from gacd.errors import UserError
 from gacd.evaluation.outcomes import Evaluation
 from gacd.memory import MomentumMemory
@@ -159,7 +159,7 @@ def test_the_command_on_two_processes_and_again_on_one(
     record = tmp_path / "run" / "pgd-at" / "record.json"
     assert read_json(record)["n"] == 40
     before = record.read_bytes()
-    monkeypatch.setattr(command, "write_run_report", lambda *_, **__: None)
+    monkeypatch.setattr(run, "write_run_report", lambda *_, **__: None)
     assert cli.main(command) == 0
     assert record.read_bytes() == before
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from gacd import cli
+from gacd.commands import run as command
 from gacd.methods import Method
 from gacd.shapes import Batch
 from gacd.storage import load_meta, load_tensors, read_json_lines

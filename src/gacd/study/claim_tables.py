@@ -98,14 +98,14 @@ def likeness_table(records: Sequence[Mapping[str, Any]], view: str) -> Table:
     for name in records[0]["correlations"]:
         have = {int(r["seed"]): r for r in records if name in r["correlations"]}
         cells = []
-        for values in (
-            {seed: float(r["correlations"][name][view]["mean"]) for seed, r in have.items()},
-            {seed: float(r["cka"][name][view]) for seed, r in have.items()},
+        for most, values in (  # of what can be: a difference of correlations, CKA
+            (2, {k: float(r["correlations"][name][view]["mean"]) for k, r in have.items()}),
+            (1, {k: float(r["cka"][name][view]) for k, r in have.items()}),
         ):
             found = scalar(values, 0)
             assert found is not None
             interval = found.interval() if found.variances else None
-            aside = f"[{interval[0]:.3f}, {interval[1]:.3f}]" if interval else ""
+            aside = f"[{max(0, interval[0]):.3f}, {min(most, interval[1]):.3f}]" if interval else ""
             cells.append(Cell(f"{found.mean:.3f}", aside))
         rows.append((Cell(student_name(name)), *cells, Cell(str(len(have)))))
     columns = (

@@ -391,3 +391,31 @@ def test_ctrl_c_exits_with_130(
 def test_parse_raises_what_main_prints() -> None:
     with pytest.raises(UserError, match="epochs is 0"):
         cli.parse("train", ["--training.epochs", "0"])
+
+
+def test_flags_override_the_recipe_wherever_they_stand() -> None:
+    flags = ["--student", "digits-cnn-16", "--methods", "ard"]
+    for arguments in ([*flags, "--config", "quickstart"], ["--config=quickstart", *flags]):
+        cfg = cli.parse("distill", arguments)
+        assert (cfg.student, cfg.methods, str(cfg.out)) == (
+            "digits-cnn-16", ["ard"], "runs/quickstart",
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["train", "--fabric.threads", "0"], "threads is 0, but must be above 0"),
+        (["train", "--training.weight_decay", ".nan"], "weight_decay is nan"),
+        (["study", "list", "tabel1"], "did you mean 'table1'"),
+        (["study", "report", "--out", "nothing"], "nothing holds no study"),
+        (["evaluate", "--checkpoint", "."], "is a folder: name a file"),
+    ],
+)
+def test_more_refusals(
+    arguments: list[str], said: str, capsys: pytest.CaptureFixture[str],
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    assert said in refusal(capsys, *arguments)
+    assert not (tmp_path / "nothing").exists()

@@ -1,5 +1,6 @@
 """From configuration to objects: the only place, with the commands, that knows both."""
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -112,17 +113,21 @@ def model(name: str, data: ImageDataset, *, seed: int) -> Backbone:
 
 
 def from_checkpoint(
-    path: Path, name: str | None, *, num_classes: int, channels: int, flag: str = "--model"
+    path: Path, name: str | None, data: ImageDataset, *, flag: str = "--model"
 ) -> tuple[Backbone, str]:
     """A saved network and its architecture's name; `name` is needed for files from elsewhere.
 
     `flag` is how the command line is told that name.
     """
+    if path.is_dir():
+        raise UserError(f"{path} is a folder: name a file, such as {path / 'model.safetensors'}")
+    num_classes, channels = data.num_classes, data.channels
     if name is None:
         if path.suffix != ".safetensors":
             raise UserError(f"{path}: say which network it is with {flag}, such as {flag} resnet18")
         loaded, meta = load_model(path)
         name = str(meta["architecture"])
+        _check_classes(path, meta.get("classes", data.classes), data.classes)
     else:
         loaded = create_model(name, num_classes=num_classes, channels=channels, seed=0)
         load_weights(loaded, path)
@@ -132,6 +137,18 @@ def from_checkpoint(
             f"the data has {num_classes} and {channels}: choose a checkpoint of this data set"
         )
     return loaded, name
+
+
+def _check_classes(path: Path, theirs: Sequence[str], ours: Sequence[str]) -> None:
+    """Refuse other classes of the same number; other words for them may be meant."""
+    if len(theirs) != len(ours) or list(theirs) == list(ours):
+        return
+    if set(theirs) & set(ours):
+        raise UserError(
+            f"{path}: its classes are {', '.join(theirs)}, the data's {', '.join(ours)}: choose "
+            "a checkpoint of these classes in this order (or --data.classes in the checkpoint's)"
+        )
+    print(f"note: {path} calls its classes {', '.join(theirs)}, the data {', '.join(ours)}")
 
 
 def awp(cfg: c.Training) -> AWP:

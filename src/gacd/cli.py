@@ -179,18 +179,21 @@ def parse(command: str, arguments: list[str]) -> Any:
 
 
 def _recipe_paths(arguments: list[str]) -> list[str]:
-    """Every `--config NAME` as the path of the recipe of that name."""
-    resolved = []
+    """Every `--config NAME` as the path of the recipe of that name, before the flags.
+
+    Flags override recipes wherever they stand; the parser lets the last one win.
+    """
+    configs, flags = [], []
     expected = False
     for argument in arguments:
         if expected:
-            resolved.append(_recipe(argument))
+            configs.append("--config=" + _recipe(argument))
         elif argument.startswith("--config="):
-            resolved.append("--config=" + _recipe(argument.removeprefix("--config=")))
-        else:
-            resolved.append(argument)
+            configs.append("--config=" + _recipe(argument.removeprefix("--config=")))
+        elif argument != "--config":
+            flags.append(argument)
         expected = argument == "--config" and not expected
-    return resolved
+    return [*configs, *(["--config"] if expected else []), *flags]
 
 
 def _recipe(name: str) -> str:

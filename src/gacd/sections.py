@@ -157,10 +157,8 @@ class Training:
             epochs=self.epochs, batch_size=self.batch_size, lr=self.lr, clip_norm=self.clip_norm
         )
         _share(momentum=self.momentum, warmup=self.warmup, ema=self.ema)
-        _not_negative(awp=self.awp)
+        _not_negative(awp=self.awp, weight_decay=self.weight_decay)
         _from_0_to_1(awp_warmup=self.awp_warmup)
-        if self.weight_decay < 0:
-            raise ValueError(f"weight_decay is {self.weight_decay}, but must be 0 or more")
 
 
 @dataclass(kw_only=True)
@@ -181,7 +179,11 @@ class Fabric:
     """Of the CPU; small networks are fastest with 1."""
 
     def __post_init__(self) -> None:
-        positive(devices=self.devices, num_nodes=self.num_nodes, threads=self.threads or 1)
+        positive(
+            devices=self.devices,
+            num_nodes=self.num_nodes,
+            threads=1 if self.threads is None else self.threads,
+        )
 
 
 @dataclass(kw_only=True)

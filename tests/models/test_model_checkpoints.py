@@ -225,3 +225,12 @@ def test_own_files_that_are_no_model(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-10])
     with pytest.raises(UserError, match="truncated"):
         load_model(path)
+
+
+def test_weights_that_are_no_numbers_are_refused(tmp_path: Path) -> None:
+    model = create_model("digits-cnn-2", num_classes=3, channels=1, seed=0)
+    with torch.no_grad():
+        model.get_classifier().weight[0, 0] = torch.nan
+    save_model(tmp_path / "m.safetensors", model, {"architecture": "digits-cnn-2"})
+    with pytest.raises(UserError, match=r"'.*weight' holds NaN or infinite weights"):
+        load_model(str(tmp_path / "m.safetensors"))

@@ -79,9 +79,7 @@ def _finished(path: Path, data: ArrayDataset) -> tuple[Backbone, dict[str, str]]
             f"{path}: only a .safetensors of this package says which network it holds; "
             "'gacd evaluate' makes one of a public .pt"
         )
-    model, name = build.from_checkpoint(
-        path, None, num_classes=data.num_classes, channels=data.channels
-    )
+    model, name = build.from_checkpoint(path, None, data)
     method = str(load_meta(path).get("method", path.stem))
     return model, {"architecture": name, "method": method}
 

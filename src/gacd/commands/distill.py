@@ -57,8 +57,7 @@ def _teacher(run: Run, cfg: c.Distill) -> tuple[Backbone, str, Spent]:
         teacher, name = build.from_checkpoint(
             cfg.teacher.checkpoint,
             None if cfg.teacher.checkpoint.suffix == ".safetensors" else cfg.teacher.model,
-            num_classes=data.num_classes,
-            channels=data.channels,
+            data,
         )
         run.keep(cfg.out / TEACHER, teacher, name, cfg.teacher.checkpoint.stem)
         teacher.to(run.fabric.device).to(memory_format=torch.channels_last)

@@ -120,7 +120,12 @@ class Run:
         What was `spent` on it goes along, for whoever trains it further.
         """
         if self.fabric.is_global_zero and not (out / MODEL).is_file():
-            meta = {"architecture": architecture, "method": method, "seed": self.cfg.seed}
+            meta = {
+                "architecture": architecture,
+                "method": method,
+                "seed": self.cfg.seed,
+                "classes": list(self.splits.train.classes),
+            }
             known = {} if spent is None else {"spent": asdict(spent)}
             save_model(out / MODEL, model, meta | known)
 
@@ -135,10 +140,7 @@ class Run:
             raise UserError(
                 "which model? give --checkpoint FILE, a .safetensors of gacd or a public .pt"
             )
-        data = self.splits.train
-        return build.from_checkpoint(
-            path, name, num_classes=data.num_classes, channels=data.channels, flag=flag
-        )
+        return build.from_checkpoint(path, name, self.splits.train, flag=flag)
 
     def measure(self, row: Row) -> None:
         """Attack a finished model and write its record; done once per row.

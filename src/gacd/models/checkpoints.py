@@ -20,7 +20,12 @@ from gacd.storage import load_tensors, save_tensors
 
 # A training checkpoint's networks, the preferred one first; a stage's best has one alone.
 _OURS = ("average.student.", "method.student.", "student.")
-_WRAPPERS = ("state_dict", "model", "net")  # keys under which scripts put the weights
+_WRAPPERS = (
+    "state_dict",
+    "model_state_dict",
+    "model",
+    "net",
+)  # keys under which scripts put the weights
 _PREFIXES = ("module.", "model.", "_orig_mod.")  # DataParallel, containers, torch.compile
 _ANOTHER = "name the architecture that it was saved from"
 _UNUSED = "sub_block1."  # some public WideResNets carry these blocks without using them
@@ -42,8 +47,9 @@ def save_model(path: Path, model: Backbone, meta: Mapping[str, Any]) -> None:
     save_tensors(path, model.state_dict(), {**meta, **rebuilt})
 
 
-def load_model(path: Path) -> tuple[Backbone, dict[str, Any]]:
+def load_model(path: Path | str) -> tuple[Backbone, dict[str, Any]]:
     """The network that `save_model` wrote, and its meta. Raises UserError for any other file."""
+    path = Path(path)
     if path.suffix != ".safetensors":
         raise UserError(
             f"{path}: only a .safetensors file of this library says what network it holds; "
@@ -131,6 +137,8 @@ def _fill(model: Backbone, tensors: Mapping[str, Tensor], path: Path) -> None:
             raise _different(path, f"it has no '{name}'")
         if state[name].shape != tensor.shape:
             raise _different(path, *_shapes(model, name, state[name], tensor))
+        if state[name].is_floating_point() and not state[name].isfinite().all():
+            raise UserError(f"{path}: '{name}' holds NaN or infinite weights; take an earlier file")
     if extra := next((name for name in state if name not in wanted), None):
         raise _different(path, f"its '{extra}' has no place there")
     model.load_state_dict(state)

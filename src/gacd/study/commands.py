@@ -1,6 +1,7 @@
 """`gacd study list | run | status | report`."""
 
 from gacd import config as c
+from gacd.errors import UserError, unknown
 from gacd.study import work
 from gacd.study.grids import STUDIES, entries
 from gacd.study.status import status, table
@@ -25,11 +26,13 @@ def study(cfg: c.Study) -> None:
 
 
 def _list(cfg: c.Study) -> None:
-    seed = cfg.seeds[0]
-    for name in STUDIES:
+    seed, names = cfg.seeds[0], cfg.studies or list(STUDIES)
+    if odd := next((name for name in names if name not in STUDIES), None):
+        raise unknown("study", odd, STUDIES)
+    for name in names:
         cells = [entry.cell for entry in entries(cfg, name, seed)]
         print(f"{name:<9} {len(cells):>3} cells a seed  {_WHAT[name]}")
-    different = {e.cell.key for n in STUDIES for e in entries(cfg, n, seed)}
+    different = {e.cell.key for n in names for e in entries(cfg, n, seed)}
     print(f"{len(different)} different cells a seed at scale {cfg.scale}, seeds {cfg.seeds}")
 
 
@@ -52,6 +55,8 @@ def _status(cfg: c.Study) -> None:
 def _report(cfg: c.Study) -> None:
     from gacd.study.report import write_study_report
 
+    if not (cfg.out / "cells").is_dir():
+        raise UserError(f"{cfg.out} holds no study: run one there first, or choose another --out")
     title = f"The paper's tables and figures at scale {cfg.scale}"
     write_study_report(
         work.results(cfg), cfg.out, title=title, stand_ins=cfg.stand_ins, scale=cfg.scale

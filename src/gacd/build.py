@@ -131,6 +131,7 @@ def from_checkpoint(
     else:
         loaded = create_model(name, num_classes=num_classes, channels=channels, seed=0)
         load_weights(loaded, path)
+        print(f"note: {path} is given images in [0, 1] as they are: it says of no other scale")
     if (loaded.num_classes, loaded.channels) != (num_classes, channels):
         raise UserError(
             f"{path}: a model of {loaded.num_classes} classes and {loaded.channels} channels, but "

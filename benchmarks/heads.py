@@ -10,7 +10,6 @@ images.
 """
 
 import argparse
-import json
 from functools import cache
 from pathlib import Path
 from statistics import fmean
@@ -25,7 +24,7 @@ from gacd.evaluation.record import environment
 from gacd.evaluation.robust import evaluate
 from gacd.linear import fit_head
 from gacd.models.checkpoints import load_model
-from gacd.storage import write_json
+from gacd.storage import read_json, write_json
 from gacd.study.rule import half_width, over_seeds, over_unpaired_images
 from gacd.study.work import results
 
@@ -94,7 +93,7 @@ def main() -> None:
             for row in measure(path, cfg, splits(result.seed)):
                 rows.append({"method": method, "seed": result.seed, **row})
                 print(rows[-1], flush=True)
-    records = json.loads(options.out.read_text()) if options.out.is_file() else []
+    records = read_json(options.out) if options.out.is_file() else []
     records.append({"environment": environment(), "rows": rows})
     print(table([row for record in records for row in record["rows"]]))
     write_json(options.out, records)

@@ -74,6 +74,11 @@ def threat(cfg: c.Threat) -> ThreatModel:
     return ThreatModel(norm=cfg.norm, eps=c.fraction(cfg.eps))
 
 
+def linear_threat(cfg: c.Distill | c.Transfer) -> ThreatModel | None:
+    """The one that has a say in a linear layer's strength, if any."""
+    return threat(cfg.threat) if cfg.linear_select == "both" else None
+
+
 def attack(cfg: c.Attack, threat: ThreatModel) -> TrainingAttack:
     """The attack in the training loop."""
     return TrainingAttack(
@@ -122,12 +127,13 @@ def from_checkpoint(
     if path.is_dir():
         raise UserError(f"{path} is a folder: name a file, such as {path / 'model.safetensors'}")
     num_classes, channels = data.num_classes, data.channels
+    classes: Sequence[str] = data.classes  # as far as is known
     if name is None:
         if path.suffix != ".safetensors":
             raise UserError(f"{path}: say which network it is with {flag}, such as {flag} resnet18")
         loaded, meta = load_model(path)
         name = str(meta["architecture"])
-        _check_classes(path, meta.get("classes", data.classes), data.classes)
+        classes = meta.get("classes", classes)
     else:
         loaded = create_model(name, num_classes=num_classes, channels=channels, seed=0)
         load_weights(loaded, path)
@@ -137,13 +143,13 @@ def from_checkpoint(
             f"{path}: a model of {loaded.num_classes} classes and {loaded.channels} channels, but "
             f"the data has {num_classes} and {channels}: choose a checkpoint of this data set"
         )
+    if list(classes) != list(data.classes):
+        _check_classes(path, classes, data.classes)
     return loaded, name
 
 
 def _check_classes(path: Path, theirs: Sequence[str], ours: Sequence[str]) -> None:
-    """Refuse other classes of the same number; other words for them may be meant."""
-    if len(theirs) != len(ours) or list(theirs) == list(ours):
-        return
+    """Refuse classes that differ, unless none has the same name: then other words may be meant."""
     if set(theirs) & set(ours):
         raise UserError(
             f"{path}: its classes are {', '.join(theirs)}, the data's {', '.join(ours)}: choose "

@@ -184,16 +184,16 @@ def _recipe_paths(arguments: list[str]) -> list[str]:
     Flags override recipes wherever they stand; the parser lets the last one win.
     """
     configs, flags = [], []
-    expected = False
-    for argument in arguments:
-        if expected:
-            configs.append("--config=" + _recipe(argument))
-        elif argument.startswith("--config="):
-            configs.append("--config=" + _recipe(argument.removeprefix("--config=")))
-        elif argument != "--config":
+    given = iter(arguments)
+    for argument in given:
+        name, equals, value = argument.partition("=")
+        if name != "--config":
             flags.append(argument)
-        expected = argument == "--config" and not expected
-    return [*configs, *(["--config"] if expected else []), *flags]
+        elif equals or (value := next(given, "")):
+            configs.append("--config=" + _recipe(value))
+        else:
+            flags.append(argument)  # the parser says what it lacks
+    return [*configs, *flags]
 
 
 def _recipe(name: str) -> str:

@@ -36,7 +36,7 @@ def count_right(
             generator=generator,
         )
         with torch.no_grad():
-            for count, images in zip(counts, (x, attacked), strict=False):
-                count += (predictor(images).argmax(1) == y).sum()
+            counts[0] += (predictor(x).argmax(1) == y).sum()
+            counts[1] += (predictor(attacked).argmax(1) == y).sum()
             counts[2] += len(y)
     return counts

@@ -54,11 +54,8 @@ def distill(cfg: c.Distill, title: str = "", *, goal: Goal = "report") -> None:
 def _teacher(run: Run, cfg: c.Distill) -> tuple[Backbone, str, Spent]:
     data = run.splits.train
     if cfg.teacher.checkpoint is not None:
-        teacher, name = build.from_checkpoint(
-            cfg.teacher.checkpoint,
-            None if cfg.teacher.checkpoint.suffix == ".safetensors" else cfg.teacher.model,
-            data,
-        )
+        ours = cfg.teacher.checkpoint.suffix == ".safetensors"
+        teacher, name = run.load(cfg.teacher.checkpoint, None if ours else cfg.teacher.model)
         run.keep(cfg.out / TEACHER, teacher, name, cfg.teacher.checkpoint.stem)
         teacher.to(run.fabric.device).to(memory_format=torch.channels_last)
         return teacher, name, Spent()
@@ -109,8 +106,7 @@ def _head(run: Run, cfg: c.Distill, name: str, student: Backbone, spent: Spent) 
     if run.fabric.is_global_zero and not path.is_file():
         started = time.monotonic()
         print(f"{name}: fitting the linear layer on frozen features", flush=True)
-        threat = run.threat if cfg.linear_select == "both" else None
-        fitted = asdict(fit_head(student, run.splits, threat))
+        fitted = asdict(fit_head(student, run.splits, build.linear_threat(cfg)))
         write_json(done, {**fitted, "seconds": time.monotonic() - started})
         spent += Spent(read_json(done)["seconds"])
         run.keep(folder, student, cfg.student, name, spent)

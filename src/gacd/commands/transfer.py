@@ -4,6 +4,7 @@ import time
 from dataclasses import asdict
 from pathlib import Path
 
+from gacd import build
 from gacd import config as c
 from gacd.commands.identity import Goal
 from gacd.commands.rows import (
@@ -33,8 +34,8 @@ def transfer(cfg: c.Transfer, *, goal: Goal = "report") -> None:
     if run.fabric.is_global_zero and not (out / MODEL).is_file():
         started = time.monotonic()
         print("transfer: fitting a linear layer on frozen features", flush=True)
-        threat = run.threat if cfg.linear_select == "both" else None
-        fitted, fit = transferred(model.to(run.fabric.device), run.splits, threat)
+        model.to(run.fabric.device)
+        fitted, fit = transferred(model, run.splits, build.linear_threat(cfg))
         seconds = time.monotonic() - started
         write_json(out / "linear.json", {**asdict(fit), "seconds": seconds})
         run.keep(out, fitted, name, method)

@@ -20,12 +20,8 @@ from gacd.storage import load_tensors, save_tensors
 
 # A training checkpoint's networks, the preferred one first; a stage's best has one alone.
 _OURS = ("average.student.", "method.student.", "student.")
-_WRAPPERS = (
-    "state_dict",
-    "model_state_dict",
-    "model",
-    "net",
-)  # keys under which scripts put the weights
+# Keys under which scripts put the weights.
+_WRAPPERS = ("state_dict", "model_state_dict", "model", "net")
 _PREFIXES = ("module.", "model.", "_orig_mod.")  # DataParallel, containers, torch.compile
 _ANOTHER = "name the architecture that it was saved from"
 _UNUSED = "sub_block1."  # some public WideResNets carry these blocks without using them

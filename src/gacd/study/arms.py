@@ -8,6 +8,13 @@ from gacd.study.measure import Arm, select
 from gacd.study.paper import architecture_key, method_name
 from gacd.study.results import Result
 
+WEIGHTINGS = {
+    "teacher": "reweighted",
+    "none": "not reweighted",
+    "normalised": "reweighted, of mean 1",
+}
+"""The arms of the ablation, and what its rows call them."""
+
 
 class Pair(NamedTuple):
     """A teacher and a student, by their architectures, on a data set."""
@@ -50,16 +57,10 @@ def student(
 ) -> Arm:
     """Its cells. One that does not say how it is weighted has the default: GACD by the teacher."""
     default = default_weighting(method)
-    words = {
-        None: method_name(method),
-        "teacher": "reweighted",
-        "none": "not reweighted",
-        "normalised": "reweighted, of mean 1",
-    }
     return select(
         results,
         studies,
-        words[reweight],
+        method_name(method) if reweight is None else WEIGHTINGS[reweight],
         role="student",
         method=method,
         teacher=pair.teacher,

@@ -1,9 +1,12 @@
 """`gacd study list | run | status | report`."""
 
+from collections import Counter
+from dataclasses import replace
+
 from gacd import config as c
-from gacd.errors import UserError, unknown
+from gacd.errors import UserError
 from gacd.study import work
-from gacd.study.grids import STUDIES, entries
+from gacd.study.grids import STUDIES
 from gacd.study.status import status, table
 
 _WHAT = {
@@ -26,13 +29,11 @@ def study(cfg: c.Study) -> None:
 
 
 def _list(cfg: c.Study) -> None:
-    seed, names = cfg.seeds[0], cfg.studies or list(STUDIES)
-    if odd := next((name for name in names if name not in STUDIES), None):
-        raise unknown("study", odd, STUDIES)
-    for name in names:
-        cells = [entry.cell for entry in entries(cfg, name, seed)]
-        print(f"{name:<9} {len(cells):>3} cells a seed  {_WHAT[name]}")
-    different = {e.cell.key for n in names for e in entries(cfg, n, seed)}
+    listed = work.chosen(replace(cfg, seeds=cfg.seeds[:1]))
+    cells = Counter(entry.study for entry in listed)
+    for name in cfg.studies or STUDIES:
+        print(f"{name:<9} {cells[name]:>3} cells a seed  {_WHAT[name]}")
+    different = {entry.cell.key for entry in listed}
     print(f"{len(different)} different cells a seed at scale {cfg.scale}, seeds {cfg.seeds}")
 
 

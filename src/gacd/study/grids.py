@@ -6,6 +6,7 @@ from typing import Any
 
 from gacd import config as c
 from gacd.methods.registry import parse_method
+from gacd.study.arms import WEIGHTINGS
 from gacd.study.cells import Cell
 
 Labels = Mapping[str, Any]
@@ -186,7 +187,7 @@ def _table4(cfg: c.Study, seed: int) -> Cells:
 
 def _ablation(cfg: c.Study, seed: int) -> Cells:
     nets, (teacher, student) = Nets(cfg, cfg.data, seed), cfg.main_pair
-    for reweight in ("teacher", "none", "normalised"):
+    for reweight in WEIGHTINGS:
         for method in ("gacd" + _AFT, "ard"):
             labels = _labels(teacher, student, method, "cifar10", reweight=reweight)
             yield labels, nets.student(teacher, student, method, reweight=reweight)

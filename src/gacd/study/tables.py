@@ -5,6 +5,7 @@ from dataclasses import replace
 
 from gacd.report.tables import HEADLINES, Cell, Column, Table, signed
 from gacd.study.arms import (
+    WEIGHTINGS,
     Pair,
     alone,
     default_weighting,
@@ -96,7 +97,7 @@ def ablation_tables(results: Results, stand_ins: StandIns) -> Iterator[Table]:
         where = dict(zip(("teacher", "student"), pair.standing, strict=True))
         rows: list[Row] = [("no teacher", alone(here, pair), {})]
         for method in methods(here, pair):
-            for reweight in ("teacher", "none", "normalised"):
+            for reweight in WEIGHTINGS:
                 arm = student(results, ("ablation", "table1"), method, pair, reweight)
                 usual = reweight == default_weighting(method)
                 theirs = (

@@ -17,7 +17,7 @@ from gacd.errors import UserError, unknown
 from gacd.models.base import Backbone
 from gacd.models.modes import evaluating
 from gacd.progress import progress
-from gacd.shapes import Batch, Labels
+from gacd.shapes import Batch, Labels, PerSample
 from gacd.storage import load_tensors, save_tensors
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -40,9 +40,9 @@ class Anchors(NamedTuple):
     """
 
     features_MD: Float[Tensor, "M D"]
-    labels_M: Int[Tensor, "M"]
-    weights_M: Float[Tensor, "M"]
-    index_M: Int[Tensor, "M"] | None
+    labels_M: Int[Tensor, " M"]
+    weights_M: Float[Tensor, " M"]
+    index_M: Int[Tensor, " M"] | None
 
 
 class AnchorBank:
@@ -57,8 +57,8 @@ class AnchorBank:
     def __init__(
         self,
         features_MD: Float[Tensor, "M D"],
-        labels_M: Int[Tensor, "M"] | None,
-        weights_M: Float[Tensor, "M"],
+        labels_M: Int[Tensor, " M"] | None,
+        weights_M: Float[Tensor, " M"],
         fingerprint: Fingerprint,
     ) -> None:
         self.features_MD, self.labels_M, self.weights_M = features_MD, labels_M, weights_M
@@ -187,7 +187,7 @@ class AnchorBank:
             labels_M = torch.arange(len(self), device=self.features_MD.device)
         return Anchors(self.features_MD, labels_M, self.weights_M, None)
 
-    def rows(self, index_M: Int[Tensor, "m"], *, device: torch.device | None = None) -> Anchors:
+    def rows(self, index_M: Int[Tensor, " m"], *, device: torch.device | None = None) -> Anchors:
         """Copies of some rows, on `device` (the bank's own by default): the estimator `sampled`."""
         index_M = index_M.to(self.features_MD.device)
         device = self.features_MD.device if device is None else device
@@ -201,7 +201,7 @@ class AnchorBank:
 
     def draw(
         self, k: int, generator: torch.Generator, *, balanced: bool = False
-    ) -> Int[Tensor, "{k}"]:
+    ) -> Int[Tensor, " {k}"]:
         """k rows, uniformly and with replacement; `balanced`: first a class, then one of its rows.
 
         Balanced draws estimate a loss whose classes weigh the same, whatever their sizes.
@@ -228,14 +228,14 @@ class AnchorBank:
         return order_M, count_K.cumsum(0) - count_K, count_K
 
 
-def true_class_probability(logits_BK: Float[Tensor, "B K"], labels_B: Labels) -> Float[Tensor, "B"]:
+def true_class_probability(logits_BK: Float[Tensor, "B K"], labels_B: Labels) -> PerSample:
     """w_i = softmax(logits_i)[y_i], in float32: how far a teacher can be trusted on an image."""
     return logits_BK.float().softmax(1).gather(1, labels_B[:, None])[:, 0]
 
 
 def principal_projection(
     features_MD: Float[Tensor, "M D"], width: int
-) -> tuple[Float[Tensor, "E D"], Float[Tensor, "E"]]:
+) -> tuple[Float[Tensor, "E D"], Float[Tensor, " E"]]:
     """Weight and bias of a projection onto the leading principal components: a frozen P_t.
 
     features W' + b = (features - mean) V, V the `width` leading eigenvectors of the covariance.

@@ -89,7 +89,7 @@ def fit_head(
 
 @torch.no_grad()
 def _set(
-    model: Backbone, fit: "LogisticRegression", mean_D: Float[Tensor, "D"], scale_D: Tensor
+    model: Backbone, fit: "LogisticRegression", mean_D: Float[Tensor, " D"], scale_D: Tensor
 ) -> None:
     """Fold a classifier of standardised features into the model's last layer."""
     coef = torch.from_numpy(fit.coef_).float()

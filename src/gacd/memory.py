@@ -103,7 +103,7 @@ class MomentumMemory(nn.Module):
     @torch.no_grad()
     def write(
         self,
-        index_B: Int[Tensor, "B"],
+        index_B: Int[Tensor, " B"],
         student_BE: Float[Tensor, "B E"],
         teacher_BE: Float[Tensor, "B E"],
     ) -> None:
@@ -120,7 +120,7 @@ class OtherClasses(nn.Module):
     UserError where all rows are of one class.
     """
 
-    def __init__(self, labels_M: Int[Tensor, "M"]) -> None:
+    def __init__(self, labels_M: Int[Tensor, " M"]) -> None:
         super().__init__()
         count_K = labels_M.bincount(minlength=int(labels_M.max()) + 1)
         if int(count_K.max()) == len(labels_M):

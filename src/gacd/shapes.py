@@ -21,12 +21,12 @@ from torch import Tensor
 
 Images = Float[Tensor, "B C H W"]
 """Images in [0, 1], NCHW, channels-last in memory."""
-Labels = Int[Tensor, "B"]
+Labels = Int[Tensor, " B"]
 """True classes, 0 to K - 1."""
 Logits = Float[Tensor, "B K"]
 Features = Float[Tensor, "B D"]
 """Penultimate (pooled, pre-logit) features."""
-PerSample = Float[Tensor, "B"]
+PerSample = Float[Tensor, " B"]
 """One number per image: a loss before its reduction, an attack's objective, a weight."""
 Scalar = Float[Tensor, ""]
 PixelArray = UInt8[Tensor, "N C H W"]
@@ -41,4 +41,4 @@ class Batch(NamedTuple):
 
     images: Images
     labels: Labels
-    index: Int[Tensor, "B"]  # type: ignore[assignment]  # a tuple has a method of this name
+    index: Int[Tensor, " B"]  # type: ignore[assignment]  # a tuple has a method of this name

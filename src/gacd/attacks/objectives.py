@@ -35,7 +35,7 @@ class PerImage:
         """The score of each image of the batch."""
         return self.score(x, self.given)
 
-    def rows(self, index: Int[Tensor, "R"]) -> "PerImage":
+    def rows(self, index: Int[Tensor, " R"]) -> "PerImage":
         """The same objective for these rows of the batch."""
         return PerImage(self.score, self.given[index])
 

@@ -124,7 +124,7 @@ def _step(
     return threat.project(threat.ascend(x_adv, grad, step_size), x), velocity
 
 
-def _where(choose: Bool[Tensor, "B"], x: Images, otherwise: Images) -> Images:
+def _where(choose: Bool[Tensor, " B"], x: Images, otherwise: Images) -> Images:
     return torch.where(choose[:, None, None, None], x, otherwise)
 
 

@@ -5,7 +5,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 
-def stratified(labels: Int[Tensor, "N"], n: int, *, seed: int) -> Bool[Tensor, "N"]:
+def stratified(labels: Int[Tensor, " N"], n: int, *, seed: int) -> Bool[Tensor, " N"]:
     """A mask that is true for `n` of the N images, each class in proportion.
 
     A class of N_c images gives n N_c / N, rounded down, and the images still missing come from

@@ -84,7 +84,7 @@ def model_fingerprint(model: nn.Module) -> str:
     return fingerprint(parts())
 
 
-def is_right(model: nn.Module, x: Images, labels: Labels) -> Bool[Tensor, "B"]:
+def is_right(model: nn.Module, x: Images, labels: Labels) -> Bool[Tensor, " B"]:
     """Whether the largest logit is the label's; never where a logit is not finite."""
     with torch.no_grad():
         logits = model(x)

@@ -231,7 +231,7 @@ class _Run:
             survived[rows] = from_bits(value["robust"])
         return survived, sum(value["seconds"] for value in found)
 
-    def attack(self, attack: Attack, number: int, x: Images, labels: Labels) -> Bool[Tensor, "B"]:
+    def attack(self, attack: Attack, number: int, x: Images, labels: Labels) -> Bool[Tensor, " B"]:
         """Which images of one batch survive all restarts; only survivors meet the next one."""
         # Not by steps and restarts: pgd20 and pgd100x5 share their first start, so more never help.
         seed = batch_seed(self.seed, attack.kind, number)

@@ -64,8 +64,8 @@ def nce_bound(
     anchors_MD: AnchorFeatures,
     *,
     log_z: Float[Tensor, ""],
-    index_B: Int[Tensor, "B"],
-    anchor_index_M: Int[Tensor, "M"],
+    index_B: Int[Tensor, " B"],
+    anchor_index_M: Int[Tensor, " M"],
     negatives: int = 16384,
     **setting: Unpack[Projected],
 ) -> Bound:

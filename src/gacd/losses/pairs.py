@@ -15,10 +15,10 @@ from gacd.shapes import Labels, PerSample
 Embeddings = Float[Tensor, "B E"]
 AnchorFeatures = Float[Tensor, "M _"]
 """[M, E], of length 1, or raw teacher features [M, D] beside a projection."""
-AnchorLabels = Int[Tensor, "M"]
-AnchorWeights = Float[Tensor, "M"]
+AnchorLabels = Int[Tensor, " M"]
+AnchorWeights = Float[Tensor, " M"]
 ProjectionWeight = Float[Tensor, "E D"]
-ProjectionBias = Float[Tensor, "E"]
+ProjectionBias = Float[Tensor, " E"]
 
 
 class Projected(TypedDict):
@@ -43,8 +43,8 @@ class Setting(Projected):
     anchor_index_M: the anchors' rows in the data set; 0 to M - 1, the whole bank in order.
     """
 
-    index_B: NotRequired[Int[Tensor, "B"] | None]
-    anchor_index_M: NotRequired[Int[Tensor, "M"] | None]
+    index_B: NotRequired[Int[Tensor, " B"] | None]
+    anchor_index_M: NotRequired[Int[Tensor, " M"] | None]
 
 
 class Pairs:
@@ -60,8 +60,8 @@ class Pairs:
         positive_BE: Embeddings,
         anchors_MD: AnchorFeatures,
         *,
-        index_B: Int[Tensor, "B"] | None = None,
-        anchor_index_M: Int[Tensor, "M"] | None = None,
+        index_B: Int[Tensor, " B"] | None = None,
+        anchor_index_M: Int[Tensor, " M"] | None = None,
         projection_weight_ED: ProjectionWeight | None = None,
         projection_bias_E: ProjectionBias | None = None,
         temperature: float = 0.1,

@@ -1,17 +1,12 @@
 """The command line. Help and refusals come before torch is imported."""
 
-import difflib
 import errno
-import os
-import re
 import sys
-from collections.abc import Iterable, Sequence
-from importlib.resources import files
-from itertools import pairwise
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 from gacd import __version__
+from gacd.arguments import DISTILLING, explained, one_line, prepared, recipes
 from gacd.errors import UserError, unknown
 
 COMMANDS = {
@@ -51,9 +46,9 @@ examples:
   gacd analyze --teacher t.safetensors --students ard=a.safetensors gacd=g.safetensors
   gacd study run table1 ablation --scale small --data.root ~/cifar10 --workers 2
 
-recipes that ship with the package (--config NAME, or a YAML file of your own): {{recipes}}
-Flags override the recipe. Running a command again resumes it. Exit codes: 0 done, 2 bad input,
-130 stopped by Ctrl-C (after writing a checkpoint)."""
+recipes of gacd distill that ship with the package: {{recipes}}
+--config takes their names, or a YAML file of your own; flags override it. Running a command again
+resumes it. Exit codes: 0 done, 2 bad input, 130 stopped by Ctrl-C (after writing a checkpoint)."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -110,14 +105,6 @@ def _main(arguments: list[str]) -> int:
     return 0
 
 
-def recipes() -> list[str]:
-    """Names of the recipes in the package."""
-    folder = files("gacd") / "recipes"
-    return sorted(
-        f.name.removesuffix(".yaml") for f in folder.iterdir() if f.name.endswith(".yaml")
-    )
-
-
 def parse(command: str, arguments: list[str]) -> Any:
     """The command's configuration; None where help or the configuration was printed.
 
@@ -150,19 +137,12 @@ def parse(command: str, arguments: list[str]) -> Any:
     parser = ArgumentParser(
         prog=f"gacd {command}", description=COMMANDS[command], exit_on_error=False
     )
-    parser.add_argument(
-        "--config", action=ActionConfigFile, help=f"a YAML file, or one of: {', '.join(recipes())}"
-    )
+    ours = f", or one of: {', '.join(recipes())}" if command in DISTILLING else ""
+    parser.add_argument("--config", action=ActionConfigFile, help=f"a YAML file{ours}")
     parser.add_class_arguments(configs[command], as_group=False)
-    if command in ("quickstart", "speedrun"):
-        arguments = ["--config", command, *arguments]
-    if command == "compare":
-        arguments = _named(arguments)
-    if command == "study":
-        arguments = _scaled(arguments)
-    arguments = _shortened(_recipe_paths(arguments), command)
+    words = prepared(command, configs[command], arguments)
     try:
-        namespace = parser.parse_args(arguments)
+        namespace = parser.parse_args(words)
         made = parser.instantiate(namespace)
     except SystemExit as stop:  # --help, --print_config
         if stop.code:
@@ -170,128 +150,12 @@ def parse(command: str, arguments: list[str]) -> Any:
         return None
     except Exception as error:
         settings = parser.get_defaults().keys()
-        raise UserError(_explained(_one_line(str(error)), settings)) from None
+        raise UserError(explained(one_line(str(error)), settings)) from None
     values = {k: v for k, v in vars(made).items() if k != "config"}
     try:
         return configs[command](**values)
     except ValueError as error:
-        raise UserError(_one_line(str(error))) from None
-
-
-def _recipe_paths(arguments: list[str]) -> list[str]:
-    """Every `--config NAME` as the path of the recipe of that name, before the flags.
-
-    Flags override recipes wherever they stand; the parser lets the last one win.
-    """
-    configs, flags = [], []
-    given = iter(arguments)
-    for argument in given:
-        name, equals, value = argument.partition("=")
-        if name != "--config":
-            flags.append(argument)
-        elif equals or (value := next(given, "")):
-            configs.append("--config=" + _recipe(value))
-        else:
-            flags.append(argument)  # the parser says what it lacks
-    return [*configs, *flags]
-
-
-def _recipe(name: str) -> str:
-    if os.sep in name or Path(name).exists():
-        return name
-    if name.removesuffix(".yaml") in recipes():
-        return str(files("gacd") / "recipes" / f"{name.removesuffix('.yaml')}.yaml")
-    raise unknown("recipe", name, recipes())
-
-
-def _shortened(arguments: list[str], command: str) -> list[str]:
-    """`--attacks a b c`, `--methods a b` and the like as the YAML lists that the parser reads."""
-    lists = {"--attacks": "--evaluation.attacks", "--evaluation.attacks": "--evaluation.attacks"}
-    if command in ("distill", "quickstart", "speedrun"):
-        lists["--methods"] = "--methods"
-    if command == "study":
-        lists |= {"--seeds": "--seeds", "--studies": "--studies", "--rivals": "--rivals"}
-    if command == "analyze":
-        lists = {"--students": "--students", "--classes": "--classes"}
-    lists["--data.classes"] = "--data.classes"
-    result: list[str] = []
-    rest = list(arguments)
-    while rest:
-        name, equals, value = rest.pop(0).partition("=")
-        if name not in lists:
-            result.append(name + equals + value)
-            continue
-        values = [value] if equals else []
-        while not equals and rest and not rest[0].startswith("--"):
-            values.append(rest.pop(0))
-        text = " ".join(values)
-        result += [lists[name], text if text.startswith("[") else f"[{', '.join(values)}]"]
-    return result
-
-
-def _named(arguments: list[str]) -> list[str]:
-    """`A B --json` as `--a=A --b=B --json=true`."""
-    names = iter(("--a=", "--b="))
-    result: list[str] = []
-    for before, argument in pairwise(["", *arguments]):
-        flagged = before.startswith("--") and "=" not in before and before != "--json"
-        if argument == "--json":
-            result.append("--json=true")
-        elif flagged or argument.startswith("-"):
-            result.append(argument)
-        else:
-            result.append(next(names, "") + argument)
-    return result
-
-
-def _scaled(arguments: list[str]) -> list[str]:
-    """`run table1 figure2 --scale small` as the scale's recipe, then `--action`, `--studies`."""
-    words = []
-    rest = list(arguments)
-    while rest and not rest[0].startswith("-"):
-        words.append(rest.pop(0))
-    named = [f"--action={words[0]}"] if words else []
-    named += [f"--studies=[{', '.join(words[1:])}]"] if words[1:] else []
-    scales = [a.partition("=")[2] for a in rest if a.startswith("--scale=")]
-    scales += [after for before, after in pairwise(rest) if before == "--scale"]
-    scale = scales[-1] if scales else "tiny"
-    recipe = files("gacd") / "study" / "scales" / f"{scale}.yaml"
-    known = recipe.is_file()  # the parser refuses another
-    return [*(["--config", str(recipe)] if known else []), *named, *rest]
-
-
-_UNKNOWN_SETTING = re.compile(
-    r"unrecognized arguments: (?P<flag>\S+)"
-    r"|Group '(?P<group>.+?)' does not accept option '(?P<option>.+?)'"
-    r"|Option '(?P<key>.+?)' is not accepted"
-)
-_UNKNOWN_CHOICE = re.compile(
-    r'Parser key "(.+?)": Expected a typing\.Literal\[(.+)\]\. Got value: (.*)'
-)
-_WRONG_TYPE = re.compile(r"""Parser key "(.+?)": Expected a <class '(\w+)'>\. Got value: (.*)""")
-
-
-def _explained(text: str, settings: Iterable[str]) -> str:
-    """The parser's message in our words, with the nearest name where one is not known."""
-    if found := _UNKNOWN_SETTING.match(text):
-        parts = [part for part in found.groups() if part]
-        name = ".".join(parts).removeprefix("--").partition("=")[0]
-        near = difflib.get_close_matches(name, settings, n=1)
-        hint = f"did you mean '{near[0]}'? " if near else ""
-        return f"unknown setting '{name}': {hint}--help lists them all"
-    if found := _UNKNOWN_CHOICE.match(text):
-        key, known, value = found.groups()
-        return str(unknown(key, value, [name.strip(" '") for name in known.split(",")]))
-    if found := _WRONG_TYPE.match(text):
-        key, kind, value = found.groups()
-        return f"{key} is '{value}', but must be of type {kind}"
-    return text
-
-
-def _one_line(text: str) -> str:
-    """What a parser's error says, on one line."""
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return " ".join(lines)
+        raise UserError(one_line(str(error))) from None
 
 
 if __name__ == "__main__":

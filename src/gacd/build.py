@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from lightning_fabric import Fabric
@@ -18,7 +18,7 @@ from gacd.methods.awp import AWP
 from gacd.methods.registry import check_settings
 from gacd.models import create_model
 from gacd.models.base import Backbone
-from gacd.models.checkpoints import load_model, load_weights
+from gacd.models.checkpoints import load_model, load_weights, names_itself
 from gacd.ranks import Ranks
 from gacd.training.loop import Plan
 from gacd.training.precision import Bf16Autocast
@@ -117,35 +117,67 @@ def model(name: str, data: ImageDataset, *, seed: int) -> Backbone:
     )
 
 
-def from_checkpoint(
-    path: Path, name: str | None, data: ImageDataset, *, flag: str = "--model"
-) -> tuple[Backbone, str]:
-    """A saved network and its architecture's name; `name` is needed for files from elsewhere.
+class Given(NamedTuple):
+    """What the command line says of a file that does not say it itself."""
 
-    `flag` is how the command line is told that name.
+    model: str | None = None
+    mean: Sequence[float] | None = None
+    std: Sequence[float] | None = None
+    num_classes: int | None = None
+
+
+def network(
+    path: Path, given: Given, *, channels: int, flag: str = "--model"
+) -> tuple[Backbone, dict[str, Any]]:
+    """A saved network and what its file says of it; the rest is `given`.
+
+    `flag` is how the command line is told the model.
     """
     if path.is_dir():
         raise UserError(f"{path} is a folder: name a file, such as {path / 'model.safetensors'}")
-    num_classes, channels = data.num_classes, data.channels
-    classes: Sequence[str] = data.classes  # as far as is known
-    if name is None:
-        if path.suffix != ".safetensors":
-            raise UserError(f"{path}: say which network it is with {flag}, such as {flag} resnet18")
+    if names_itself(path):
         loaded, meta = load_model(path)
-        name = str(meta["architecture"])
-        classes = meta.get("classes", classes)
-    else:
-        loaded = create_model(name, num_classes=num_classes, channels=channels, seed=0)
-        load_weights(loaded, path)
-        print(f"note: {path} is given images in [0, 1] as they are: it says of no other scale")
+        if given.model not in (None, meta["architecture"]):
+            raise UserError(f"{path} holds a {meta['architecture']}: leave {flag} out")
+        if given.mean is not None:
+            raise UserError(f"{path} holds its own mean and std: leave them out")
+        return loaded, meta
+    if given.model is None:
+        raise UserError(f"{path}: say which network it is with {flag}, such as {flag} resnet18")
+    if given.num_classes is None:
+        raise UserError(f"{path}: say with --num_classes how many classes it was trained on")
+    if given.mean is not None and len(given.mean) != channels:
+        raise UserError(f"mean and std need {channels} numbers, one for each channel")
+    loaded = create_model(
+        given.model,
+        num_classes=given.num_classes,
+        channels=channels,
+        mean=given.mean,
+        std=given.std,
+        seed=0,
+    )
+    load_weights(loaded, path)
+    if given.mean is None:
+        print(f"note: {path} gets images in [0, 1]; give mean and std if it wants others")
+    return loaded, {"architecture": given.model}
+
+
+def from_checkpoint(
+    path: Path, given: Given, data: ImageDataset, *, flag: str = "--model"
+) -> tuple[Backbone, str]:
+    """A saved network for this data set, and its architecture's name."""
+    num_classes, channels = data.num_classes, data.channels
+    given = given._replace(num_classes=num_classes)
+    loaded, meta = network(path, given, channels=channels, flag=flag)
     if (loaded.num_classes, loaded.channels) != (num_classes, channels):
         raise UserError(
             f"{path}: a model of {loaded.num_classes} classes and {loaded.channels} channels, but "
             f"the data has {num_classes} and {channels}: choose a checkpoint of this data set"
         )
+    classes: Sequence[str] = meta.get("classes", data.classes)  # as far as is known
     if list(classes) != list(data.classes):
         _check_classes(path, classes, data.classes)
-    return loaded, name
+    return loaded, str(meta["architecture"])
 
 
 def _check_classes(path: Path, theirs: Sequence[str], ours: Sequence[str]) -> None:

@@ -29,6 +29,7 @@ from gacd.sections import (
     Setting,
     Threat,
     Training,
+    check_normalisation,
     fraction,
     positive,
 )
@@ -103,6 +104,9 @@ class Finetune(Run):
     checkpoint: Path | None = None
     """A .safetensors of this package, or a public .pt (then say --model)."""
     model: str | None = None
+    mean: list[float] | None = None
+    """Of each channel of images in [0, 1], if a public .pt was trained on normalised ones."""
+    std: list[float] | None = None
     source: Path | None = None
     """Another .safetensors of the same data, on which 'transfer', and the diagnosis of masked
     gradients, make their images."""
@@ -115,6 +119,7 @@ class Finetune(Run):
     """Settings of methods registered from outside, by name: --extra.mine '{beta: 2}'."""
 
     def __post_init__(self) -> None:
+        check_normalisation(self.mean, self.std)
         if self.source is None:
             _without_source(self.evaluation)
 
@@ -128,8 +133,14 @@ class Teacher:
     method: str = "pgd-at"
     """pgd-at, trades, mart or natural."""
     training: Training = field(default_factory=Training)
+    mean: list[float] | None = None
+    """Of each channel of images in [0, 1], if a public .pt was trained on normalised ones."""
+    std: list[float] | None = None
     evaluate: bool = True
     """Attack it too, as a row of the table."""
+
+    def __post_init__(self) -> None:
+        check_normalisation(self.mean, self.std)
 
 
 @dataclass(kw_only=True)
@@ -185,13 +196,18 @@ class Evaluate(Run):
 
     out: Path = Path("runs/evaluate")
     checkpoint: Path | None = None
+    """A .safetensors of this package, or a public .pt (then say --model)."""
     model: str | None = None
+    mean: list[float] | None = None
+    """Of each channel of images in [0, 1], if a public .pt was trained on normalised ones."""
+    std: list[float] | None = None
     source: Path | None = None
     """Another model of the same data, on which 'transfer' makes its images."""
     source_model: str | None = None
     """Its network, where the file is a public .pt."""
 
     def __post_init__(self) -> None:
+        check_normalisation(self.mean, self.std)
         if self.source is None:
             _without_source(self.evaluation)
 
@@ -219,12 +235,16 @@ class Transfer(Run):
     model: str | None = None
     num_classes: int | None = None
     """How many classes a public .pt was trained on."""
+    mean: list[float] | None = None
+    """Of each channel of images in [0, 1], if a public .pt was trained on normalised ones."""
+    std: list[float] | None = None
     linear_select: LinearSelect = "both"
     """What chooses the strength of a linear layer on frozen features, on validation images: the
     mean of clean and PGD-10 accuracy (both), or clean accuracy, as linear evaluation usually is."""
     evaluation: Evaluation = field(default_factory=lambda: Evaluation(attacks=["natural", "pgd7"]))
 
     def __post_init__(self) -> None:
+        check_normalisation(self.mean, self.std)
         _without_source(self.evaluation)
 
 

@@ -47,14 +47,20 @@ def _line(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False) + "\n"
 
 
-def read_json(path: Path) -> Any:
-    """The JSON value in a file; a UserError that names the file where there is none."""
+def read_json(path: Path, *keys: str) -> Any:
+    """The JSON value in a file: an object with these `keys`, if there are any.
+
+    Raises a UserError that names the file where it holds no such thing.
+    """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
     except (json.JSONDecodeError, UnicodeDecodeError):
         raise UserError(f"{path}: not a whole JSON file; delete it and run again") from None
+    if keys and not (isinstance(value, dict) and value.keys() >= set(keys)):
+        raise UserError(f"{path}: not written by this package; delete it and run again")
+    return value
 
 
 def read_json_lines(path: Path) -> list[Any]:
@@ -140,7 +146,9 @@ def _atomically(path: Path, write: Callable[[Path], object]) -> None:
 
 
 def _damaged(path: Path) -> UserError:
-    return UserError(f"{path}: truncated or not a safetensors file; make it, or download it, again")
+    return UserError(
+        f"{path}: truncated or not a safetensors file; delete it and run, or download, again"
+    )
 
 
 def _cannot_write(path: Path, error: OSError) -> UserError:

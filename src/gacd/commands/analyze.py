@@ -12,7 +12,7 @@ import torch
 from gacd import build
 from gacd import config as c
 from gacd.attacks.threat import ThreatModel
-from gacd.commands.identity import Goal
+from gacd.commands.identity import Goal, refuse_foreign
 from gacd.commands.rows import TEACHER
 from gacd.data.dataset import ArrayDataset
 from gacd.errors import UserError, unknown
@@ -37,8 +37,7 @@ def analyze(cfg: c.Analyze, *, goal: Goal = "report") -> None:
     """Compare students' features and logits with their teacher's: record, figures, report."""
     if cfg.teacher is None:
         raise UserError("which teacher? give --teacher FILE, and --students NAME=FILE ...")
-    if (cfg.out / "run.json").is_file():
-        raise UserError(f"{cfg.out} holds a run: choose another --out")
+    refuse_foreign(cfg.out, RECORD)
     files = {TEACHER: cfg.teacher} | dict(_named(text) for text in cfg.students)
     if len(files) != 1 + len(cfg.students):
         raise UserError(f"students need different names, and none may be '{TEACHER}'")
@@ -79,7 +78,7 @@ def _finished(path: Path, data: ArrayDataset) -> tuple[Backbone, dict[str, str]]
             f"{path}: only a .safetensors of this package says which network it holds; "
             "'gacd evaluate' makes one of a public .pt"
         )
-    model, name = build.from_checkpoint(path, None, data)
+    model, name = build.from_checkpoint(path, build.Given(), data)
     method = str(load_meta(path).get("method", path.stem))
     return model, {"architecture": name, "method": method}
 

@@ -25,7 +25,7 @@ from gacd.methods import Teacher
 from gacd.methods.base import check_same_classes
 from gacd.methods.registry import Named, parse_method
 from gacd.models.base import Backbone
-from gacd.models.checkpoints import load_weights
+from gacd.models.checkpoints import load_weights, names_itself
 from gacd.storage import read_json, write_json
 
 
@@ -54,8 +54,11 @@ def distill(cfg: c.Distill, title: str = "", *, goal: Goal = "report") -> None:
 def _teacher(run: Run, cfg: c.Distill) -> tuple[Backbone, str, Spent]:
     data = run.splits.train
     if cfg.teacher.checkpoint is not None:
-        ours = cfg.teacher.checkpoint.suffix == ".safetensors"
-        teacher, name = run.load(cfg.teacher.checkpoint, None if ours else cfg.teacher.model)
+        said = cfg.teacher
+        given = build.Given(said.model, said.mean, said.std)
+        if names_itself(cfg.teacher.checkpoint):
+            given = given._replace(model=None)  # what the teacher would be if it were trained
+        teacher, name = run.load(cfg.teacher.checkpoint, given, "--teacher.model")
         run.keep(cfg.out / TEACHER, teacher, name, cfg.teacher.checkpoint.stem)
         teacher.to(run.fabric.device).to(memory_format=torch.channels_last)
         return teacher, name, Spent()
@@ -108,7 +111,7 @@ def _head(run: Run, cfg: c.Distill, name: str, student: Backbone, spent: Spent) 
         print(f"{name}: fitting the linear layer on frozen features", flush=True)
         fitted = asdict(fit_head(student, run.splits, build.linear_threat(cfg)))
         write_json(done, {**fitted, "seconds": time.monotonic() - started})
-        spent += Spent(read_json(done)["seconds"])
+        spent += Spent(read_json(done, "seconds")["seconds"])
         run.keep(folder, student, cfg.student, name, spent)
     run.fabric.barrier()
     load_weights(student, path)

@@ -1,5 +1,6 @@
 """`gacd evaluate` and `gacd report`: a finished network attacked, a finished run drawn."""
 
+from gacd import build
 from gacd import config as c
 from gacd.commands.rows import (
     SOURCE,
@@ -13,10 +14,10 @@ from gacd.report.run import write_run_report
 def evaluate(cfg: c.Evaluate) -> None:
     """Attack a saved network."""
     run = Run(cfg)
-    model, name = run.load(cfg.checkpoint, cfg.model)
+    model, name = run.load(cfg.checkpoint, build.Given(cfg.model, cfg.mean, cfg.std))
     assert cfg.checkpoint is not None
     if cfg.source is not None:
-        source, source_name = run.load(cfg.source, cfg.source_model, "--source_model")
+        source, source_name = run.load(cfg.source, build.Given(cfg.source_model), "--source_model")
         run.keep(cfg.out / SOURCE, source, source_name, cfg.source.stem)
     run.keep(cfg.out / "model", model, name, cfg.checkpoint.stem)
     run.measure(Row("model", name, cfg.checkpoint.stem, "student"))

@@ -33,16 +33,18 @@ def claim(out: Path, cfg: c.Run, *, images: str | None = None, goal: Goal = "rep
     """
     path = out / "run.json"
     ours = _identity(cfg) | ({} if images is None else {"images": images})
-    # Hidden files are the system's, or what a killed process left of one that it was writing.
-    files = [file.name for file in out.iterdir()] if out.is_dir() else []
-    begun = any(name != path.name and not name.startswith(".") for name in files)
-    if not begun:
+    if not refuse_foreign(out, path.name):
         write_json(path, ours)
         return
-    if not path.is_file():
-        raise UserError(f"{out} holds files that are of no run: choose another --out")
+    try:
+        theirs = read_json(path, "seed", "data")
+    except UserError:
+        raise UserError(
+            f"{path} is damaged, so whose run this is cannot be told: "
+            "choose another --out, or delete that folder"
+        ) from None
     # A setting that is newer than the run had its default there.
-    here, there = flat(ours), flat(_identity(type(cfg)())) | flat(read_json(path))
+    here, there = flat(ours), flat(_identity(type(cfg)())) | flat(theirs)
     here.setdefault("images", there.setdefault("images", images))  # older runs did not note it
     free = _NOT_COMPARED if goal == "report" else _NOT_COMPARED + _STARTS
     settings = (key for key in here | there if key not in free)
@@ -52,6 +54,16 @@ def claim(out: Path, cfg: c.Run, *, images: str | None = None, goal: Goal = "rep
             f"{out} holds another run ({key} is {there.get(key)} there and {here.get(key)} here): "
             "choose another --out, or delete that folder"
         )
+
+
+def refuse_foreign(out: Path, own: str) -> bool:
+    """Refuse a folder with files but without the file `own`; whether there are more than that."""
+    # Hidden files are the system's, or what a killed process left of one that it was writing.
+    names = {file.name for file in out.iterdir()} if out.is_dir() else set()
+    names = {name for name in names if not name.startswith(".")}
+    if names and own not in names:
+        raise UserError(f"{out} holds files of something else (no {own}): choose another --out")
+    return len(names) > 1
 
 
 def _identity(cfg: c.Run) -> dict[str, Any]:

@@ -13,13 +13,13 @@ from gacd import config as c
 from gacd.data.dataset import ArrayDataset
 from gacd.evaluation.diagnosis import diagnose
 from gacd.evaluation.examples import attacked_examples
-from gacd.evaluation.record import make_record
+from gacd.evaluation.record import make_record, read_record
 from gacd.evaluation.robust import epsilon_curve, evaluate
 from gacd.methods.cost import Cost
 from gacd.methods.registry import method_order
 from gacd.models.checkpoints import load_model
 from gacd.ranks import ALONE, Ranks
-from gacd.storage import load_meta, read_json, write_json
+from gacd.storage import load_meta, write_json
 
 MODEL = "model.safetensors"
 TEACHER = "teacher"
@@ -171,7 +171,7 @@ def find_records(out: Path, names: Sequence[str]) -> list[dict[str, Any]]:
     """Every record in a run folder: rows of these names first, in this order."""
     order = {name: i for i, name in enumerate(names)}
     paths = sorted(out.glob("*/record.json"), key=lambda p: order.get(p.parent.name, len(order)))
-    return [read_json(path) for path in paths]
+    return [read_record(path) for path in paths]
 
 
 def summary(record: dict[str, Any]) -> dict[str, Any]:

@@ -130,17 +130,17 @@ class Run:
             save_model(out / MODEL, model, meta | known)
 
     def load(
-        self, path: Path | None, name: str | None, flag: str = "--model"
+        self, path: Path | None, given: build.Given, flag: str = "--model"
     ) -> tuple[Backbone, str]:
         """A saved network for this run's data, and its architecture's name.
 
-        `name` is needed for files from elsewhere; `flag` is how the command line is told it.
+        Of a file from elsewhere, its model must be `given`, by `flag` on the command line.
         """
         if path is None:
             raise UserError(
                 "which model? give --checkpoint FILE, a .safetensors of gacd or a public .pt"
             )
-        return build.from_checkpoint(path, name, self.splits.train, flag=flag)
+        return build.from_checkpoint(path, given, self.splits.train, flag=flag)
 
     def measure(self, row: Row) -> None:
         """Attack a finished model and write its record; done once per row.

@@ -25,9 +25,9 @@ def finetune(cfg: c.Finetune, *, goal: Goal = "report") -> None:
     """Fine-tune a saved network adversarially and evaluate it."""
     refuse_teacher(cfg.method, cfg.training)
     run = Run(cfg, goal)
-    model, name = run.load(cfg.checkpoint, cfg.model)
+    model, name = run.load(cfg.checkpoint, build.Given(cfg.model, cfg.mean, cfg.std))
     if cfg.source is not None:
-        source, source_name = run.load(cfg.source, None)
+        source, source_name = run.load(cfg.source, build.Given())
         run.keep(cfg.out / SOURCE, source, source_name, cfg.source.stem)
     method = "finetuned"
     assert cfg.checkpoint is not None

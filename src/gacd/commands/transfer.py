@@ -2,7 +2,6 @@
 
 import time
 from dataclasses import asdict
-from pathlib import Path
 
 from gacd import build
 from gacd import config as c
@@ -15,9 +14,6 @@ from gacd.commands.rows import (
 from gacd.commands.run import Run
 from gacd.errors import UserError
 from gacd.evaluation.transfer import transfer as transferred
-from gacd.models import create_model
-from gacd.models.base import Backbone
-from gacd.models.checkpoints import load_model, load_weights
 from gacd.storage import read_json, write_json
 
 _NAME = "transfer"
@@ -29,7 +25,9 @@ def transfer(cfg: c.Transfer, *, goal: Goal = "report") -> None:
         raise UserError("whose features? give --checkpoint FILE")
     run = Run(cfg, goal)
     channels = run.splits.train.channels
-    model, name, method = _frozen(cfg.checkpoint, cfg.model, cfg.num_classes, channels)
+    given = build.Given(cfg.model, cfg.mean, cfg.std, cfg.num_classes)
+    model, about = build.network(cfg.checkpoint, given, channels=channels)
+    name, method = str(about["architecture"]), str(about.get("method", cfg.checkpoint.stem))
     out = cfg.out / _NAME
     if run.fabric.is_global_zero and not (out / MODEL).is_file():
         started = time.monotonic()
@@ -40,23 +38,6 @@ def transfer(cfg: c.Transfer, *, goal: Goal = "report") -> None:
         write_json(out / "linear.json", {**asdict(fit), "seconds": seconds})
         run.keep(out, fitted, name, method)
     run.fabric.barrier()
-    seconds = read_json(out / "linear.json")["seconds"]
+    seconds = read_json(out / "linear.json", "seconds")["seconds"]
     run.measure(Row(_NAME, name, method, "frozen, new linear layer", Spent(seconds)))
     run.finish(f"Features of {cfg.checkpoint.name} on {run.splits.test.name}")
-
-
-def _frozen(
-    path: Path, name: str | None, num_classes: int | None, channels: int
-) -> tuple[Backbone, str, str]:
-    """A saved network of any classes, its architecture and its method."""
-    if path.suffix == ".safetensors":
-        model, meta = load_model(path)
-        return model, str(meta["architecture"]), str(meta.get("method", path.stem))
-    if name is None or num_classes is None:
-        raise UserError(
-            f"{path}: say which network it is and how many classes it was trained on, such as "
-            "--model resnet18 --num_classes 10"
-        )
-    model = create_model(name, num_classes=num_classes, channels=channels, seed=0)
-    load_weights(model, path)
-    return model, name, path.stem

@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from gacd.data.dataset import ArrayDataset
 from gacd.data.folder import fitted
+from gacd.errors import UserError
 from gacd.storage import fingerprint
 
 _SAMPLE = 2048  # images that mean and standard deviation are taken from
@@ -78,7 +79,7 @@ class StreamedDataset:
             pin_memory=device.type == "cuda",
             worker_init_fn=_ignore_interrupts,
         )
-        return (pixels.to(device, non_blocking=True) for pixels in loader)
+        return (_whole(pixels).to(device, non_blocking=True) for pixels in loader)
 
     def subset(self, index: Tensor) -> "StreamedDataset":
         """The images at some rows (int64), or where a mask (bool [N]) is true."""
@@ -110,15 +111,24 @@ class StreamedDataset:
         return self.to("cpu").subset(some).load().mean_std()
 
 
-class _Decoder(Dataset[Tensor]):
-    """One item is one batch."""
+class _Decoder(Dataset["Tensor | UserError"]):
+    """One item is one batch, or why there is none: an exception would arrive with a traceback."""
 
     def __init__(self, reader: Reader, size: int, channels: int) -> None:
         self.reader, self.size, self.mode = reader, size, "L" if channels == 1 else "RGB"
 
-    def __getitem__(self, rows: Tensor) -> Tensor:
+    def __getitem__(self, rows: Tensor) -> Tensor | UserError:
         images = (self.reader.image(row).convert(self.mode) for row in rows.tolist())
-        return torch.from_numpy(np.stack([fitted(image, self.size) for image in images]))
+        try:
+            return torch.from_numpy(np.stack([fitted(image, self.size) for image in images]))
+        except UserError as error:
+            return error
+
+
+def _whole(batch: Tensor | UserError) -> Tensor:
+    if isinstance(batch, UserError):
+        raise batch
+    return batch
 
 
 def _ignore_interrupts(worker: int) -> None:

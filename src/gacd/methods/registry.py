@@ -42,6 +42,7 @@ METHODS: dict[str, type[Term]] = {
 """Every method by its name on the command line."""
 
 AFT = "aft"
+_ACCEPTED = {float: (float, int)}
 
 
 def register_method(name: str, term: type[Term]) -> None:
@@ -123,13 +124,17 @@ def parse_method(name: str, weights: Mapping[str, float] | None = None) -> Named
 
 
 def check_settings(term: str, settings: Mapping[str, Any]) -> None:
-    """Refuse a setting that the method does not have; the nearest one is named."""
+    """Refuse a setting that the method does not have, or a value of another type than it says."""
     if term not in METHODS:
         raise unknown("method", term, METHODS)
-    known = inspect.signature(METHODS[term]).parameters.keys() - {"given"}
-    for setting in settings:
+    known = dict(inspect.signature(METHODS[term], eval_str=True).parameters)
+    known.pop("given", None)
+    for setting, value in settings.items():
         if setting not in known:
             raise unknown(f"setting of {term}", setting, known)
+        kind = known[setting].annotation
+        if kind in (bool, int, float, str) and type(value) not in _ACCEPTED.get(kind, (kind,)):
+            raise UserError(f"{term}.{setting} is '{value}', but must be of type {kind.__name__}")
 
 
 def method_order(names: Iterable[str]) -> list[str]:

@@ -16,7 +16,7 @@ from torch import Tensor
 from gacd.errors import UserError
 from gacd.models import create_model
 from gacd.models.base import Backbone
-from gacd.storage import load_tensors, save_tensors
+from gacd.storage import load_meta, load_tensors, save_tensors
 
 # A training checkpoint's networks, the preferred one first; a stage's best has one alone.
 _OURS = ("average.student.", "method.student.", "student.")
@@ -41,6 +41,14 @@ def save_model(path: Path, model: Backbone, meta: Mapping[str, Any]) -> None:
         "std": _numbers(model.std),
     }
     save_tensors(path, model.state_dict(), {**meta, **rebuilt})
+
+
+def names_itself(path: Path) -> bool:
+    """Whether a file says what network it holds: whether `load_model` takes it.
+
+    Raises UserError for a .safetensors that is not there, or damaged.
+    """
+    return path.suffix == ".safetensors" and "architecture" in load_meta(path)
 
 
 def load_model(path: Path | str) -> tuple[Backbone, dict[str, Any]]:
@@ -161,6 +169,8 @@ def _shapes(model: Backbone, name: str, found: Tensor, wanted: Tensor) -> tuple[
         return detail, f"it knows {there[0]} classes, not {classes}: match the file and the data"
     if len(here) == len(there) == 4 and here == (there[0], channels, *there[2:]):
         return detail, f"it takes {there[1]} channels, not {channels}: match the file and the data"
+    if len(here) == len(there) == 4 and there[2:] == (7, 7):
+        return detail, "it is for large images: networks here begin with a 3x3 convolution"
     return detail, _ANOTHER
 
 

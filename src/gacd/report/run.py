@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from gacd.errors import UserError
+from gacd.evaluation.record import read_record
 from gacd.report.figures import (
     Figure,
     accuracy_against_eps,
@@ -42,9 +43,9 @@ def write_run_report(out: Path, title: str | None = None, *, order: Sequence[str
     if title is not None:
         write_json(kept, {"title": title})
     elif kept.is_file():
-        title = read_json(kept)["title"]
+        title = read_json(kept, "title")["title"]
 
-    every = [read_json(folder / "record.json") for folder in folders]
+    every = [read_record(folder / "record.json") for folder in folders]
     names = [_name(record) for record in every]
     records = dict(zip(names, every, strict=True))
     examples = _beside(folders, names, "examples.json")

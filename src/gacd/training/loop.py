@@ -5,7 +5,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Literal, cast
@@ -111,7 +111,7 @@ def fit(
         if fabric.is_global_zero:
             state.unlink(missing_ok=True)
         method.load_state_dict(load_tensors(best)[0])
-        return Summary(**read_json(finished))
+        return Summary(**read_json(finished, *(field.name for field in fields(Summary))))
     if fabric.is_global_zero:
         finished.unlink(missing_ok=True)  # of weights that are gone: not of those to come
 

@@ -4,11 +4,14 @@ from pathlib import Path
 
 import pytest
 import torch
+import torchvision
+from safetensors.torch import save_file
 
 from gacd import build
 from gacd.data.dataset import ArrayDataset
 from gacd.errors import UserError
 from gacd.models import create_model
+from gacd.models.base import Backbone
 from gacd.models.checkpoints import save_model
 
 
@@ -32,10 +35,48 @@ def test_classes_in_another_order_are_refused_and_other_words_noted(
     assert "calls its classes cat, dog, fox, the data n1, n2, n3" in capsys.readouterr().out
 
 
-def test_of_weights_alone_it_says_that_images_are_not_normalised(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    model = create_model("digits-cnn-2", num_classes=3, channels=1, seed=0)
+def made(
+    tmp_path: Path, mean: list[float] | None = None, std: list[float] | None = None
+) -> Backbone:
+    """A network, all of it in m.safetensors; its weights alone in m.pt and w.safetensors."""
+    model = create_model("digits-cnn-2", num_classes=3, channels=1, mean=mean, std=std, seed=0)
     torch.save(model.state_dict(), tmp_path / "m.pt")
-    build.from_checkpoint(tmp_path / "m.pt", build.Given("digits-cnn-2"), data("cat", "dog", "fox"))
-    assert "m.pt is given images in [0, 1] as they are" in capsys.readouterr().out
+    save_file(model.state_dict(), tmp_path / "w.safetensors")
+    save_model(tmp_path / "m.safetensors", model, {"architecture": "digits-cnn-2"})
+    return model.eval()
+
+
+@pytest.mark.parametrize("name", ["m.pt", "w.safetensors"])
+def test_weights_alone_are_normalised_as_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    original = made(tmp_path, [0.3], [0.2])
+    pets, images = data("cat", "dog", "fox"), torch.rand(4, 1, 8, 8)
+    plain, _ = build.from_checkpoint(tmp_path / name, build.Given("digits-cnn-2"), pets)
+    assert f"{name} gets images in [0, 1]; give mean and std if" in capsys.readouterr().out
+    assert not torch.equal(plain.eval()(images), original(images))
+    said = build.Given("digits-cnn-2", [0.3], [0.2])
+    same, architecture = build.from_checkpoint(tmp_path / name, said, pets)
+    assert not capsys.readouterr().out
+    assert torch.equal(same.eval()(images), original(images)) and architecture == "digits-cnn-2"
+    with pytest.raises(UserError, match="need 1 numbers, one for each channel"):
+        build.from_checkpoint(tmp_path / name, said._replace(mean=[0.3] * 3, std=[0.2] * 3), pets)
+    with pytest.raises(UserError, match=r"say which network it is with --teacher\.model, such"):
+        build.from_checkpoint(tmp_path / name, build.Given(), pets, flag="--teacher.model")
+
+
+def test_a_file_that_names_itself_needs_nothing_said(tmp_path: Path) -> None:
+    made(tmp_path, [0.3], [0.2])
+    path, pets = tmp_path / "m.safetensors", data("cat", "dog", "fox")
+    assert build.from_checkpoint(path, build.Given("digits-cnn-2"), pets)[1] == "digits-cnn-2"
+    with pytest.raises(UserError, match="holds a digits-cnn-2: leave --model out"):
+        build.from_checkpoint(path, build.Given("resnet18"), pets)
+    with pytest.raises(UserError, match="holds its own mean and std: leave them out"):
+        build.from_checkpoint(path, build.Given(mean=[0.5], std=[0.5]), pets)
+
+
+def test_a_network_for_large_images_is_told_from_other_misfits(tmp_path: Path) -> None:
+    theirs = torchvision.models.resnet18(num_classes=3).state_dict()
+    torch.save(theirs, tmp_path / "m.pt")
+    with pytest.raises(UserError, match="for large images: networks here begin with a 3x3 conv"):
+        build.network(tmp_path / "m.pt", build.Given("resnet18", num_classes=3), channels=3)

@@ -197,7 +197,14 @@ def test_help_names_every_method(capsys: pytest.CaptureFixture[str]) -> None:
     [
         ("training: {lrr: 3}", "unknown setting 'training.lrr': did you mean 'training.lr'?"),
         ("tarining: {lr: 3}", "unknown setting 'tarining.lr': did you mean 'training.lr'?"),
-        ("training: {lr: [", "parsing"),
+        ("training: {lr: [", r"mine.yaml, line 1: not YAML"),
+        ("", "mine.yaml: holds no settings; write them as lines of KEY: VALUE"),
+        ("- 3", "mine.yaml: holds no settings"),
+        ("training: 3", "mine.yaml: training is '3', but must hold settings, one a line"),
+        ("training: {attack: 3}", "training.attack is '3', but must hold settings"),
+        ("training:", "training is empty; give it a value, or leave it out"),
+        ("seed:", "seed is empty"),
+        ("training: {epochs: }", "training.epochs is empty"),
         ("training: {epochs: 0}", "epochs is 0, but must be above 0"),
         ("threat: {eps: 8}", "write 8/255"),
         ("training: {schedule: cosin}", "did you mean 'cosine'?"),
@@ -243,10 +250,30 @@ def test_flags_override_files_and_files_defaults(tmp_path: Path) -> None:
         ["--methods", "[gacd, kd]"],
         ["--methods=[gacd,kd]"],
         ["--methods", "gacd", "kd", "--seed", "3"],
+        ["--methods", "gacd,", "kd"],
+        ["--methods", "gacd,kd"],
     ],
 )
 def test_lists_are_written_either_way(flags: list[str]) -> None:
     assert cli.parse("distill", flags).methods == ["gacd", "kd"]
+
+
+def test_every_list_may_be_written_with_spaces() -> None:
+    cfg = cli.parse("train", ["--evaluation.eps_curve", "0.1", "2/255", "--data.classes", "1", "2"])
+    assert (cfg.evaluation.eps_curve, cfg.data.classes) == ([0.1, "2/255"], [1, 2])
+    cfg = cli.parse("evaluate", ["--mean", "0.5", "0.4", "--std", "1", "2"])
+    assert (cfg.mean, cfg.std) == ([0.5, 0.4], [1.0, 2.0])
+    pairs = [["a", "b"], ["c", "d"]]
+    assert cli.parse("study", ["run", "--table1_pairs", "[[a, b], [c, d]]"]).table1_pairs == pairs
+    assert cli.parse("train", ["--data.classes", "null"]).data.classes is None
+
+
+def test_words_and_flags_in_the_order_that_people_write_them() -> None:
+    assert str(cli.parse("report", ["runs/mine"]).out) == "runs/mine"
+    for scale in (["--scale", "small"], ["--scale=small"]):
+        for words in ([*scale, "run", "table1"], ["run", "table1", *scale]):
+            cfg = cli.parse("study", words)
+            assert (cfg.action, cfg.studies, cfg.scale) == ("run", ["table1"], "small")
 
 
 def test_attacks_have_a_short_name() -> None:
@@ -326,7 +353,7 @@ def test_a_folder_of_another_run(capsys: pytest.CaptureFixture[str], tmp_path: P
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter.tex").touch()
     said = refusal(capsys, *TRAIN, "--out", "thesis")
-    assert said == "thesis holds files that are of no run: choose another --out"
+    assert said == "thesis holds files of something else (no run.json): choose another --out"
     (tmp_path / "killed").mkdir()
     (tmp_path / "killed" / ".run.json.7.tmp").touch()
     assert cli.main([*TRAIN, "--out", "killed"]) == 0  # what a kill left of the first file
@@ -410,6 +437,17 @@ def test_flags_override_the_recipe_wherever_they_stand() -> None:
         (["study", "list", "tabel1"], "did you mean 'table1'"),
         (["study", "report", "--out", "nothing"], "nothing holds no study"),
         (["evaluate", "--checkpoint", "."], "is a folder: name a file"),
+        (["evaluate", "--mean", "0.5"], "mean and std go together"),
+        (["evaluate", "--mean", "0.5", "--std", "0"], "std is 0.0, but must be above 0"),
+        (["distill", "--teacher.std", "0.5"], "mean and std go together"),
+        (["train", "--config", "quickstart"], "'quickstart' is one of 'gacd distill': give a YAML"),
+        (["train", "--config", "mine"], "mine: no such file"),
+        (["distill", "--config", "mine.yaml"], "mine.yaml: no such file"),
+        (["train", "--config", "."], "Is a directory"),
+        (["train", "--training", "3"], "training is '3', but holds settings of its own"),
+        (["train", "--data.size", "two"], "data.size is 'two', but must be of type int or null"),
+        (["train", "--data.size", "7"], "size is 7, but networks need at least 8 pixels a side"),
+        (["distill", "--extra.ard.alpha", "x"], "ard.alpha is 'x', but must be of type float"),
     ],
 )
 def test_more_refusals(

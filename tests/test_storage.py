@@ -139,6 +139,8 @@ def test_damaged_tensor_files_are_named_with_a_remedy_that_spares_them(tmp_path,
     path.write_bytes(path.read_bytes()[:keep])
     with pytest.raises(UserError, match=r"teacher\.safetensors: truncated .* download it, again"):
         load(path)
+    with pytest.raises(UserError, match="delete it and run the same command again"):
+        load_tensors(path, kept=False)  # what a run made for itself
 
 
 @pytest.mark.parametrize("load", [load_tensors, load_meta, read_json])
@@ -153,6 +155,15 @@ def test_damaged_json_is_named(tmp_path, content):
     path.write_bytes(content)
     with pytest.raises(UserError, match=r"record\.json: not a whole JSON file"):
         read_json(path)
+
+
+@pytest.mark.parametrize("content", ["{}", "[]", "3", '{"seed": 1}'])
+def test_json_of_another_shape_is_named(tmp_path, content):
+    path = tmp_path / "record.json"
+    path.write_text(content)
+    read_json(path)
+    with pytest.raises(UserError, match=r"record\.json: not written by this package; delete it"):
+        read_json(path, "seed", "method")
 
 
 def test_fingerprints_tell_where_one_part_ends():

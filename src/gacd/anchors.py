@@ -157,7 +157,7 @@ class AnchorBank:
 
         Raises a UserError where the bank was made of another teacher, data set or preprocessing.
         """
-        tensors, meta = load_tensors(path)
+        tensors, meta = load_tensors(path, kept=False)
         if not {"features", "weights"} <= tensors.keys() or not meta.keys() >= set(
             Fingerprint._fields
         ):

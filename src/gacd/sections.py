@@ -95,6 +95,8 @@ class Data:
     def __post_init__(self) -> None:
         if not 0 < self.val_fraction < 1:
             raise ValueError(f"val_fraction is {self.val_fraction}, but must be between 0 and 1")
+        if self.size is not None and self.size < 8:
+            raise ValueError(f"size is {self.size}, but networks need at least 8 pixels a side")
         if self.pad < 0:
             raise ValueError(f"pad is {self.pad}, but must be 0 or more")
         if self.workers < 0:

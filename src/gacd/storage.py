@@ -94,8 +94,11 @@ def save_tensors(path: Path, tensors: "Mapping[str, Any]", meta: Mapping[str, An
     _atomically(path, write)
 
 
-def load_tensors(path: Path) -> "tuple[dict[str, Any], dict[str, Any]]":
-    """The tensors (on the CPU, mapped from the file) and the `meta` that `save_tensors` wrote."""
+def load_tensors(path: Path, *, kept: bool = True) -> "tuple[dict[str, Any], dict[str, Any]]":
+    """The tensors (on the CPU, mapped from the file) and the `meta` that `save_tensors` wrote.
+
+    A damaged file that a run makes for itself need not be `kept`: the user is told to delete it.
+    """
     from safetensors import SafetensorError, safe_open
 
     if not path.is_file():
@@ -105,6 +108,8 @@ def load_tensors(path: Path) -> "tuple[dict[str, Any], dict[str, Any]]":
             meta = json.loads((file.metadata() or {}).get(_META, "{}"))
             return {name: file.get_tensor(name) for name in file.keys()}, meta  # noqa: SIM118
     except SafetensorError:
+        if not kept:
+            raise _damaged(path, "delete it and run the same command again") from None
         raise _damaged(path) from None
 
 
@@ -145,10 +150,8 @@ def _atomically(path: Path, write: Callable[[Path], object]) -> None:
         raise _cannot_write(path, error) from error
 
 
-def _damaged(path: Path) -> UserError:
-    return UserError(
-        f"{path}: truncated or not a safetensors file; delete it and run, or download, again"
-    )
+def _damaged(path: Path, remedy: str = "make it, or download it, again") -> UserError:
+    return UserError(f"{path}: truncated or not a safetensors file; {remedy}")
 
 
 def _cannot_write(path: Path, error: OSError) -> UserError:

@@ -13,12 +13,13 @@ from gacd import config as c
 from gacd.data.dataset import ArrayDataset
 from gacd.evaluation.diagnosis import diagnose
 from gacd.evaluation.examples import attacked_examples
-from gacd.evaluation.record import make_record, read_record
+from gacd.evaluation.record import make_record
 from gacd.evaluation.robust import epsilon_curve, evaluate
 from gacd.methods.cost import Cost
 from gacd.methods.registry import method_order
 from gacd.models.checkpoints import load_model
 from gacd.ranks import ALONE, Ranks
+from gacd.report.tables import read_record
 from gacd.storage import load_meta, write_json
 
 MODEL = "model.safetensors"

@@ -18,7 +18,6 @@ from gacd.errors import UserError, unknown
 NAMES = ("digits", *TORCHVISION, *STREAMED)
 Part = ArrayDataset | StreamedDataset
 _SIZES = {"stl10": 32}  # default side in pixels where it is not the data's own
-_SMALLEST = 8
 _TEST_SEED = 0  # constant, so that every model is tested on the same images
 
 
@@ -49,8 +48,8 @@ def load_splits(
     """
     if not 0 < val_fraction < 1:
         raise UserError(f"val_fraction must be between 0 and 1, got {val_fraction:g}")
-    if size is not None and size < _SMALLEST:
-        raise UserError(f"size is {size}, but networks need at least {_SMALLEST} pixels a side")
+    if size is not None and size < 1:
+        raise UserError(f"size must be at least one pixel, got {size}")
     everything, test = _read(name, root, size, stream, workers)
     if classes is not None:
         everything, test = (only_classes(part, classes) for part in (everything, test))

@@ -14,7 +14,6 @@ import torch
 
 import gacd
 from gacd.evaluation.outcomes import Evaluation
-from gacd.storage import read_json
 
 _PACKAGES = (
     "torchvision",
@@ -24,7 +23,6 @@ _PACKAGES = (
     "scikit-learn",
     "pyautoattack",
 )
-_KEYS = ("model", "method", "dataset", "seed", "n", "evaluation", "settings", "environment")
 
 
 def environment() -> dict[str, Any]:
@@ -76,12 +74,6 @@ def make_record(
         "timestamp": datetime.now(UTC).isoformat(timespec="seconds"),
     }
     return {key: without_paths(value) for key, value in record.items()}
-
-
-def read_record(path: Path) -> dict[str, Any]:
-    """A record that `make_record` made. Raises UserError for any other file."""
-    record: dict[str, Any] = read_json(path, *_KEYS)
-    return record
 
 
 def without_paths(value: Any) -> Any:

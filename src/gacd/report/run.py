@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from gacd.errors import UserError
-from gacd.evaluation.record import read_record
 from gacd.report.figures import (
     Figure,
     accuracy_against_eps,
@@ -19,7 +18,7 @@ from gacd.report.figures import (
 )
 from gacd.report.page import Check, Checks, Section, write_report
 from gacd.report.pictures import Pictures
-from gacd.report.tables import Cell, Column, Record, Table, comparison_table
+from gacd.report.tables import Cell, Column, Record, Table, comparison_table, read_record
 from gacd.storage import read_json, read_json_lines, write_bytes, write_json
 
 Records = Mapping[str, Record]

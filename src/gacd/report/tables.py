@@ -4,16 +4,26 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from html import escape
+from pathlib import Path
 from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from gacd.errors import UserError
+from gacd.storage import read_json
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderableType
     from rich.table import Table as RichTable
 
 Record = Mapping[str, Any]
+_KEYS = ("model", "method", "dataset", "seed", "n", "evaluation", "settings", "environment")
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """A record of an evaluated model. Raises UserError for any other file."""
+    record: dict[str, Any] = read_json(path, *_KEYS)
+    return record
+
 
 HEADLINES = ("natural", "pgd20", "autoattack")
 _WORST = "worst"

@@ -110,7 +110,7 @@ def fit(
     if finished.is_file() and best.is_file():
         if fabric.is_global_zero:
             state.unlink(missing_ok=True)
-        method.load_state_dict(load_tensors(best)[0])
+        method.load_state_dict(load_tensors(best, kept=False)[0])
         return Summary(**read_json(finished, *(field.name for field in fields(Summary))))
     if fabric.is_global_zero:
         finished.unlink(missing_ok=True)  # of weights that are gone: not of those to come
@@ -247,7 +247,7 @@ def fit(
         write_json(finished, asdict(summary))
         state.unlink()
     fabric.barrier()
-    method.load_state_dict(load_tensors(best)[0])
+    method.load_state_dict(load_tensors(best, kept=False)[0])
     return summary
 
 

@@ -27,7 +27,7 @@ def load_state(
     path: Path, method: nn.Module, average: nn.Module | None, optimizer: SGD
 ) -> dict[str, Any]:
     """Put back what `save_state` wrote; returns its `meta`."""
-    tensors, meta = load_tensors(path)
+    tensors, meta = load_tensors(path, kept=False)
     method.load_state_dict(_under("method.", tensors))
     if average is not None:
         average.load_state_dict(_under("average.", tensors))

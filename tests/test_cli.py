@@ -360,6 +360,31 @@ def test_a_folder_of_another_run(capsys: pytest.CaptureFixture[str], tmp_path: P
     assert [file.name for file in (tmp_path / "thesis").iterdir()] == ["chapter.tex"]
 
 
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("run.json", "[]", "run.json is damaged, .*: choose another --out, or delete that folder"),
+        ("run.json", '{"seed"', "run.json is damaged"),
+        ("pgd-at/record.json", "{}", "record.json: not written by this package; delete it and run"),
+        ("report.json", "[]", "report.json: not written by this package"),
+        ("pgd-at/done.json", "3", "done.json: not written by this package; delete it and run"),
+        ("pgd-at/best.safetensors", "x", "best.safetensors: trunc.* delete it and run the same co"),
+    ],
+)
+def test_damaged_files_of_a_run(
+    capsys: pytest.CaptureFixture[str], file: str, content: str, message: str
+) -> None:
+    assert cli.main([*TRAIN, "--out", "mine"]) == 0
+    (Path("mine") / file).write_text(content)
+    if file == "report.json":
+        assert re.search(message, refusal(capsys, "report", "mine"))
+        return
+    assert re.search(message, refusal(capsys, *TRAIN, "--out", "mine"))
+    if "delete it" in message:
+        (Path("mine") / file).unlink()
+        assert cli.main([*TRAIN, "--out", "mine"]) == 0
+
+
 def test_a_mistyped_command_does_not_occupy_its_folder(capsys: pytest.CaptureFixture[str]) -> None:
     assert "unknown model" in refusal(capsys, *TRAIN, "--model", "digit-cnn", "--out", "mine")
     assert cli.main([*TRAIN, "--out", "mine"]) == 0

@@ -114,9 +114,13 @@ def test_refusals_of_analyze(
 def test_a_run_is_not_overwritten(
     saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (tmp_path / "run.json").write_text("{}")
-    assert analyze(saved, tmp_path) == 2
-    assert "choose another --out" in capsys.readouterr().err
+    for name in ("run.json", "thesis.tex"):
+        out = tmp_path / name.partition(".")[0]
+        out.mkdir()
+        (out / name).write_text("{}")
+        assert analyze(saved, out) == 2
+        assert "choose another --out" in capsys.readouterr().err
+        assert [file.name for file in out.iterdir()] == [name]
 
 
 def test_transfer_to_other_classes(saved: Path, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from PIL import Image
 
 from gacd.data.batches import iterate
 from gacd.data.load import load_splits
+from gacd.data.readers import FolderReader
 from gacd.data.streamed import StreamedDataset
 from gacd.errors import UserError
 from gacd.shapes import Batch
@@ -204,3 +205,19 @@ def test_bad_input_is_named(tmp_path: Path) -> None:
     (tmp_path / "train" / "0.tar").write_bytes(b"no archive at all" * 100)
     with pytest.raises(UserError, match=r"0\.tar: cannot be read as a shard"):
         load_splits("webdataset", root=tmp_path, **SETTINGS)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_image_that_breaks_later_is_named_in_one_line(
+    folder: Path, tmp_path: Path, workers: int
+) -> None:
+    root = tmp_path / "pets"
+    shutil.copytree(folder, root)
+    train = load_splits("folder", root=root, stream=True, workers=workers, **SETTINGS).train
+    assert isinstance(train, StreamedDataset) and isinstance(train.reader, FolderReader)
+    broken = train.reader.paths[int(train.rows[3])]
+    broken.write_bytes(broken.read_bytes()[:40])
+    with pytest.raises(UserError) as refused:
+        list(iterate(train, **ORDER))
+    said = str(refused.value)
+    assert said.startswith(f"{broken}: cannot be read as an image") and "\n" not in said

@@ -171,7 +171,10 @@ class TableReader:
 
     def image(self, row: int) -> Image.Image:
         """Decode one row."""
-        found: Image.Image = self.table[row][self.column]
+        try:
+            found: Image.Image = self.table[row][self.column]
+        except (OSError, SyntaxError, ValueError) as error:
+            raise UserError(f"image {row} of the data set cannot be read ({error})") from None
         return found if found.mode in ("L", "RGB") else found.convert("RGB")
 
     def fingerprint(self) -> str:

@@ -3,8 +3,10 @@
 import errno
 import os
 import re
+import shutil
 import subprocess
 import sys
+import time
 from dataclasses import asdict
 from pathlib import Path
 
@@ -358,6 +360,27 @@ def test_a_folder_of_another_run(capsys: pytest.CaptureFixture[str], tmp_path: P
     (tmp_path / "killed" / ".run.json.7.tmp").touch()
     assert cli.main([*TRAIN, "--out", "killed"]) == 0  # what a kill left of the first file
     assert [file.name for file in (tmp_path / "thesis").iterdir()] == ["chapter.tex"]
+
+
+def test_one_process_at_a_time_in_a_folder(capsys: pytest.CaptureFixture[str]) -> None:
+    more = ["--training.epochs", "100000", "--out", "mine"]
+    first = subprocess.Popen(
+        [sys.executable, "-m", "gacd.cli", *TRAIN, *more], stderr=subprocess.DEVNULL
+    )
+    try:
+        while not Path("mine/pgd-at/log.jsonl").is_file():
+            assert first.poll() is None
+            time.sleep(0.1)
+        said = refusal(capsys, *TRAIN, *more)
+        assert (
+            said == "mine: another process is at work there; wait for it, or choose another --out"
+        )
+    finally:
+        first.kill()
+        first.wait()
+    (Path("mine/run.json")).unlink()  # of a run that would never end
+    shutil.rmtree("mine/pgd-at")
+    assert cli.main([*TRAIN, "--out", "mine"]) == 0  # the dead process holds nothing
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ from multiprocessing.pool import AsyncResult, Pool
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
+from filelock import FileLock, Timeout
 from lightning_fabric import Fabric
 
 from gacd import build
@@ -52,10 +53,25 @@ class Run:
         self.fabric: Fabric = build.fabric(cfg.fabric)
         self.splits: Splits = build.splits(cfg.data, cfg.seed)
         images = fingerprint(part.fingerprint() for part in (self.splits.train, self.splits.test))
-        self.once(lambda: claim(cfg.out, cfg, images=images, goal=goal))
+        self.lock: FileLock | None = None
+        self.once(lambda: self._claim(images))
         self.pool: Pool | None = None
         self.workers: list[BaseProcess] = []
         self.pending: dict[str, AsyncResult[None]] = {}
+
+    def _claim(self, images: str) -> None:
+        """Make the folder this run's, and this process's until it ends, however it ends."""
+        claim(self.cfg.out, self.cfg, images=images, goal=self.goal)
+        self.lock = FileLock(self.cfg.out / ".lock", is_singleton=True)
+        try:
+            self.lock.acquire(blocking=False)
+        except Timeout:
+            raise UserError(
+                f"{self.cfg.out}: another process is at work there; wait for it, or choose "
+                "another --out"
+            ) from None
+        except NotImplementedError:  # a file system without locks
+            self.lock = None
 
     def once(self, do: Callable[[], object]) -> None:
         """What the first rank does and the others wait for; what it refuses, all refuse."""
@@ -186,8 +202,12 @@ class Run:
         if not self.fabric.is_global_zero:
             return
         self._wait()
-        if self.goal != "report":
-            return
+        if self.goal == "report":
+            self._report(title)
+        if self.lock is not None:
+            self.lock.release()
+
+    def _report(self, title: str) -> None:
         from rich.console import Console
 
         order = row_order(self.cfg.out)

@@ -23,6 +23,12 @@ COMMANDS = {
     "report": "draw report.html of a run folder anew",
 }
 
+_WORDS = {
+    "compare": "A B ",
+    "report": "[FOLDER] ",
+    "study": "[list | run | status | report] [STUDY ...] ",
+}
+
 HELP = f"""usage: gacd COMMAND [--config RECIPE] [--KEY VALUE ...]
 
 gacd {__version__}: small models that stay right under attack, distilled from robust teachers
@@ -135,7 +141,10 @@ def parse(command: str, arguments: list[str]) -> Any:
         "report": c.Report,
     }
     parser = ArgumentParser(
-        prog=f"gacd {command}", description=COMMANDS[command], exit_on_error=False
+        prog=f"gacd {command}",
+        usage=f"gacd {command} {_WORDS.get(command, '')}[--config FILE] [--KEY VALUE ...]",
+        description=COMMANDS[command],
+        exit_on_error=False,
     )
     ours = f", or one of: {', '.join(recipes())}" if command in DISTILLING else ""
     parser.add_argument("--config", action=ActionConfigFile, help=f"a YAML file{ours}")

@@ -107,6 +107,7 @@ class Finetune(Run):
     mean: list[float] | None = None
     """Of each channel of images in [0, 1], if a public .pt was trained on normalised ones."""
     std: list[float] | None = None
+    """Of each channel, too."""
     source: Path | None = None
     """Another .safetensors of the same data, on which 'transfer', and the diagnosis of masked
     gradients, make their images."""
@@ -136,6 +137,7 @@ class Teacher:
     mean: list[float] | None = None
     """Of each channel of images in [0, 1], if a public .pt was trained on normalised ones."""
     std: list[float] | None = None
+    """Of each channel, too."""
     evaluate: bool = True
     """Attack it too, as a row of the table."""
 
@@ -201,6 +203,7 @@ class Evaluate(Run):
     mean: list[float] | None = None
     """Of each channel of images in [0, 1], if a public .pt was trained on normalised ones."""
     std: list[float] | None = None
+    """Of each channel, too."""
     source: Path | None = None
     """Another model of the same data, on which 'transfer' makes its images."""
     source_model: str | None = None
@@ -238,6 +241,7 @@ class Transfer(Run):
     mean: list[float] | None = None
     """Of each channel of images in [0, 1], if a public .pt was trained on normalised ones."""
     std: list[float] | None = None
+    """Of each channel, too."""
     linear_select: LinearSelect = "both"
     """What chooses the strength of a linear layer on frozen features, on validation images: the
     mean of clean and PGD-10 accuracy (both), or clean accuracy, as linear evaluation usually is."""

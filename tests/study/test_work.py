@@ -140,6 +140,17 @@ def test_a_killed_workers_cell_is_taken_up_again(recipe: Path, tmp_path: Path) -
     assert status(cfg).counts["rivals"]["done"] == 2
 
 
+def test_workers_do_not_outlive_the_process_that_started_them(recipe: Path, tmp_path: Path) -> None:
+    run = command(recipe, tmp_path / "study", "rivals", "--workers", "2")
+    study = subprocess.Popen(run, stdout=subprocess.PIPE, text=True)
+    assert study.stdout is not None
+    while not BEGUN.match(study.stdout.readline()):
+        assert study.poll() is None
+    study.kill()  # it alone
+    study.communicate(timeout=120)  # until nobody holds the pipe
+    assert len(records(tmp_path / "study")) < 2  # what was begun, at most
+
+
 def test_a_cell_that_fails_says_why_and_holds_up_only_what_starts_from_it(
     recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

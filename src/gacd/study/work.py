@@ -7,7 +7,7 @@ import time
 import traceback
 from collections.abc import Iterator, Sequence, Set
 from dataclasses import asdict, dataclass
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import Any, Literal
 
@@ -159,11 +159,17 @@ def run(cfg: c.Study) -> None:
 
 
 def _work(cfg: c.Study, started: float) -> None:
-    """One worker: the next cell that nobody is at, until all are done or failed since `started`."""
+    """One worker: the next cell that nobody is at, until all are done or failed since `started`.
+
+    It also ends, after the cell that it is at, where the process that started it has died.
+    """
+    parent = parent_process()
     names = {entry.cell.key: _name(entry) for entry in reversed(chosen(cfg))}
     cells = list({entry.cell.key: entry.cell for entry in chosen(cfg)}.values())
     folder, failed = Folder(cfg.out), set[str]()  # here: a file server's clock may be another
     while left := tasks(folder, cells):
+        if parent is not None and not parent.is_alive():
+            return
         open_tasks = [task for task in left if not _hopeless(folder, task.cell, started, failed)]
         if not open_tasks:
             return

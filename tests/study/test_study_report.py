@@ -206,6 +206,7 @@ def test_masked_gradients_are_listed_by_model(results, tmp_path):
     line = next(line for line in text.splitlines() if "12.0 points below pgd20" in line)
     assert "kd (student), wrn-10-1 → wrn-10-1" in line
     assert "seed 0" in line
+    assert f"dataset {moved[2].record['dataset']}" in line  # not the paper's
 
 
 def test_what_is_not_run_is_said_in_a_line(results, tmp_path):

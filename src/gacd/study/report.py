@@ -175,7 +175,7 @@ def _masking(results: Results) -> Iterator[_Part]:
         passed += not failed
         if failed:
             text = "; ".join(f"{check['name']} ({check['text']})" for check in failed)
-            lines.append(Check(_named(cell), False, text))
+            lines.append(Check(_named(cell, cell.record["dataset"]), False, text))
     if passed or lines:
         text = (
             f"{passed} of {passed + len(lines)} models passed every check (Athalye et al. 2018, "
@@ -184,8 +184,9 @@ def _masking(results: Results) -> Iterator[_Part]:
         yield _Part("Masked gradients", [text], [Checks(lines)] if lines else [])
 
 
-def _named(cell: Result) -> str:
-    labels = cell.labels
+def _named(cell: Result, dataset: str) -> str:
+    """The cell in words; its labels call the data by the paper's name."""
+    labels = {**cell.labels, "dataset": dataset}
     nets = " → ".join(str(labels[k]) for k in ("teacher", "student") if labels.get(k))
     varied = ", ".join(
         f"{key} {labels[key]}"

@@ -488,6 +488,7 @@ def test_flags_override_the_recipe_wherever_they_stand() -> None:
         (["evaluate", "--mean", "0.5"], "mean and std go together"),
         (["evaluate", "--mean", "0.5", "--std", "0"], "std is 0.0, but must be above 0"),
         (["distill", "--teacher.std", "0.5"], "mean and std go together"),
+        (["distill", "--teacher.mean", "0", "--teacher.std", "1"], "give teacher.checkpoint, too"),
         (["train", "--config", "quickstart"], "'quickstart' is one of 'gacd distill': give a YAML"),
         (["train", "--config", "mine"], "mine: no such file"),
         (["distill", "--config", "mine.yaml"], "mine.yaml: no such file"),

@@ -143,6 +143,10 @@ class Teacher:
 
     def __post_init__(self) -> None:
         check_normalisation(self.mean, self.std)
+        if self.mean is not None and self.checkpoint is None:
+            raise ValueError(
+                "teacher.mean and std are a checkpoint's: give teacher.checkpoint, too"
+            )
 
 
 @dataclass(kw_only=True)

@@ -42,7 +42,7 @@ METHODS: dict[str, type[Term]] = {
 """Every method by its name on the command line."""
 
 AFT = "aft"
-_ACCEPTED = {float: (float, int)}
+_PLAIN = {key: kind for kind in (bool, int, float, str) for key in (kind, kind.__name__)}
 
 
 def register_method(name: str, term: type[Term]) -> None:
@@ -127,13 +127,14 @@ def check_settings(term: str, settings: Mapping[str, Any]) -> None:
     """Refuse a setting that the method does not have, or a value of another type than it says."""
     if term not in METHODS:
         raise unknown("method", term, METHODS)
-    known = dict(inspect.signature(METHODS[term], eval_str=True).parameters)
+    known = dict(inspect.signature(METHODS[term]).parameters)
     known.pop("given", None)
     for setting, value in settings.items():
         if setting not in known:
             raise unknown(f"setting of {term}", setting, known)
-        kind = known[setting].annotation
-        if kind in (bool, int, float, str) and type(value) not in _ACCEPTED.get(kind, (kind,)):
+        kind = _PLAIN.get(known[setting].annotation)
+        accepted = (int, float) if kind is float else (kind,)
+        if kind is not None and type(value) not in accepted:
             raise UserError(f"{term}.{setting} is '{value}', but must be of type {kind.__name__}")
 
 

@@ -145,7 +145,7 @@ class Teacher:
         check_normalisation(self.mean, self.std)
         if self.mean is not None and self.checkpoint is None:
             raise ValueError(
-                "teacher.mean and std are a checkpoint's: give teacher.checkpoint, too"
+                "mean and std are a checkpoint's: give teacher.checkpoint, too"
             )
 
 

@@ -463,6 +463,16 @@ def test_ctrl_c_exits_with_130(
     assert capsys.readouterr().err == "gacd: stopped; run the same command again to resume\n"
 
 
+def test_a_reader_that_has_seen_enough() -> None:
+    program = [sys.executable, "-m", "gacd.cli", "distill", "--print_config"]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(program, text=True, **pipes) as ours:
+        assert ours.stdout is not None and ours.stderr is not None
+        ours.stdout.close()
+        assert ours.stderr.read() == ""
+    assert ours.returncode == 141
+
+
 def test_parse_raises_what_main_prints() -> None:
     with pytest.raises(UserError, match="epochs is 0"):
         cli.parse("train", ["--training.epochs", "0"])

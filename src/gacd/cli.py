@@ -1,6 +1,7 @@
 """The command line. Help and refusals come before torch is imported."""
 
 import errno
+import os
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -61,13 +62,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
-        return _main(arguments)
+        code = _main(arguments)
+        sys.stdout.flush()
+        return code
     except UserError as error:
         print(f"gacd: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("gacd: stopped; run the same command again to resume", file=sys.stderr)
         return 130
+    except BrokenPipeError:  # who read our output has seen enough of it, as head has
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at exit
+        return 141
     except OSError as error:
         if error.errno != errno.ENOSPC:
             raise
@@ -157,6 +163,8 @@ def parse(command: str, arguments: list[str]) -> Any:
         if stop.code:
             raise UserError("unreadable arguments") from None
         return None
+    except BrokenPipeError:
+        raise
     except Exception as error:
         settings = parser.get_defaults().keys()
         raise UserError(explained(one_line(str(error)), settings)) from None

@@ -133,7 +133,7 @@ def test_version_and_help_of_commands(capsys: pytest.CaptureFixture[str]) -> Non
         ("train --tarining.lr 1", "unknown setting 'tarining.lr': did you mean 'training.lr'?"),
         ("train --tarining.lr=1", "unknown setting 'tarining.lr': did you mean 'training.lr'?"),
         ("train --training.schedule cosin", "schedule 'cosin': did you mean 'cosine'?"),
-        ("train stray", "unknown setting 'stray'"),
+        ("train stray", "'stray' stands where a setting was expected: write --stray VALUE"),
         ("train --threat.eps 8", r"eps is 8\.0, .* write 8/255"),
         ("train --threat.eps 8/0", "'8/0' is no number: write it like 0.03 or 8/255"),
         ("train --threat.eps eight", "'eight' is no number"),
@@ -506,7 +506,13 @@ def test_flags_override_the_recipe_wherever_they_stand() -> None:
         (["train", "--training", "3"], "training is '3', but holds settings of its own"),
         (["train", "--data.size", "two"], "data.size is 'two', but must be of type int or null"),
         (["train", "--data.size", "7"], "size is 7, but networks need at least 8 pixels a side"),
-        (["distill", "--extra.ard.alpha", "x"], "ard.alpha is 'x', but must be of type float"),
+        (["train", "--extra.ard.alpha", "x"], "ard.alpha is 'x', but must be of type float"),
+        (["distill", "--extra.ard.alpha", "1"], "of methods from outside: say --ard.SETTING"),
+        (["distill", "--gacd.estimator", "memory"], "say normaliser first-batch"),
+        (["study", "list", "--main_pair", "resnet18"], "a pair is a teacher and a student"),
+        (["study", "list", "--epochs.ard", "0"], "epochs.ard is 0, but must be above 0"),
+        (["study", "list", "--transfer_to", "[{size: 4}]"], "size is 4, but networks need"),
+        (["train", "--out", "x" * 300], "File name too long"),
     ],
 )
 def test_more_refusals(

@@ -64,9 +64,13 @@ def splits(cfg: c.Data, seed: int) -> Splits:
         workers=cfg.workers,
         seed=seed,
     )
-    if cfg.title is None:
-        return parts
-    return parts.named(cfg.title)
+    test = parts.test.images
+    if min(test.shape[-2:]) < c.SMALLEST:
+        raise UserError(
+            f"images are {test.shape[-1]} pixels wide, but networks need at least {c.SMALLEST}: "
+            "say --data.size"
+        )
+    return parts if cfg.title is None else parts.named(cfg.title)
 
 
 def threat(cfg: c.Threat) -> ThreatModel:
@@ -200,6 +204,8 @@ def method_options(cfg: c.Run) -> dict[str, dict[str, Any]]:
     sections = asdict(cfg)
     extra: dict[str, dict[str, Any]] = sections.pop("extra", {})
     for name, settings in extra.items():
+        if name in sections:
+            raise UserError(f"--extra is of methods from outside: say --{name}.SETTING instead")
         check_settings(name, settings)
     options = {name: dict(sections[name]) for name in METHODS if name in sections}
     options.get("gacd", {}).pop("anchors", None)  # the bank's

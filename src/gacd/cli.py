@@ -24,6 +24,9 @@ COMMANDS = {
     "report": "draw report.html of a run folder anew",
 }
 
+_OF_PATHS = (
+    errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG,
+)  # fmt: skip
 _WORDS = {
     "compare": "A B ",
     "report": "[FOLDER] ",
@@ -75,6 +78,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at exit
         return 141
     except OSError as error:
+        if error.errno in _OF_PATHS:
+            print(f"gacd: {error.filename}: {error.strerror}", file=sys.stderr)
+            return 2
         if error.errno != errno.ENOSPC:
             raise
         print(

@@ -4,7 +4,7 @@ Recipes and flags fill them in. Nothing here imports torch, so `gacd --help` is 
 """
 
 import math
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,6 +17,7 @@ from gacd.sections import (
     KD,
     MART,
     RSLAD,
+    SMALLEST,
     TRADES,
     AdaAD,
     Attack,
@@ -43,6 +44,7 @@ __all__ = [
     "KD",
     "MART",
     "RSLAD",
+    "SMALLEST",
     "TRADES",
     "AdaAD",
     "Attack",
@@ -144,9 +146,7 @@ class Teacher:
     def __post_init__(self) -> None:
         check_normalisation(self.mean, self.std)
         if self.mean is not None and self.checkpoint is None:
-            raise ValueError(
-                "mean and std are a checkpoint's: give teacher.checkpoint, too"
-            )
+            raise ValueError("mean and std are a checkpoint's: give teacher.checkpoint, too")
 
 
 @dataclass(kw_only=True)
@@ -362,6 +362,11 @@ class Study:
         for other in (self.second_data or {}, *self.transfer_to):
             if odd := other.keys() - known:
                 raise ValueError(f"'{min(odd)}' is no setting of data: {', '.join(sorted(known))}")
+            replace(self.data, **other)  # refuses what is impossible
+        for pair in (self.main_pair, *self.table1_pairs, *self.table2_pairs):
+            if len(pair) != 2:
+                raise ValueError(f"a pair is a teacher and a student, not {pair}")
+        positive(**{f"epochs.{name}": count for name, count in self.epochs.items()})
 
 
 @dataclass(kw_only=True)

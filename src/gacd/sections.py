@@ -12,6 +12,8 @@ from typing import Literal
 Budget = float | str
 """A number, or a fraction such as `8/255`."""
 Reweight = Literal["none", "teacher", "normalised"]
+SMALLEST = 8
+"""Side of an image, in pixels."""
 LinearSelect = Literal["both", "natural"]
 Setting = bool | int | float | str
 """Of a method that this package does not know."""
@@ -95,8 +97,10 @@ class Data:
     def __post_init__(self) -> None:
         if not 0 < self.val_fraction < 1:
             raise ValueError(f"val_fraction is {self.val_fraction}, but must be between 0 and 1")
-        if self.size is not None and self.size < 8:
-            raise ValueError(f"size is {self.size}, but networks need at least 8 pixels a side")
+        if self.size is not None and self.size < SMALLEST:
+            raise ValueError(
+                f"size is {self.size}, but networks need at least {SMALLEST} pixels a side"
+            )
         if self.pad < 0:
             raise ValueError(f"pad is {self.pad}, but must be 0 or more")
         if self.workers < 0:
@@ -395,5 +399,9 @@ class GACD(Reweighted):
         positive(temperature=self.temperature, negatives=self.negatives, dim=self.dim)
         if self.balanced and self.estimator != "sampled":
             raise ValueError(f"balanced draws anchors, but estimator {self.estimator} draws none")
+        if self.estimator == "memory" and self.normaliser == "exact":
+            raise ValueError(
+                "estimator memory needs a constant normaliser: say normaliser first-batch"
+            )
         if self.refresh < 2:
             raise ValueError(f"refresh is {self.refresh}, but must be at least 2 (1 is live)")

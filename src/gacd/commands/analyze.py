@@ -61,8 +61,8 @@ def analyze(cfg: c.Analyze, *, goal: Goal = "report") -> None:
     if record["correlations"]:
         console.print(likeness_table(record))
     console.print(geometry_table(record))
-    console.print(f"record: {cfg.out / RECORD}")
-    console.print(f"report: {cfg.out / 'report.html'}")
+    print(f"record: {cfg.out / RECORD}")
+    print(f"report: {cfg.out / 'report.html'}")
 
 
 def _named(text: str) -> tuple[str, Path]:

@@ -217,8 +217,8 @@ class Run:
         write_run_report(self.cfg.out, title, order=order)
         console = Console()
         console.print(comparison_table(results, caption=title))
-        console.print(f"results: {self.cfg.out / 'results.json'}")
-        console.print(f"report:  {self.cfg.out / 'report.html'}")
+        print(f"results: {self.cfg.out / 'results.json'}")
+        print(f"report:  {self.cfg.out / 'report.html'}")
 
 
 def refuse_teacher(method: str, training: c.Training) -> None:

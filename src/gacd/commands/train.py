@@ -9,6 +9,8 @@ from gacd.commands.rows import (
     Spent,
 )
 from gacd.commands.run import Run, refuse_teacher
+from gacd.errors import UserError
+from gacd.models.checkpoints import names_itself
 
 
 def train(cfg: c.Train, *, goal: Goal = "report") -> None:
@@ -27,6 +29,8 @@ def finetune(cfg: c.Finetune, *, goal: Goal = "report") -> None:
     run = Run(cfg, goal)
     model, name = run.load(cfg.checkpoint, build.Given(cfg.model, cfg.mean, cfg.std))
     if cfg.source is not None:
+        if not names_itself(cfg.source):
+            raise UserError(f"{cfg.source}: the source must be a .safetensors of this package")
         source, source_name = run.load(cfg.source, build.Given())
         run.keep(cfg.out / SOURCE, source, source_name, cfg.source.stem)
     method = "finetuned"

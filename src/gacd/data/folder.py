@@ -140,6 +140,17 @@ def fitted(image: Image.Image, size: int) -> np.ndarray[Any, np.dtype[np.uint8]]
     return array[None] if array.ndim == 2 else array.transpose(2, 0, 1)
 
 
+def plain(image: Image.Image, path: object) -> Image.Image:
+    """A decoded image as grey (L) or RGB; one of more than 8 bits a channel is refused."""
+    if image.mode in _DEEP:
+        raise UserError(f"{path}: {image.mode} pixels; save it with 8 bits a channel")
+    if image.mode in ("1", "L"):
+        return image.convert("L")
+    if "transparency" in image.info:
+        return image.convert("RGBA").convert("RGB")
+    return image.convert("RGB")
+
+
 def open_image(file: Path | BytesIO, path: object = None) -> Image.Image:
     """A decoded image, grey (L) or RGB; alpha is dropped. `path` names it, where a file does not.
 
@@ -148,13 +159,7 @@ def open_image(file: Path | BytesIO, path: object = None) -> Image.Image:
     path = path or file
     try:
         with Image.open(file) as image:
-            if image.mode in _DEEP:
-                raise UserError(f"{path}: {image.mode} pixels; save it with 8 bits a channel")
-            if image.mode in ("1", "L"):
-                return image.convert("L")
-            if "transparency" in image.info:
-                return image.convert("RGBA").convert("RGB")
-            return image.convert("RGB")
+            return plain(image, path)
     except (OSError, EOFError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise UserError(
             f"{path}: cannot be read as an image ({error}); replace the file or remove it"

@@ -51,6 +51,8 @@ def load_splits(
     if size is not None and size < 1:
         raise UserError(f"size must be at least one pixel, got {size}")
     everything, test = _read(name, root, size, stream, workers)
+    if min(int(part.labels.min()) for part in (everything, test)) < 0:
+        raise UserError(f"{root}: a label is negative (of an unlabelled image?); leave those out")
     if classes is not None:
         everything, test = (only_classes(part, classes) for part in (everything, test))
     in_val = stratified(everything.labels, round(len(everything) * val_fraction), seed=seed)

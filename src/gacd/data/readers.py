@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from gacd.data.folder import SUFFIXES, find_images, open_image
+from gacd.data.folder import SUFFIXES, find_images, open_image, plain
 from gacd.data.streamed import Reader, StreamedDataset
 from gacd.errors import UserError
 from gacd.storage import fingerprint
@@ -175,7 +175,7 @@ class TableReader:
             found: Image.Image = self.table[row][self.column]
         except (OSError, SyntaxError, ValueError) as error:
             raise UserError(f"image {row} of the data set cannot be read ({error})") from None
-        return found if found.mode in ("L", "RGB") else found.convert("RGB")
+        return plain(found, f"image {row} of the data set")
 
     def fingerprint(self) -> str:
         """The library's own."""

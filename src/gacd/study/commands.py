@@ -44,13 +44,14 @@ def _run(cfg: c.Study) -> None:
 
 def _status(cfg: c.Study) -> None:
     from rich.console import Console
+    from rich.markup import escape
 
     console, found = Console(), status(cfg)
-    console.print(table(found, f"{cfg.out}, scale {cfg.scale}, seeds {cfg.seeds}"))
+    console.print(table(found, f"{escape(str(cfg.out))}, scale {cfg.scale}, seeds {cfg.seeds}"))
     for key, reason in found.reasons.items():
-        console.print(f"failed {key}: {reason}", highlight=False)
+        print(f"failed {key}: {reason}")
     if found.hours:
-        console.print(f"about {found.hours:.1f} h of one worker left", highlight=False)
+        print(f"about {found.hours:.1f} h of one worker left")
 
 
 def _report(cfg: c.Study) -> None:

@@ -1,5 +1,6 @@
 """Doing the cells of a study: each once, whoever and however many are at it."""
 
+import contextlib
 import signal
 import subprocess
 import sys
@@ -140,7 +141,7 @@ def run(cfg: c.Study) -> None:
         write_bytes(cfg.out / ".gitignore", _KEPT_OUT_OF_GIT.encode())
     started = time.time()
     others = [
-        get_context("spawn").Process(target=_work, args=(cfg, started))
+        get_context("spawn").Process(target=_work_too, args=(cfg, started))
         for _ in range(cfg.workers - 1)
     ]
     for other in others:
@@ -190,6 +191,12 @@ def _work(cfg: c.Study, started: float) -> None:
             break
         else:
             time.sleep(_POLL)
+
+
+def _work_too(cfg: c.Study, started: float) -> None:
+    """Work beside the process that the user started; that one tells of an interrupt."""
+    with contextlib.suppress(KeyboardInterrupt):
+        _work(cfg, started)
 
 
 def _ready(folder: Folder, left: Sequence[Task]) -> Iterator[Task]:

@@ -262,12 +262,14 @@ def test_lists_are_written_either_way(flags: list[str]) -> None:
 
 def test_every_list_may_be_written_with_spaces() -> None:
     cfg = cli.parse("train", ["--evaluation.eps_curve", "0.1", "2/255", "--data.classes", "1", "2"])
-    assert (cfg.evaluation.eps_curve, cfg.data.classes) == ([0.1, "2/255"], [1, 2])
+    assert (cfg.evaluation.eps_curve, cfg.data.classes) == ([0.1, "2/255"], ["1", "2"])
     cfg = cli.parse("evaluate", ["--mean", "0.5", "0.4", "--std", "1", "2"])
     assert (cfg.mean, cfg.std) == ([0.5, 0.4], [1.0, 2.0])
     pairs = [["a", "b"], ["c", "d"]]
     assert cli.parse("study", ["run", "--table1_pairs", "[[a, b], [c, d]]"]).table1_pairs == pairs
     assert cli.parse("train", ["--data.classes", "null"]).data.classes is None
+    for names in (["01", "010"], ["yes", "no"], ["1e3", "2.50"]):  # YAML would read others
+        assert cli.parse("train", ["--data.classes", *names]).data.classes == names
 
 
 def test_words_and_flags_in_the_order_that_people_write_them() -> None:

@@ -4,6 +4,7 @@ Nothing here imports torch, so that help and refusals are quick.
 """
 
 import difflib
+import json
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -138,7 +139,10 @@ def _listed(words: Sequence[str], settings: Mapping[str, Any]) -> list[str]:
             values.append(rest.pop(0))
         text = " ".join(values)
         if not text.startswith(("[", "null")):
-            text = f"[{', '.join(value.removesuffix(',') for value in values)}]"
+            items = [item for value in values for item in value.split(",") if item]
+            if list[str | int] in kinds[names[name]]:  # names of classes, such as 01, 1e3 or yes
+                items = [json.dumps(item, ensure_ascii=False) for item in items]
+            text = f"[{', '.join(items)}]"
         result += [names[name], text]
     return result
 

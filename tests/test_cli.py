@@ -133,7 +133,7 @@ def test_version_and_help_of_commands(capsys: pytest.CaptureFixture[str]) -> Non
         ("train --tarining.lr 1", "unknown setting 'tarining.lr': did you mean 'training.lr'?"),
         ("train --tarining.lr=1", "unknown setting 'tarining.lr': did you mean 'training.lr'?"),
         ("train --training.schedule cosin", "schedule 'cosin': did you mean 'cosine'?"),
-        ("train stray", "'stray' stands where a setting was expected: write --stray VALUE"),
+        ("train stray", "'stray' stands where a setting was expected: --NAME VALUE"),
         ("train --threat.eps 8", r"eps is 8\.0, .* write 8/255"),
         ("train --threat.eps 8/0", "'8/0' is no number: write it like 0.03 or 8/255"),
         ("train --threat.eps eight", "'eight' is no number"),

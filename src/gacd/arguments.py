@@ -203,7 +203,7 @@ def explained(text: str, settings: Iterable[str]) -> str:
         parts = [part for part in found.groups() if part]
         name = ".".join(parts).removeprefix("--").partition("=")[0]
         if found["flag"] and not found["flag"].startswith("-"):
-            return f"'{name}' stands where a setting was expected: write --{name} VALUE; see --help"
+            return f"'{name}' stands where a setting was expected: --NAME VALUE; see --help"
         near = difflib.get_close_matches(name, settings, n=1)
         hint = f"did you mean '{near[0]}'? " if near else ""
         return f"unknown setting '{name}': {hint}--help lists them all"

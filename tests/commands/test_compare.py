@@ -104,7 +104,7 @@ def test_other_images_other_attacks_and_no_model_are_refused(
     assert "natural" in compared(capsys, a, budget, "--attack", "natural")
     assert "did you mean 'pgd20'" in refusal(capsys, a, b, "--attack", "pgd2")
     assert "which two models" in refusal(capsys, a)
-    assert "unknown setting" in refusal(capsys, a, b, "c")
+    assert "stands where a setting was expected" in refusal(capsys, a, b, "c")
     assert "no such file" in refusal(capsys, a, tmp_path / "nowhere")
     (tmp_path / "empty").mkdir()
     assert "no evaluated model in this folder" in refusal(capsys, a, tmp_path / "empty")

@@ -30,7 +30,6 @@ from gacd.sections import (
     Setting,
     Threat,
     Training,
-    check_normalisation,
     fraction,
     positive,
 )
@@ -72,6 +71,22 @@ class Run:
     fabric: Fabric = field(default_factory=Fabric)
 
 
+@dataclass(kw_only=True)
+class Normalised:
+    """The input that weights from elsewhere were trained on."""
+
+    mean: list[float] | None = None
+    """Of each channel of images in [0, 1], if a public .pt was trained on normalised ones."""
+    std: list[float] | None = None
+    """Of each channel, too."""
+
+    def __post_init__(self) -> None:
+        if (self.mean is None) != (self.std is None) or len(self.mean or []) != len(self.std or []):
+            raise ValueError("mean and std go together, a number for each channel")
+        for value in self.std or []:
+            positive(std=value)
+
+
 def _without_source(evaluation: Evaluation) -> None:
     if "transfer" in evaluation.attacks:
         raise ValueError(
@@ -99,17 +114,13 @@ class Train(Run):
 
 
 @dataclass(kw_only=True)
-class Finetune(Run):
+class Finetune(Normalised, Run):
     """Fine-tune a model that this package saved, or a public checkpoint, adversarially."""
 
     out: Path = Path("runs/finetune")
     checkpoint: Path | None = None
     """A .safetensors of this package, or a public .pt (then say --model)."""
     model: str | None = None
-    mean: list[float] | None = None
-    """Of each channel of images in [0, 1], if a public .pt was trained on normalised ones."""
-    std: list[float] | None = None
-    """Of each channel, too."""
     source: Path | None = None
     """Another .safetensors of the same data, on which 'transfer', and the diagnosis of masked
     gradients, make their images."""
@@ -122,13 +133,13 @@ class Finetune(Run):
     """Settings of methods registered from outside, by name: --extra.mine '{beta: 2}'."""
 
     def __post_init__(self) -> None:
-        check_normalisation(self.mean, self.std)
+        super().__post_init__()
         if self.source is None:
             _without_source(self.evaluation)
 
 
 @dataclass(kw_only=True)
-class Teacher:
+class Teacher(Normalised):
     """The robust teacher: a checkpoint, or a network to train first."""
 
     model: str = "digits-cnn-32"
@@ -136,15 +147,11 @@ class Teacher:
     method: str = "pgd-at"
     """pgd-at, trades, mart or natural."""
     training: Training = field(default_factory=Training)
-    mean: list[float] | None = None
-    """Of each channel of images in [0, 1], if a public .pt was trained on normalised ones."""
-    std: list[float] | None = None
-    """Of each channel, too."""
     evaluate: bool = True
     """Attack it too, as a row of the table."""
 
     def __post_init__(self) -> None:
-        check_normalisation(self.mean, self.std)
+        super().__post_init__()
         if self.mean is not None and self.checkpoint is None:
             raise ValueError("mean and std are a checkpoint's: give teacher.checkpoint, too")
 
@@ -197,24 +204,20 @@ class Distill(Run):
 
 
 @dataclass(kw_only=True)
-class Evaluate(Run):
+class Evaluate(Normalised, Run):
     """Attack a saved model, or a public checkpoint."""
 
     out: Path = Path("runs/evaluate")
     checkpoint: Path | None = None
     """A .safetensors of this package, or a public .pt (then say --model)."""
     model: str | None = None
-    mean: list[float] | None = None
-    """Of each channel of images in [0, 1], if a public .pt was trained on normalised ones."""
-    std: list[float] | None = None
-    """Of each channel, too."""
     source: Path | None = None
     """Another model of the same data, on which 'transfer' makes its images."""
     source_model: str | None = None
     """Its network, where the file is a public .pt."""
 
     def __post_init__(self) -> None:
-        check_normalisation(self.mean, self.std)
+        super().__post_init__()
         if self.source is None:
             _without_source(self.evaluation)
 
@@ -233,7 +236,7 @@ class Compare:
 
 
 @dataclass(kw_only=True)
-class Transfer(Run):
+class Transfer(Normalised, Run):
     """A frozen model with a new linear layer for other data, attacked as a whole."""
 
     out: Path = Path("runs/transfer")
@@ -242,17 +245,13 @@ class Transfer(Run):
     model: str | None = None
     num_classes: int | None = None
     """How many classes a public .pt was trained on."""
-    mean: list[float] | None = None
-    """Of each channel of images in [0, 1], if a public .pt was trained on normalised ones."""
-    std: list[float] | None = None
-    """Of each channel, too."""
     linear_select: LinearSelect = "both"
     """What chooses the strength of a linear layer on frozen features, on validation images: the
     mean of clean and PGD-10 accuracy (both), or clean accuracy, as linear evaluation usually is."""
     evaluation: Evaluation = field(default_factory=lambda: Evaluation(attacks=["natural", "pgd7"]))
 
     def __post_init__(self) -> None:
-        check_normalisation(self.mean, self.std)
+        super().__post_init__()
         _without_source(self.evaluation)
 
 

@@ -37,14 +37,6 @@ def positive(**values: int | float) -> None:
             raise ValueError(f"{name} is {value}, but must be above 0")
 
 
-def check_normalisation(mean: list[float] | None, std: list[float] | None) -> None:
-    """Refuse one without the other, of different lengths, or a deviation that is not above 0."""
-    if (mean is None) != (std is None) or len(mean or []) != len(std or []):
-        raise ValueError("mean and std go together, a number for each channel")
-    for value in std or []:
-        positive(std=value)
-
-
 def _not_negative(**values: int | float) -> None:
     for name, value in values.items():
         if not 0 <= value < math.inf:

@@ -62,12 +62,13 @@ def table(rows: list[dict[str, Any]]) -> str:
     for row in rows:
         groups.setdefault((row["method"], row["C"]), []).append(row)
     for (method, strength), group in groups.items():
-        cells = " | ".join(_cell(group, key) if key in group[0] else "" for key in keys)
+        cells = " | ".join(cell(group, key) if key in group[0] else "" for key in keys)
         lines.append(f"| {method} | {len(group)} | {strength:g} | {cells} |")
     return "\n".join(lines)
 
 
-def _cell(group: list[dict[str, Any]], key: str) -> str:
+def cell(group: list[dict[str, Any]], key: str) -> str:
+    """The mean over seeds of what is in %, with its interval over seeds and test images."""
     shares = [row[key] / 100 for row in group]
     mean = fmean(shares)
     parts = [over_unpaired_images(mean, group[0]["n"][key]), over_seeds(shares)]

@@ -1,6 +1,6 @@
 """What the normaliser Z does to a student: every choice of it, and InfoNCE, trained on the digits.
 
-    python benchmarks/normalisers.py --out FILE [--runs DIR] [--seeds 0 1 2 3 4] [FLAGS of distill...]
+    python benchmarks/normalisers.py --out FILE [--runs DIR] [--seeds 0 1 2 ...] [DISTILL FLAGS...]
 
 The recipe quickstart's teacher and its GACD student, without fine-tuning; nothing but the loss
 differs between the rows of a seed. Two rows are no setting of the package, and made here: the

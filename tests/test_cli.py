@@ -333,13 +333,58 @@ def test_a_teacher_of_other_classes_or_channels(
     for name, shape in (("classes", (7, 1)), ("channels", (10, 3))):
         model = create_model("digits-cnn-2", num_classes=shape[0], channels=shape[1], seed=0)
         save_model(tmp_path / f"{name}.safetensors", model, {"architecture": "digits-cnn-2"})
-    said = refusal(capsys, "distill", "--teacher.checkpoint", "classes.safetensors", *TINY)
+    kd = ["distill", "--methods", "kd", *STAGE, *TINY]
+    said = refusal(capsys, *kd, "--teacher.checkpoint", "classes.safetensors")
     assert re.search("7 classes and 1 channels, but the data has 10 and 1", said)
-    said = refusal(capsys, "distill", "--teacher.checkpoint", "channels.safetensors", *TINY)
+    said = refusal(capsys, *kd, "--teacher.checkpoint", "channels.safetensors")
     assert re.search("10 classes and 3 channels, but the data has 10 and 1", said)
     torch.save(model.state_dict(), tmp_path / "channels.pt")
     teacher = ["--teacher.checkpoint", "channels.pt", "--teacher.model", "digits-cnn-2"]
-    assert "3 channels, not 1" in refusal(capsys, "distill", *teacher, *TINY)
+    assert "3 channels, not 1" in refusal(capsys, *kd, *teacher)
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--methods", "kd", "--training.batch_size", "500"], "a batch of 500 images is more than"),
+        (["--methods", "gacd", "--distillation.batch_size", "500"], "a batch of 500 images"),
+        (["--methods", "kd+aft", "--finetune.batch_size", "500"], "a batch of 500 images"),
+        (
+            ["--methods", "gacd", "--gacd.teacher_projection", "pca", "--gacd.dim", "9"],
+            "a projection to 9 principal components needs features at least as wide, not 8",
+        ),
+    ],
+)
+def test_what_would_fail_after_the_teacher_is_refused_before_it(
+    capsys: pytest.CaptureFixture[str], flags: list[str], said: str
+) -> None:
+    stages = [f"--{stage}.batch_size=32" for stage in ("training", "distillation", "finetune")]
+    distil = ["distill", "--teacher.model", "digits-cnn-2", "--out", "mine", *stages, *TINY]
+    assert said in refusal(capsys, *distil, *flags)
+    assert [path.name for path in Path("mine").iterdir() if path.is_dir()] == []
+
+
+def test_a_teacher_is_kept_when_its_student_must_be_made_otherwise(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    teacher = ["--teacher.model", "digits-cnn-2", "--teacher.evaluate", "false", *STAGE, *TINY]
+    teacher += ["--teacher.training.epochs", "1", "--teacher.training.attack.steps", "1"]
+    teacher += ["--teacher.training.batch_size", "32", "--student", "digits-cnn-2"]
+    kd = ["distill", "--methods", "kd", *teacher]
+    assert "lower" in refusal(capsys, *kd, "--training.lr", "1e38", "--out", "mine")
+    said = refusal(capsys, *kd, "--training.lr", "0.1", "--out", "mine")
+    assert "choose another --out (--teacher.checkpoint mine/teacher/model.safetensors)" in said
+    again = ["--teacher.checkpoint", "mine/teacher/model.safetensors", "--out", "other"]
+    assert cli.main([*kd, "--training.lr", "0.1", *again]) == 0
+    assert "--teacher.checkpoint" not in refusal(capsys, *kd, "--seed", "1", "--out", "mine")
+
+
+def test_paths_may_begin_at_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "mine.yaml").write_text("data: {root: ~/pets}")
+    cfg = cli.parse("distill", ["--config=~/mine.yaml", "--out=~/runs", "--bank=~nobody-here/b"])
+    assert (cfg.out, cfg.data.root) == (tmp_path / "runs", tmp_path / "pets")
+    assert cfg.bank == Path("~nobody-here/b")
 
 
 def test_a_loss_that_explodes(capsys: pytest.CaptureFixture[str]) -> None:

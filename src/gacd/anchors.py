@@ -233,6 +233,15 @@ def true_class_probability(logits_BK: Float[Tensor, "B K"], labels_B: Labels) ->
     return logits_BK.float().softmax(1).gather(1, labels_B[:, None])[:, 0]
 
 
+def check_width(width: int, features: int) -> None:
+    """Refuse more principal components than there are features."""
+    if not 1 <= width <= features:
+        raise UserError(
+            f"a projection to {width} principal components needs features at least as wide, "
+            f"not {features}"
+        )
+
+
 def principal_projection(
     features_MD: Float[Tensor, "M D"], width: int
 ) -> tuple[Float[Tensor, "E D"], Float[Tensor, " E"]]:
@@ -240,11 +249,7 @@ def principal_projection(
 
     features W' + b = (features - mean) V, V the `width` leading eigenvectors of the covariance.
     """
-    if not 1 <= width <= features_MD.shape[1]:
-        raise UserError(
-            f"a projection to {width} principal components needs features at least as wide, "
-            f"not {features_MD.shape[1]}"
-        )
+    check_width(width, features_MD.shape[1])
     wide_D = features_MD.new_zeros(features_MD.shape[1], dtype=torch.float64)
     total, second = wide_D, wide_D.new_zeros(len(wide_D), len(wide_D))
     for start in range(0, len(features_MD), 8192):

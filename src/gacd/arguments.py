@@ -7,6 +7,7 @@ import difflib
 import json
 import os
 import re
+from argparse import Namespace
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import is_dataclass
 from importlib.resources import files
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
 from gacd.errors import UserError, unknown
+from gacd.storage import from_home
 
 DISTILLING = ("distill", "quickstart", "speedrun")
 """The commands that the package's recipes are of."""
@@ -78,7 +80,7 @@ def _recipes_first(command: str, words: Sequence[str], settings: Mapping[str, An
 
 
 def _recipe(command: str, name: str, settings: Mapping[str, Any]) -> Path:
-    path, plain = Path(name), name.removesuffix(".yaml")
+    path, plain = from_home(Path(name)), name.removesuffix(".yaml")
     if os.sep not in name and not path.exists():
         if plain not in recipes() and (plain != name or command not in DISTILLING):
             raise UserError(f"{path}: no such file")
@@ -179,6 +181,16 @@ def _scaled(words: Sequence[str]) -> list[str]:
     recipe = files("gacd") / "study" / "scales" / f"{scale}.yaml"
     known = recipe.is_file()  # the parser refuses another
     return [*(["--config", str(recipe)] if known else []), *flags, *rest]
+
+
+def paths_from_home(value: Any) -> Any:
+    """Settings with every `~` of a path as the folder that it means: shells leave `--out=~/x`."""
+    if isinstance(value, Path):
+        return from_home(value)
+    if is_dataclass(value) or isinstance(value, Namespace):
+        for name, item in vars(value).items():
+            setattr(value, name, paths_from_home(item))
+    return value
 
 
 _UNKNOWN_SETTING = re.compile(

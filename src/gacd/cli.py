@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from gacd import __version__
-from gacd.arguments import DISTILLING, explained, one_line, prepared, recipes
+from gacd.arguments import DISTILLING, explained, one_line, paths_from_home, prepared, recipes
 from gacd.errors import UserError, unknown
 
 COMMANDS = {
@@ -164,7 +164,7 @@ def parse(command: str, arguments: list[str]) -> Any:
     words = prepared(command, configs[command], arguments)
     try:
         namespace = parser.parse_args(words)
-        made = parser.instantiate(namespace)
+        made = paths_from_home(parser.instantiate(namespace))
     except SystemExit as stop:  # --help, --print_config
         if stop.code:
             raise UserError("unreadable arguments") from None

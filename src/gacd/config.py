@@ -125,7 +125,7 @@ class Finetune(Normalised, Run):
     """Another .safetensors of the same data, on which 'transfer', and the diagnosis of masked
     gradients, make their images."""
     method: str = "pgd-at"
-    """pgd-at, trades or mart."""
+    """pgd-at, trades, mart or natural."""
     training: Training = field(default_factory=lambda: Training(epochs=5, lr=0.01))
     trades: TRADES = field(default_factory=TRADES)
     mart: MART = field(default_factory=MART)
@@ -287,6 +287,8 @@ class Analyze:
 
     def __post_init__(self) -> None:
         positive(steps=self.steps, perplexity=self.perplexity, batch_size=self.batch_size)
+        if self.seed < 0:
+            raise ValueError(f"seed is {self.seed}, but must be 0 or more")
         if self.images < 2:
             raise ValueError(f"images is {self.images}, but must be at least 2")
         if self.step_size is not None:

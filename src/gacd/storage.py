@@ -17,6 +17,14 @@ from gacd.errors import UserError
 _META = "gacd"
 
 
+def from_home(path: Path) -> Path:
+    """A path with `~` as the folder that it means; as it is where it means none."""
+    try:
+        return path.expanduser()
+    except RuntimeError:
+        return path
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write `value` as indented JSON, atomically."""
     text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"

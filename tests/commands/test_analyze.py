@@ -70,6 +70,7 @@ def test_the_record_holds_what_the_models_say(saved: Path, analyzed: Path) -> No
     assert record["pair"] == {"target": "3", "source": "8", "n_target": 4, "n_source": 4}
     sizes = {group: len(p) for group, p in record["embedding"]["points"]["ard"].items()}
     assert sizes == {"3": 4, "8": 4, "8, attacked": 4}
+    assert record["embedding"]["perplexity"] == pytest.approx(11 / 3)  # 30 is too much for 12
     assert record["attack"]["step_size"] == pytest.approx(0.025)
     assert str(saved) not in (analyzed / "analysis.json").read_text()
     page = (analyzed / "report.html").read_text()
@@ -88,6 +89,8 @@ def test_images_made_on_the_teacher_and_one_embedding(saved: Path, tmp_path: Pat
     assert record["correlations"]["twin"]["attacked"]["mean"] == 0
     assert record["cka"]["twin"]["attacked"] == pytest.approx(1)
     assert record["embedding"]["kind"] == "joint"
+    count = 2 * sum(map(len, record["embedding"]["points"]["twin"].values()))
+    assert record["embedding"]["perplexity"] == pytest.approx(min(30, (count - 1) / 3))
 
 
 @pytest.mark.parametrize(
@@ -97,6 +100,7 @@ def test_images_made_on_the_teacher_and_one_embedding(saved: Path, tmp_path: Pat
         (["--classes", "3", "nine"], "unknown class of digits 'nine'"),
         (["--classes", "3"], "two different"),
         (["--embedding", "joint"], "one width"),
+        (["--seed", "-1"], "seed is -1, but must be 0 or more"),
     ],
 )
 def test_refusals_of_analyze(

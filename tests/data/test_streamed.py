@@ -191,6 +191,39 @@ def test_grey_stays_grey(tmp_path: Path) -> None:
     assert_same(list(iterate(found, **ORDER)), list(iterate(expected, **ORDER)))
 
 
+def test_grey_of_more_than_eight_bits_is_scaled_or_refused_and_never_clipped(
+    tmp_path: Path,
+) -> None:
+    datasets = pytest.importorskip("datasets")
+    deep = Image.fromarray(np.full((9, 12), 4096, dtype=np.uint16))
+    features = datasets.Features(
+        {"picture": datasets.Image(), "kind": datasets.ClassLabel(names=list(CLASSES))}
+    )
+    rows = {"picture": [deep] * 33, "kind": [label for label in range(3) for _ in range(11)]}
+    part = datasets.Dataset.from_dict(rows, features=features)
+    datasets.DatasetDict({"train": part, "test": part}).save_to_disk(str(tmp_path))
+    with pytest.raises(UserError, match=r"image 0 of the data set: .*bits"):
+        load_splits("huggingface", root=tmp_path, **SETTINGS)
+
+
+@pytest.mark.parametrize(
+    ("label", "said"),
+    [
+        (-1, "a label is negative"),
+        (4, r"class '3' has no training image: .* --data.classes, such as 0 1 2 4$"),
+    ],
+)
+def test_labels_that_no_class_has(tmp_path: Path, label: int, said: str) -> None:
+    for part in COUNTS:
+        (tmp_path / part).mkdir()
+        with tarfile.open(tmp_path / part / "0.tar", "w") as archive:
+            for number, other in enumerate([*(label for label, _ in samples(part)), label]):
+                add(archive, f"{number}.cls", str(other).encode())
+                add(archive, f"{number}.png", png(picture(part, 0, number)))
+    with pytest.raises(UserError, match=said):
+        load_splits("webdataset", root=tmp_path, **SETTINGS)
+
+
 def test_bad_input_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="'digits' cannot be streamed, only folder, webdataset"):
         load_splits("digits", stream=True, **SETTINGS)

@@ -65,6 +65,7 @@ def test_json_holds_no_path_and_no_host(record: dict) -> None:
         (PurePosixPath("data/cifar"), "cifar"),
         ("https://example.org/a/b", "https://example.org/a/b"),
         ("eps 8/255", "eps 8/255"),
+        ("c:d, e/f", "c:d, e/f"),
         ("runs/tiny", "runs/tiny"),
         ({"a": ["/x/y", 1, None, True]}, {"a": ["y", 1, None, True]}),
     ],

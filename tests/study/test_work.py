@@ -200,6 +200,30 @@ def test_status_of_nothing_makes_nothing(recipe: Path, tmp_path: Path) -> None:
     assert not out.exists()
 
 
+def test_status_only_looks(finished: tuple[Path, Path, str], tmp_path: Path) -> None:
+    """Also where cells are left to do: who looks may not be allowed to write."""
+    out, recipe, _ = finished
+    copy = tmp_path / "copy"
+    shutil.copytree(out, copy)
+    for lock in copy.glob("cells/*.lock"):
+        lock.unlink()
+    before = sorted(copy.rglob("*"))
+    assert status(configured(recipe, copy, "rivals", "--seeds", "0", "1")).counts["rivals"] == {
+        "done": 3, "running": 0, "failed": 0, "waiting": 3,
+    }  # fmt: skip
+    assert sorted(copy.rglob("*")) == before
+
+
+def test_a_report_of_cells_that_nobody_ran_is_refused(
+    finished: tuple[Path, Path, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, recipe, _ = finished
+    asked = arguments(recipe, out, "rivals", "--seeds", "7")
+    assert cli.main(["study", "report", *asked[2:]]) == 2
+    assert "has no finished cell of this study" in capsys.readouterr().err
+    assert not (out / "report.html").exists()
+
+
 def test_cells_run_under_other_defaults_are_refused(
     finished: tuple[Path, Path, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -222,6 +246,7 @@ def test_cells_run_under_other_defaults_are_refused(
         (["run", "--scale", "huge"], "unknown scale 'huge'"),
         (["run", "--seeds", "[]"], "seeds is empty"),
         (["run", "--transfer_to", "[{rooot: x}]"], "'rooot' is no setting of data"),
+        (["list", "--epochs.rslda", "3"], "unknown method 'rslda': did you mean 'rslad'?"),
     ],
 )
 def test_refusals(

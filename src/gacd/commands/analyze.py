@@ -26,11 +26,12 @@ from gacd.evaluation.structure import (
     linear_cka,
     outputs,
     perturbed,
+    usable_perplexity,
 )
 from gacd.models.base import Backbone
 from gacd.report.analysis import RECORD, geometry_table, likeness_table, write_analysis_report
 from gacd.shapes import Images
-from gacd.storage import load_meta, write_json
+from gacd.storage import from_home, load_meta, write_json
 
 
 def analyze(cfg: c.Analyze, *, goal: Goal = "report") -> None:
@@ -69,7 +70,7 @@ def _named(text: str) -> tuple[str, Path]:
     name, equals, path = text.partition("=")
     if not (name and equals and path):
         raise UserError(f"students are given as NAME=FILE, not '{text}'")
-    return name, Path(path)
+    return name, from_home(Path(path))
 
 
 def _finished(path: Path, data: ArrayDataset) -> tuple[Backbone, dict[str, str]]:
@@ -103,9 +104,12 @@ def _structure(
         groups = _groups(model, test, (target, source), cfg.images, attack)
         shapes[name] = geometry(*groups.values())
         features[name] = groups
+    joint = cfg.embedding == "joint"
+    rows = {name: np.concatenate(list(groups.values())) for name, groups in features.items()}
+    together = sum(map(len, rows.values())) if joint else len(rows[TEACHER])
     points = embed(
-        {name: np.concatenate(list(groups.values())) for name, groups in features.items()},
-        joint=cfg.embedding == "joint",
+        rows,
+        joint=joint,
         perplexity=cfg.perplexity,
         seed=cfg.seed,
     )
@@ -139,7 +143,7 @@ def _structure(
         "geometry": {name: asdict(shape) for name, shape in shapes.items()},
         "embedding": {
             "kind": cfg.embedding,
-            "perplexity": cfg.perplexity,
+            "perplexity": usable_perplexity(cfg.perplexity, together),
             "points": {name: _by_group(rows, sizes) for name, rows in points.items()},
         },
         "config": asdict(cfg),

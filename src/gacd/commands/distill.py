@@ -8,7 +8,7 @@ import torch
 
 from gacd import build
 from gacd import config as c
-from gacd.anchors import AnchorBank, Fingerprint
+from gacd.anchors import AnchorBank, Fingerprint, check_width
 from gacd.commands.identity import Goal
 from gacd.commands.rows import (
     MODEL,
@@ -17,7 +17,7 @@ from gacd.commands.rows import (
     Spent,
 )
 from gacd.commands.run import Run, check_attack, refuse_teacher
-from gacd.data.batches import iterate
+from gacd.data.batches import iterate, steps_per_epoch
 from gacd.errors import UserError
 from gacd.evaluation.batches import model_fingerprint
 from gacd.linear import fit_head
@@ -27,6 +27,7 @@ from gacd.methods.registry import Named, parse_method
 from gacd.models.base import Backbone
 from gacd.models.checkpoints import load_weights, names_itself
 from gacd.storage import read_json, write_json
+from gacd.training.ranks import per_rank
 
 
 def distill(cfg: c.Distill, title: str = "", *, goal: Goal = "report") -> None:
@@ -40,7 +41,7 @@ def distill(cfg: c.Distill, title: str = "", *, goal: Goal = "report") -> None:
             )
     refuse_teacher(cfg.teacher.method, cfg.teacher.training)
     run = Run(cfg, goal)
-    build.model(cfg.student, run.splits.train, seed=cfg.seed)  # impossible ones: refused now
+    _refuse_early(run, cfg)
     teacher, teacher_name, spent = _teacher(run, cfg)
     if cfg.teacher.evaluate:
         run.measure(Row(TEACHER, teacher_name, cfg.teacher.method, "teacher", spent))
@@ -49,6 +50,22 @@ def distill(cfg: c.Distill, title: str = "", *, goal: Goal = "report") -> None:
         role = "undefended" if method == "natural" else "student"
         run.measure(Row(method, cfg.student, method, role, spent))
     run.finish(title or f"{teacher_name} to {cfg.student} on {run.splits.test.name}")
+
+
+def _refuse_early(run: Run, cfg: c.Distill) -> None:
+    """Refuse, before the teacher trains, what would fail only after it."""
+    images, ranks = len(run.splits.train), run.fabric.world_size
+    build.model(cfg.student, run.splits.train, seed=cfg.seed)
+    named = [parse_method(method, cfg.weights) for method in cfg.methods]
+    stages = [_first_stage(cfg, method) for method in named]
+    stages += [cfg.finetune] * any(method.aft for method in named)
+    for stage in stages:
+        share = per_rank(stage.batch_size, ranks)
+        steps_per_epoch(images, share, drop_last=True, world_size=ranks)
+    banked = any(method.needs_bank for method in named)
+    if banked and cfg.gacd.teacher_projection == "pca" and cfg.teacher.checkpoint is None:
+        teacher = build.model(cfg.teacher.model, run.splits.train, seed=cfg.seed)
+        check_width(cfg.gacd.dim, teacher.num_features)
 
 
 def _teacher(run: Run, cfg: c.Distill) -> tuple[Backbone, str, Spent]:

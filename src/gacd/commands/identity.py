@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from gacd import config as c
+from gacd.commands.rows import MODEL, TEACHER
 from gacd.errors import UserError
 from gacd.evaluation.record import without_paths
 from gacd.storage import fingerprint, read_json, write_json
@@ -52,8 +53,17 @@ def claim(out: Path, cfg: c.Run, *, images: str | None = None, goal: Goal = "rep
     if key is not None:
         raise UserError(
             f"{out} holds another run ({key} is {there.get(key)} there and {here.get(key)} here): "
-            "choose another --out, or delete that folder"
+            f"choose another --out{_reusable(out, cfg, key)}, or delete that folder"
         )
+
+
+def _reusable(out: Path, cfg: c.Run, differs: str) -> str:
+    """How to start from the teacher of a run that differs in nothing that made it."""
+    teacher = out / TEACHER / MODEL
+    if not isinstance(cfg, c.Distill) or cfg.teacher.checkpoint or not teacher.is_file():
+        return ""
+    made_of = ("teacher", "data", "images", "threat", "seed", "fabric")
+    return "" if differs.partition(".")[0] in made_of else f" (--teacher.checkpoint {teacher})"
 
 
 def refuse_foreign(out: Path, own: str) -> bool:

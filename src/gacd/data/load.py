@@ -55,6 +55,13 @@ def load_splits(
         raise UserError(f"{root}: a label is negative (of an unlabelled image?); leave those out")
     if classes is not None:
         everything, test = (only_classes(part, classes) for part in (everything, test))
+    counts = torch.bincount(everything.labels, minlength=everything.num_classes)
+    if not counts.all():
+        present = [c for c, count in zip(everything.classes, counts, strict=True) if count]
+        raise UserError(
+            f"class '{everything.classes[int(counts.argmin())]}' has no training image: add some, "
+            f"or keep the others alone by --data.classes, such as {' '.join(present[:10])}"
+        )
     in_val = stratified(everything.labels, round(len(everything) * val_fraction), seed=seed)
     train = _limit(everything.subset(~in_val), "train_limit", train_limit, seed)
     test = _limit(test, "test_limit", test_limit, _TEST_SEED)

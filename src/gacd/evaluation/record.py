@@ -92,7 +92,7 @@ def without_paths(value: Any) -> Any:
 
 
 def _last_component(text: str) -> str:
-    if PureWindowsPath(text).drive:
+    if re.match(r"[A-Za-z]:[\\/]", text):
         return PureWindowsPath(text).name
     if text.startswith("file:"):
         return PurePosixPath(text).name

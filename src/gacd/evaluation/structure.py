@@ -203,10 +203,15 @@ def embed(
     return dict(zip(features, np.split(together, ends), strict=True))
 
 
+def usable_perplexity(asked: float, images: int) -> float:
+    """What t-SNE of so few images can use of it: at most a third of them."""
+    return min(asked, (images - 1) / 3)
+
+
 def _tsne(rows: Rows, *, perplexity: float, seed: int) -> Rows:
     from sklearn.manifold import TSNE
 
-    used = min(perplexity, (len(rows) - 1) / 3)
+    used = usable_perplexity(perplexity, len(rows))
     placed: Rows = TSNE(perplexity=used, init="pca", random_state=seed).fit_transform(rows)
     return placed.astype(np.float64)
 

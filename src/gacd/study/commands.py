@@ -60,7 +60,11 @@ def _report(cfg: c.Study) -> None:
     if not (cfg.out / "cells").is_dir():
         raise UserError(f"{cfg.out} holds no study: run one there first, or choose another --out")
     title = f"The paper's tables and figures at scale {cfg.scale}"
-    write_study_report(
-        work.results(cfg), cfg.out, title=title, stand_ins=cfg.stand_ins, scale=cfg.scale
-    )
+    results = work.results(cfg)
+    if not any(result.record for result in results):
+        raise UserError(
+            f"{cfg.out} has no finished cell of this study: say the --scale, --seeds and settings "
+            "that it was run with"
+        )
+    write_study_report(results, cfg.out, title=title, stand_ins=cfg.stand_ins, scale=cfg.scale)
     print(f"report: {cfg.out / 'report.html'}")

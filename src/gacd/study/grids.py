@@ -22,7 +22,7 @@ class Entry:
     cell: Cell
 
 
-_AFT, _AWP = "+aft", "+awp"
+_AFT, AWP = "+aft", "+awp"
 _AWP_SIZE = 0.005  # as published
 _TABLE_METHODS = ("natural", "pgd-at", "kd", "ard", "gacd", "gacd" + _AFT)
 
@@ -39,7 +39,7 @@ class Nets:
 
     def student(self, teacher: str, student: str, method: str, **options: Any) -> Cell:
         """The student of a method; `options` change settings of that method's first section."""
-        named = parse_method(method.removesuffix(_AWP))
+        named = parse_method(method.removesuffix(AWP))
         if not named.needs_teacher:
             return self._alone(student, method, self._training(method, self.cfg.training))
         if named.aft:
@@ -92,8 +92,8 @@ class Nets:
         return Cell(config=config, parents={"teacher": teacher, **students})
 
     def _alone(self, net: str, row: str, training: c.Training) -> Cell:
-        method = row.removesuffix(_AWP)
-        if row.endswith(_AWP):
+        method = row.removesuffix(AWP)
+        if row.endswith(AWP):
             training = replace(training, awp=_AWP_SIZE)
         if not parse_method(method).attacks:
             training = replace(training, select="natural")
@@ -138,7 +138,7 @@ def _table(cfg: c.Study, data: c.Data, pairs: list[list[str]], seed: int, datase
 
 
 def _labels(teacher: str, student: str, method: str, dataset: str, **more: Any) -> dict[str, Any]:
-    alone = not parse_method(method.removesuffix(_AWP)).needs_teacher
+    alone = not parse_method(method.removesuffix(AWP)).needs_teacher
     role = "undefended" if method == "natural" else "baseline" if alone else "student"
     return {
         "role": role, "method": method, "teacher": teacher,

@@ -1,6 +1,7 @@
 """How far a study is: done, running, failed and why, and about how long the rest will take."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from statistics import fmean
 from typing import Literal, NamedTuple, get_args
 
@@ -48,13 +49,17 @@ def status(cfg: c.Study) -> Status:
 def _state(folder: Folder, cell: Cell) -> State:
     if folder.has(Task(cell, "record")):
         return "done"
-    if not folder.root.is_dir():
-        return "waiting"
+    idle: State = "failed" if folder.failure(cell).is_file() else "waiting"
+    lock = folder.lock(cell)
+    if not Path(lock.lock_file).is_file():
+        return idle
     try:
-        with folder.lock(cell).acquire(timeout=0):
-            return "failed" if folder.failure(cell).is_file() else "waiting"
+        with lock.acquire(timeout=0):
+            return idle
     except Timeout:
         return "running"
+    except PermissionError:  # somebody else's folder: whether it is at work cannot be told
+        return idle
 
 
 def _hours(folder: Folder, listed: Sequence[Entry], states: dict[str, State]) -> float | None:

@@ -22,9 +22,10 @@ from gacd.commands.identity import flat
 from gacd.commands.train import finetune, train
 from gacd.commands.transfer import transfer
 from gacd.errors import UserError, unknown
+from gacd.methods.registry import parse_method
 from gacd.storage import read_json, write_bytes, write_json
 from gacd.study.cells import Cell, Config
-from gacd.study.grids import STUDIES, Entry, entries
+from gacd.study.grids import AWP, STUDIES, Entry, entries
 from gacd.study.results import Result
 
 _COMMANDS = {
@@ -67,7 +68,6 @@ class Folder:
 
     def lock(self, cell: Cell) -> FileLock:
         """Held by the process that is at the cell; the system frees it when that process dies."""
-        self.root.mkdir(parents=True, exist_ok=True)
         return FileLock(self.root / f"{cell.key}.lock")
 
     def about(self, cell: Cell) -> Path:
@@ -89,6 +89,8 @@ def chosen(cfg: c.Study) -> list[Entry]:
     for name in cfg.studies:
         if name not in STUDIES:
             raise unknown("study", name, STUDIES)
+    for row in cfg.epochs:
+        parse_method(row.removesuffix(AWP))
     names = cfg.studies or list(STUDIES)
     return [entry for seed in cfg.seeds for name in names for entry in entries(cfg, name, seed)]
 

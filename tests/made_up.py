@@ -171,7 +171,10 @@ def _transfers(cell: Maker, seed: int, gain: float, jitter: float) -> list[Resul
         cell(
             "table4",
             seed,
-            {"natural": 40 + points + jitter, "pgd7": 20 + points + jitter},
+            {
+                k: at + points + jitter
+                for k, at in (("natural", 40), ("pgd7", 20), ("autoattack", 15))
+            },
             role="transfer",
             method="transfer",
             source=source,

@@ -248,7 +248,9 @@ class Transfer(Normalised, Run):
     linear_select: LinearSelect = "both"
     """What chooses the strength of a linear layer on frozen features, on validation images: the
     mean of clean and PGD-10 accuracy (both), or clean accuracy, as linear evaluation usually is."""
-    evaluation: Evaluation = field(default_factory=lambda: Evaluation(attacks=["natural", "pgd7"]))
+    evaluation: Evaluation = field(
+        default_factory=lambda: Evaluation(attacks=["natural", "pgd7", "autoattack"])
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()

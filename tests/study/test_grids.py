@@ -53,6 +53,15 @@ def test_every_network_named_exists(scale: str) -> None:
         create_model(name, num_classes=10, channels=3, seed=0)
 
 
+@pytest.mark.parametrize("scale", SCALES)
+def test_autoattack_stands_beside_every_pgd_accuracy(scale: str) -> None:
+    for entry in chosen(configured("--scale", scale)):
+        if isinstance(entry.cell.config, c.Analyze):
+            continue  # measures no accuracy
+        attacks = entry.cell.config.evaluation.attacks
+        assert "autoattack" in attacks and any(name.startswith("pgd") for name in attacks)
+
+
 def test_the_full_scale_is_the_papers_grid() -> None:
     cfg = configured("--scale", "full")
     for study, teachers, students in (

@@ -79,8 +79,9 @@ def _c5(results: Results, stand_ins: StandIns) -> Iterator[Part]:
         ours = arms.pop("gacd", Arm("GACD", ()))
         for source, theirs in arms.items():
             if source in (*_SOURCES, "pgd-at"):
-                for metric in ("natural", "pgd7"):
-                    yield minus(ours, theirs, metric, dataset, judged=source in _SOURCES)
+                for metric in ("natural", "pgd7", _BESIDE):
+                    judged = source in _SOURCES and metric != _BESIDE
+                    yield minus(ours, theirs, metric, dataset, judged=judged)
 
 
 def _c6(results: Results, stand_ins: StandIns) -> Iterator[Part]:

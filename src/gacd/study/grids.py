@@ -78,7 +78,8 @@ class Nets:
 
     def transferred(self, source: Cell, data: c.Data) -> Cell:
         """A finished network's features on other data."""
-        evaluation = replace(self.cfg.evaluation, attacks=["natural", "pgd7"])
+        beside = [name for name in self.cfg.evaluation.attacks if name == "autoattack"]
+        evaluation = replace(self.cfg.evaluation, attacks=["natural", "pgd7", *beside])
         shared = {**self._shared(), "data": data, "evaluation": evaluation}
         config = c.Transfer(**shared, linear_select=self.cfg.linear_select)
         return Cell(config=config, parents={"student": source})

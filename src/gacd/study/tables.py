@@ -87,7 +87,7 @@ def transfer_tables(results: Results, stand_ins: StandIns) -> Iterator[Table]:
         ]
         standing = f" (for {dataset_name(name)})" if name != dataset else ""
         caption = f"Frozen features and a linear layer, {dataset_name(dataset)}{standing}"
-        yield row_table(caption, rows, metrics=("natural", "pgd7"))
+        yield row_table(caption, rows, metrics=("natural", "pgd7", "autoattack"))
 
 
 def ablation_tables(results: Results, stand_ins: StandIns) -> Iterator[Table]:

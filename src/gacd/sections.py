@@ -148,7 +148,8 @@ class Training:
     ema: float = 0.0
     """Decay of the weight average that is validated and kept; 0: none."""
     awp: float = 0.0
-    """Adversarial weight perturbation: its size gamma, 0.005 as published; 0: none."""
+    """Adversarial weight perturbation: its size gamma, 0.005 as published with TRADES (0.01 in the
+    authors' code for pgd-at); 0: none."""
     awp_warmup: float = 0.0
     """Share of the steps without it; 0.05 as published with TRADES."""
     clip_norm: float = 5.0

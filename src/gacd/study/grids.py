@@ -23,7 +23,7 @@ class Entry:
 
 
 _AFT, AWP = "+aft", "+awp"
-_AWP_SIZE = 0.005  # as published
+_AWP_SIZE = 0.005  # as published with TRADES
 _TABLE_METHODS = ("natural", "pgd-at", "kd", "ard", "gacd", "gacd" + _AFT)
 
 

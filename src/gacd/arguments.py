@@ -3,6 +3,7 @@
 Nothing here imports torch, so that help and refusals are quick.
 """
 
+import contextlib
 import difflib
 import json
 import os
@@ -140,9 +141,10 @@ def _listed(words: Sequence[str], settings: Mapping[str, Any]) -> list[str]:
         while not equals and rest and not rest[0].startswith("--"):
             values.append(rest.pop(0))
         text = " ".join(values)
-        if not text.startswith(("[", "null")):
-            items = [item for value in values for item in value.split(",") if item]
-            if list[str | int] in kinds[names[name]]:  # names of classes, such as 01, 1e3 or yes
+        if not text.startswith("[") and text != "null":
+            paired = name == "--students"  # NAME=FILE, with whatever a file's name may hold
+            items = values if paired else [i for value in values for i in value.split(",") if i]
+            if paired or list[str | int] in kinds[names[name]]:  # classes such as 01, 1e3 or yes
                 items = [json.dumps(item, ensure_ascii=False) for item in items]
             text = f"[{', '.join(items)}]"
         result += [names[name], text]
@@ -175,9 +177,7 @@ def _scaled(words: Sequence[str]) -> list[str]:
         named.append(rest.pop(0))
     flags = [f"--action={named[0]}"] if named else []
     flags += [f"--studies=[{', '.join(named[1:])}]"] if named[1:] else []
-    scales = [word.partition("=")[2] for word in rest if word.startswith("--scale=")]
-    scales += [after for before, after in pairwise(rest) if before == "--scale"]
-    scale = scales[-1] if scales else "tiny"
+    scale = (_given(rest, "--scale") or [_scale_of(_given(rest, "--config"))])[-1]
     recipe = files("gacd") / "study" / "scales" / f"{scale}.yaml"
     known = recipe.is_file()  # the parser refuses another
     return [*(["--config", str(recipe)] if known else []), *flags, *rest]
@@ -191,6 +191,25 @@ def paths_from_home(value: Any) -> Any:
         for name, item in vars(value).items():
             setattr(value, name, paths_from_home(item))
     return value
+
+
+def _given(words: Sequence[str], flag: str) -> list[str]:
+    """The values of a flag."""
+    values = [word.partition("=")[2] for word in words if word.startswith(f"{flag}=")]
+    return values + [after for before, after in pairwise(words) if before == flag]
+
+
+def _scale_of(files: Sequence[str]) -> str:
+    """What the user's own recipes say of the scale, whose recipe they stand on."""
+    import yaml
+
+    for file in reversed(files):
+        path = from_home(Path(file))
+        with contextlib.suppress(OSError, UnicodeDecodeError, yaml.YAMLError):  # refused later
+            content = yaml.safe_load(path.read_text(encoding="utf-8"))
+            if isinstance(content, dict) and "scale" in content:
+                return str(content["scale"])
+    return "tiny"
 
 
 _UNKNOWN_SETTING = re.compile(

@@ -289,13 +289,11 @@ class Analyze:
 
     def __post_init__(self) -> None:
         positive(steps=self.steps, perplexity=self.perplexity, batch_size=self.batch_size)
-        if self.seed < 0:
-            raise ValueError(f"seed is {self.seed}, but must be 0 or more")
         if self.images < 2:
             raise ValueError(f"images is {self.images}, but must be at least 2")
         if self.step_size is not None:
             positive(step_size=fraction(self.step_size))
-        if self.classes and len(set(map(str, self.classes))) != 2:
+        if self.classes and not len(set(map(str, self.classes))) == len(self.classes) == 2:
             raise ValueError(f"classes are {self.classes}, but must be two different ones")
 
 
@@ -365,11 +363,19 @@ class Study:
         for other in (self.second_data or {}, *self.transfer_to):
             if odd := other.keys() - known:
                 raise ValueError(f"'{min(odd)}' is no setting of data: {', '.join(sorted(known))}")
-            replace(self.data, **other)  # refuses what is impossible
-        for pair in (self.main_pair, *self.table1_pairs, *self.table2_pairs):
+            try:
+                replace(self.data, **other)  # refuses what is impossible
+            except TypeError as error:
+                raise ValueError(f"{other} are no settings of data ({error})") from None
+        pairs = [self.main_pair, *self.table1_pairs, *self.table2_pairs]
+        for pair in pairs + [self.correlations_pair] * bool(self.correlations_pair):
             if len(pair) != 2:
                 raise ValueError(f"a pair is a teacher and a student, not {pair}")
         positive(**{f"epochs.{name}": count for name, count in self.epochs.items()})
+        for value in (*self.negatives, *self.temperatures):
+            positive(**{"each of negatives and temperatures": value})
+        if len(set(self.seeds)) < len(self.seeds):
+            raise ValueError(f"seeds are {self.seeds}, but each must be given once")
 
 
 @dataclass(kw_only=True)

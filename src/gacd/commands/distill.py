@@ -1,7 +1,7 @@
 """`gacd distill`: from a robust teacher to evaluated students."""
 
 import time
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -27,7 +27,7 @@ from gacd.methods.registry import Named, parse_method
 from gacd.models.base import Backbone
 from gacd.models.checkpoints import load_weights, names_itself
 from gacd.storage import read_json, write_json
-from gacd.training.ranks import per_rank
+from gacd.training.ranks import per_rank, refuse_memory
 
 
 def distill(cfg: c.Distill, title: str = "", *, goal: Goal = "report") -> None:
@@ -62,8 +62,10 @@ def _refuse_early(run: Run, cfg: c.Distill) -> None:
     for stage in stages:
         share = per_rank(stage.batch_size, ranks)
         steps_per_epoch(images, share, drop_last=True, world_size=ranks)
-    banked = any(method.needs_bank for method in named)
-    if banked and cfg.gacd.teacher_projection == "pca" and cfg.teacher.checkpoint is None:
+    terms = {term for method in named for term in method.terms}
+    if ranks > 1:
+        refuse_memory("crd" in terms or ("gacd" in terms and cfg.gacd.estimator == "memory"))
+    if "gacd" in terms and cfg.gacd.teacher_projection == "pca" and cfg.teacher.checkpoint is None:
         teacher = build.model(cfg.teacher.model, run.splits.train, seed=cfg.seed)
         check_width(cfg.gacd.dim, teacher.num_features)
 
@@ -87,10 +89,7 @@ def _teacher(run: Run, cfg: c.Distill) -> tuple[Backbone, str, Spent]:
 def _first_stage(cfg: c.Distill, named: Named) -> c.Training:
     """How a student begins: all of its training, or what comes before the head or +aft."""
     whole = named.trains_head and not named.aft
-    training = cfg.training if whole else cfg.distillation
-    if not named.attacks:  # without robustness there, validation under attack is noise
-        training = replace(training, select="natural")
-    return training
+    return cfg.training if whole else cfg.distillation
 
 
 def _student(run: Run, cfg: c.Distill, method: str, teacher: Teacher) -> Spent:

@@ -1,7 +1,7 @@
 """A run: its folder, its data, and the stages that every command is made of."""
 
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from multiprocessing import active_children, get_context
 from multiprocessing.pool import AsyncResult, Pool
 from multiprocessing.process import BaseProcess
@@ -27,6 +27,7 @@ from gacd.commands.rows import (
 )
 from gacd.data.dataset import Splits
 from gacd.errors import UserError
+from gacd.evaluation.autoattack import check_autoattack
 from gacd.evaluation.names import parse_attack
 from gacd.methods import Teacher, create_method
 from gacd.methods.base import check_objective
@@ -51,7 +52,11 @@ class Run:
         self.options = build.method_options(cfg)
         self.threat = build.threat(cfg.threat)
         self.fabric: Fabric = build.fabric(cfg.fabric)
+        for eps in cfg.evaluation.eps_curve:
+            replace(self.threat, eps=c.fraction(eps))  # refused now, not after training
         self.splits: Splits = build.splits(cfg.data, cfg.seed)
+        if "autoattack" in cfg.evaluation.attacks:
+            check_autoattack(self.splits.test.images, self.threat)
         images = fingerprint(part.fingerprint() for part in (self.splits.train, self.splits.test))
         self.lock: FileLock | None = None
         self.once(lambda: self._claim(images))
@@ -60,9 +65,10 @@ class Run:
         self.pending: dict[str, AsyncResult[None]] = {}
 
     def _claim(self, images: str) -> None:
-        """Make the folder this run's, and this process's until it ends, however it ends."""
-        claim(self.cfg.out, self.cfg, images=images, goal=self.goal)
-        self.lock = FileLock(self.cfg.out / ".lock", is_singleton=True)
+        """Make the folder this process's until it ends, however it ends, and this run's."""
+        path = self.cfg.out / ".lock"
+        new = not path.exists()
+        self.lock = FileLock(path, is_singleton=True)
         try:
             self.lock.acquire(blocking=False)
         except Timeout:
@@ -72,6 +78,14 @@ class Run:
             ) from None
         except NotImplementedError:  # a file system without locks
             self.lock = None
+        try:
+            claim(self.cfg.out, self.cfg, images=images, goal=self.goal)
+        except UserError:
+            if self.lock is not None:
+                self.lock.release()
+                if new:  # somebody else's folder stays as it was
+                    path.unlink(missing_ok=True)
+            raise
 
     def once(self, do: Callable[[], object]) -> None:
         """What the first rank does and the others wait for; what it refuses, all refuse."""
@@ -103,6 +117,8 @@ class Run:
         Returns what it took, with what earlier stages took `before`.
         """
         out = self.cfg.out / name
+        if training.select == "robust" and not parse_method(method, weights).attacks:
+            training = replace(training, select="natural")  # under attack there is only noise
         built = create_method(
             method,
             model,

@@ -20,7 +20,9 @@ from gacd.errors import UserError, unknown
 from gacd.progress import progress
 from gacd.shapes import PixelArray
 
-SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".webp"})
+SUFFIXES = frozenset(
+    {".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff", ".webp"}
+)
 _WORTH_CACHING = 5.0  # seconds of decoding that a file in the cache should save
 _DEEP = frozenset({"I", "F", "I;16", "I;16B", "I;16L", "I;16N"})  # PIL would clip these to 255
 
@@ -74,7 +76,7 @@ def _files(folder: Path, classes: Sequence[str]) -> Files:
     for label, name in enumerate(classes):
         if not (folder / name).is_dir():
             continue
-        paths = sorted(p for p in (folder / name).iterdir() if p.suffix.lower() in SUFFIXES)
+        paths = sorted(path for path in (folder / name).iterdir() if _is_image(path))
         if not paths:
             raise UserError(
                 f"{folder / name}: no images; add some ({', '.join(sorted(SUFFIXES))}) "
@@ -84,6 +86,15 @@ def _files(folder: Path, classes: Sequence[str]) -> Files:
     if not found:
         raise UserError(f"{folder}: no images; it should hold one folder for each class")
     return found
+
+
+def _is_image(path: Path) -> bool:
+    """By its name; hidden files are the system's, and a link to nothing is refused."""
+    if path.suffix.lower() not in SUFFIXES or path.name.startswith(".") or path.is_dir():
+        return False
+    if not path.exists():
+        raise UserError(f"{path}: a link to a file that is not there; remove it")
+    return True
 
 
 def _labels(files: Sequence[tuple[Path, int]]) -> Tensor:

@@ -117,6 +117,11 @@ def _webdataset(root: Path) -> _Found:
             raise UserError(
                 f"{names}: {len(classes)} classes, but a label in the shards: {highest}"
             )
+    elif highest >= len(train[1]):
+        raise UserError(
+            f"{root}: a label in the shards is {highest}, of {len(train[1])} images: KEY.cls holds "
+            "the number of a class, from 0"
+        )
     else:
         classes = tuple(str(label) for label in range(highest + 1))
     return _Found(classes, train, test)
@@ -172,9 +177,11 @@ class TableReader:
     def image(self, row: int) -> Image.Image:
         """Decode one row."""
         try:
-            found: Image.Image = self.table[row][self.column]
+            found: Image.Image | None = self.table[row][self.column]
         except (OSError, SyntaxError, ValueError) as error:
             raise UserError(f"image {row} of the data set cannot be read ({error})") from None
+        if found is None:
+            raise UserError(f"image {row} of the data set is missing; leave such rows out")
         return plain(found, f"image {row} of the data set")
 
     def fingerprint(self) -> str:
@@ -210,9 +217,25 @@ def _huggingface(root: Path) -> _Found:
     if image is None or label is None:
         raise UserError(f"{root}: needs a column of type Image and one of type ClassLabel")
     train, test = (
-        (TableReader(parts[part], image), list(parts[part][label])) for part in ("train", "test")
+        _column(parts[part], image, label, f"{root} {part}") for part in ("train", "test")
     )
+    theirs = parts["test"].features[label]
+    if getattr(theirs, "names", None) != columns[label].names:
+        raise UserError(
+            f"{root}: the column '{label}' names other classes in test than in train, or in "
+            "another order: cast it to train's ClassLabel"
+        )
     return _Found(tuple(columns[label].names), train, test)
+
+
+def _column(table: Any, image: str, label: str, where: str) -> Part:
+    """A part's images and labels."""
+    if lacking := {image, label} - table.features.keys():
+        raise UserError(f"{where}: lacks the column '{min(lacking)}'")
+    labels = list(table[label])
+    if None in labels:
+        raise UserError(f"{where}: row {labels.index(None)} has no label; leave such rows out")
+    return TableReader(table, image), labels
 
 
 def _stamp(path: Path) -> str:

@@ -47,6 +47,12 @@ class Setting(Projected):
     anchor_index_M: NotRequired[Int[Tensor, " M"] | None]
 
 
+def _check_length(length: int, of: str, **tensors: Tensor | None) -> None:
+    for name, tensor in tensors.items():
+        if tensor is not None and tensor.shape != (length,):
+            raise UserError(f"{name} is {list(tensor.shape)}, but there are {length} {of}")
+
+
 class Pairs:
     """Every pair of an image and an anchor. The estimates made of it share the projected anchors.
 
@@ -67,6 +73,15 @@ class Pairs:
         temperature: float = 0.1,
         dataset_size: int | None = None,
     ) -> None:
+        images, anchors = len(student_BE), len(anchors_MD)
+        if images == 0:
+            raise UserError("student_BE holds no image")
+        if positive_BE.shape != student_BE.shape:
+            raise UserError(
+                f"positive_BE is {list(positive_BE.shape)}, but student_BE {list(student_BE.shape)}"
+            )
+        _check_length(images, "images", index_B=index_B)
+        _check_length(anchors, "anchors", anchor_index_M=anchor_index_M)
         self.size = len(anchors_MD) if dataset_size is None else dataset_size
         if self.size < 1:
             raise UserError(f"dataset_size must be at least 1, not {self.size}")
@@ -111,6 +126,11 @@ class Pairs:
         """See `losses.contrastive.gacd_loss`."""
         if negatives < 1:
             raise UserError(f"negatives must be at least 1, not {negatives}")
+        images, anchors = len(self.positive_B), len(self.scores.anchors_MD)
+        _check_length(images, "images", labels_B=labels_B, weights_B=weights_B)
+        _check_length(
+            anchors, "anchors", anchor_labels_M=anchor_labels_M, anchor_weights_M=anchor_weights_M
+        )
         if log_z is None:
             with torch.set_grad_enabled(z_gradient and torch.is_grad_enabled()):
                 log_z = self.log_partition()

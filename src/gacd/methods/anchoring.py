@@ -32,10 +32,11 @@ class Anchoring(nn.Module):
     | kind | the projection | the anchors |
     |---|---|---|
     | `live` | trains | projected, and differentiated, at every step |
-    | `refreshed` | trains at every `refresh`-th step, is held between | projected once each time |
+    | `refreshed` | trains at every `refresh`-th step, held between | projected once each time |
     | `pca` | the bank's principal directions | projected once |
     | `identity` | none: the embedding is as wide as the features | normalised once |
 
+    Momentum and weight decay carry a `refreshed` projection on while its copy is held.
     What is projected once is kept where all anchors are used: [M, E], in the bank's dtype.
     """
 

@@ -36,7 +36,6 @@ def perturbed_weights(
     }
     buffers = {name: buffer.clone() for name, buffer in method.named_buffers()}
     first = step.again()
-    first.rehearsal = True
     first.generator = step.generator.clone_state()  # the same negatives, drawn twice
     loss = functional_call(method, buffers, arguments, {"attacked": first}).total
     gradients = torch.autograd.grad(loss, list(weights.values()))

@@ -75,11 +75,8 @@ class Step:
 
     A pass is made when it is first asked for and never twice, so the terms of a combination share
     it. `progress` is the share of the training that is behind; `logs` takes what a term wants to
-    see in the logs (0-d tensors, detached). In a `rehearsal` (AWP's, to find weights) a term moves
-    nothing of its own.
+    see in the logs (0-d tensors, detached).
     """
-
-    rehearsal = False
 
     def __init__(
         self,
@@ -178,10 +175,15 @@ class Term(nn.Module, ABC):
     """False: the student's last layer is fitted afterwards, unless another term trains it."""
     is_addition: ClassVar[bool] = False
     """True: it is no method by itself."""
+    cycle: int = 1
+    """The steps after which what a step costs repeats itself."""
 
     def __init__(self, given: Given, *, reweight: Reweight = "none") -> None:
         super().__init__()
         self.reweight = reweight
+
+    def begin(self) -> None:
+        """Once a step, before its losses are asked for (twice under AWP): what moves by itself."""
 
     @abstractmethod
     def losses(self, step: Step) -> PerSample:

@@ -1,4 +1,4 @@
-"""What a method costs: passes and FLOPs per training image, counted while it takes two steps."""
+"""What a method costs: passes and FLOPs per training image, counted while it takes some steps."""
 
 from collections.abc import Callable
 from copy import deepcopy
@@ -15,7 +15,6 @@ from gacd.data.images import to_float
 from gacd.methods.base import Teacher
 from gacd.methods.method import Method
 from gacd.models.base import Backbone
-from gacd.models.frozen import frozen
 from gacd.shapes import Batch
 
 _SIZES = 2, 4  # images in the two steps: the cost of a step is a line through them
@@ -48,8 +47,8 @@ class Cost:
 def measure(method: Method, data: ImageDataset, *, batch_size: int) -> Cost:
     """The cost per image of `method` in batches of `batch_size`, its warm-ups over.
 
-    Two steps of a copy on the first images of `data`: neither the method, nor its statistics and
-    memories, nor any random state moves. What a step costs whatever its size (a projected anchor
+    Steps of a copy on the first images of `data`, as many as tell them apart: neither the method,
+    nor its statistics and memories, nor any random state moves. What a step costs whatever its size (a projected anchor
     bank) is told from what each image costs by the line through both, and shared out over
     `batch_size` images; the transport plan's B x B products, the only ones that are not linear, are
     thereby left out, mostly.
@@ -63,19 +62,19 @@ def measure(method: Method, data: ImageDataset, *, batch_size: int) -> Cost:
 
 
 def _step(method: Method, batch: Batch) -> Cost:
-    """The cost of one step, of all its images together."""
+    """The cost of one step, of all its images together; where steps differ, their mean."""
     twin = deepcopy(method).train()
-    with frozen(twin.student, batch.images):
-        pass  # it has now seen the network: a pass that training makes once
-    student = _Counter(twin.student)
-    teacher = None
+    cycle = max(int(term.cycle) for term in twin.terms.values())  # type: ignore[arg-type]
     if method.teacher is not None:
         twin.teacher = Teacher(deepcopy(method.teacher.module))
-        teacher = _Counter(twin.teacher.module)
     generator = torch.Generator(batch.labels.device).manual_seed(0)
+    twin(batch, generator).total.backward()  # with what training does once
+    student = _Counter(twin.student)
+    teacher = _Counter(twin.teacher.module) if twin.teacher is not None else None
     with Flops() as flops:
-        twin(batch, generator).total.backward()
-    return Cost(
+        for _ in range(cycle):
+            twin(batch, generator).total.backward()
+    counted = Cost(
         student_forward=student.forward,
         student_backward=student.backward,
         student_input_backward=student.input_backward,
@@ -83,6 +82,7 @@ def _step(method: Method, batch: Batch) -> Cost:
         teacher_backward=teacher.backward if teacher else 0.0,
         flops=flops.total,
     )
+    return counted * (1 / cycle)
 
 
 class Flops(TorchDispatchMode):  # type: ignore[no-untyped-call]

@@ -55,6 +55,7 @@ class GACD(Term):
         self.anchoring = Anchoring(
             self.bank, dim, kind=teacher_projection, refresh=refresh, seed=given.seed + 1
         )
+        self.cycle = max(self.anchoring.refresh, 1)
         width = self.anchoring.width
         self.student_projection = Projection(given.student.num_features, width, seed=given.seed)
         self.anchors = OverAnchors(
@@ -66,6 +67,10 @@ class GACD(Term):
                 self.bank, width, negatives, normaliser, temperature=temperature, seed=given.seed
             )
 
+    def begin(self) -> None:
+        """The teacher's projection trains in this step, or rests."""
+        self.anchoring.advance()
+
     def forward(self, step: Step) -> PerSample:
         """The loss as it is: the teacher's weights belong to its pairs."""
         return self.losses(step)
@@ -76,8 +81,6 @@ class GACD(Term):
         own = self.bank.rows(batch.index, device=features.device)
         view_BD = step.teacher_features if self.positive == "view" else None
         weighted = self.reweight != "none"
-        if not step.rehearsal:
-            self.anchoring.advance()
         with torch.autocast(features.device.type, enabled=False):
             s_BE = self.student_projection(features.float())
             stored_BE = self.anchoring.current(own.features_MD.float())

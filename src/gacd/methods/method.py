@@ -64,6 +64,8 @@ class Method(nn.Module):
         """The loss of one step; of a step `attacked` already, by the weights as they stand."""
         if attacked is None:
             step = Step(batch, self.student, self.teacher, generator, progress)
+            for term in self.terms.values():
+                term.begin()  # type: ignore[operator]
             if self.objective is not None:
                 step.adv_images = self.adversarial(step)
             if self.awp.gamma and progress >= self.awp.warmup:

@@ -42,6 +42,12 @@ METHODS: dict[str, type[Term]] = {
 """Every method by its name on the command line."""
 
 AFT = "aft"
+RESERVED = (
+    "out", "seed", "data", "threat", "evaluation", "fabric", "teacher", "student", "methods",
+    "weights", "bank", "training", "distillation", "finetune", "linear_select", "extra", "config",
+    "source", "finetuned", "transfer",
+)  # fmt: skip
+"""Names of a run's settings, and of its other folders: no method can bear them."""
 _PLAIN = {key: kind for kind in (bool, int, float, str) for key in (kind, kind.__name__)}
 
 
@@ -53,6 +59,8 @@ def register_method(name: str, term: type[Term]) -> None:
     """
     if name in METHODS or name == AFT:
         raise UserError(f"the method '{name}' exists already: register yours under another name")
+    if name in RESERVED:
+        raise UserError(f"'{name}' is a setting, or a folder of a run: register another name")
     if not name.replace("-", "").replace("_", "").isalnum():
         raise UserError(f"'{name}' cannot name a method: use letters, digits, - and _ alone")
     METHODS[name] = term

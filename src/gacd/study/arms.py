@@ -99,7 +99,7 @@ def teacher(results: Sequence[Result], pair: Pair) -> Arm:
     """The teacher of a pair; one training of it may serve the students of every seed."""
     found = select(
         results,
-        ("table1", "table3", "table2"),
+        ("table1", "table3", "table2", "rivals"),
         "teacher",
         role="teacher",
         teacher=pair.teacher,

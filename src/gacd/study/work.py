@@ -1,6 +1,7 @@
 """Doing the cells of a study: each once, whoever and however many are at it."""
 
 import contextlib
+import os
 import signal
 import subprocess
 import sys
@@ -148,9 +149,16 @@ def run(cfg: c.Study) -> None:
     ]
     for other in others:
         other.start()
-    _work(cfg, started)
-    for other in others:
-        other.join()
+    try:
+        _work(cfg, started)
+    except KeyboardInterrupt:  # sent to this process alone, maybe
+        for other in others:
+            if other.pid is not None and other.is_alive():
+                os.kill(other.pid, signal.SIGINT)
+        raise
+    finally:
+        for other in others:
+            other.join()
     folder = Folder(cfg.out)
     if left := tasks(folder, cells):
         failed = {task.cell.key for task in left if folder.failure(task.cell).is_file()}

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
 import torch
 from lightning_fabric import Fabric
@@ -17,7 +17,7 @@ from torch.optim import SGD
 
 from gacd.data.batches import iterate, keyed_generator, steps_per_epoch
 from gacd.data.dataset import Splits
-from gacd.errors import UserError
+from gacd.errors import UserError, unknown
 from gacd.methods.method import Method
 from gacd.progress import progress
 from gacd.storage import (
@@ -39,7 +39,7 @@ from gacd.training.ranks import (
     same_buffers,
     synchronised,
 )
-from gacd.training.schedules import learning_rate
+from gacd.training.schedules import Schedule, learning_rate
 from gacd.training.state import load_state, save_state
 from gacd.training.validation import validate
 
@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
 _GUARD_EVERY = 25  # steps between looks at the guard: each look waits for the device
+Select = Literal["robust", "natural", "last"]
 _ATTACK = 1  # keeps the attacks' random numbers apart from the augmentation's
 
 
@@ -65,16 +66,22 @@ class Plan:
     lr: float
     momentum: float = 0.9
     weight_decay: float = 5e-4
-    schedule: str = "cosine"
+    schedule: Schedule = "cosine"
     warmup: float = 0.0
     ema: float = 0.0
     clip_norm: float = 5.0
-    select: Literal["robust", "natural", "last"] = "robust"
+    select: Select = "robust"
     pad: int = 0
     flip: bool = False
     seed: int = 0
     compile: bool = False
     sync_batch_norm: bool = False
+
+    def __post_init__(self) -> None:
+        if self.schedule not in get_args(Schedule):
+            raise unknown("schedule", self.schedule, get_args(Schedule))
+        if self.select not in get_args(Select):
+            raise unknown("select", self.select, get_args(Select))
 
 
 @dataclass(frozen=True, kw_only=True)

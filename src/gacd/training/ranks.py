@@ -23,7 +23,12 @@ def per_rank(batch_size: int, world_size: int) -> int:
 
 def check_states(module: nn.Module) -> None:
     """Refuse, for several ranks, state that each of them would write for itself."""
-    if any(isinstance(part, MomentumMemory) for part in module.modules()):
+    refuse_memory(any(isinstance(part, MomentumMemory) for part in module.modules()))
+
+
+def refuse_memory(there: bool) -> None:
+    """Refuse a momentum memory that is `there`, on several ranks."""
+    if there:
         raise UserError(
             "a momentum memory is written by one process: train on one device, or choose the "
             "estimator exact or sampled"

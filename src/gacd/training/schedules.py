@@ -1,9 +1,12 @@
 """Learning rates as pure functions of progress."""
 
 import math
+from typing import Literal
+
+Schedule = Literal["cosine", "one-cycle", "constant"]
 
 
-def learning_rate(progress: float, *, peak: float, schedule: str, warmup: float) -> float:
+def learning_rate(progress: float, *, peak: float, schedule: Schedule, warmup: float) -> float:
     """The learning rate at `progress` in [0, 1) through training.
 
     cosine: peak (1 + cos(pi p)) / 2; one-cycle: a triangle that peaks at `warmup` (at least 0.3)

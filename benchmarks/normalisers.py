@@ -10,6 +10,7 @@ gradient through Z, and InfoNCE. The record is written row by row, the runs resu
 import argparse
 from collections.abc import Mapping
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from heads import cell
@@ -24,6 +25,7 @@ from gacd.methods.gacd import GACD
 from gacd.methods.registry import register_method
 from gacd.shapes import Batch, PerSample
 from gacd.storage import read_json, write_json
+from gacd.study.rule import half_width, over_seeds
 
 METRICS = ("natural", "pgd20", "autoattack")
 ROWS: dict[str, tuple[str, ...]] = {
@@ -108,6 +110,22 @@ def table(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def differences(rows: list[dict[str, Any]]) -> str:
+    """From the default, seed by seed: the mean, with its 95 % interval over seeds."""
+    found = {(row["normaliser"], row["seed"]): row for row in rows}
+    seeds = sorted({row["seed"] for row in rows})
+    lines = ["| minus exact | natural | PGD-20 | AutoAttack |", "|---|---:|---:|---:|"]
+    for name in list(ROWS)[1:]:
+        cells = []
+        for metric in METRICS:
+            apart = [found[name, seed][metric] - found["exact", seed][metric] for seed in seeds]
+            spread = over_seeds(apart)
+            mean, half = fmean(apart), 0.0 if spread is None else half_width([spread])
+            cells.append(f"{mean:+.1f} [{mean - half:.1f}, {mean + half:.1f}]")
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--out", type=Path, required=True, help="write the record to this file")
@@ -120,7 +138,7 @@ def main() -> None:
     for seed in options.seeds:
         rows += measure(options.runs, seed, flags)
         write_json(options.out, {"environment": environment(), "flags": flags, "rows": rows})
-    print(table(rows))
+    print(table(rows), differences(rows), sep="\n\n")
 
 
 if __name__ == "__main__":

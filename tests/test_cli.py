@@ -9,21 +9,24 @@ import sys
 import time
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import yaml
+from filelock import FileLock
 from PIL import Image
 from safetensors import SafetensorError
 
 import gacd
 from gacd import cli
 from gacd import config as c
-from gacd.commands import train
+from gacd.commands import run, train
 from gacd.errors import UserError
 from gacd.methods.registry import METHODS, parse_method
 from gacd.models import create_model
 from gacd.models.checkpoints import save_model
+from gacd.training.loop import fit
 
 TINY = [
     "--data.train_limit",
@@ -364,6 +367,42 @@ def test_what_would_fail_after_the_teacher_is_refused_before_it(
     assert [path.name for path in Path("mine").iterdir() if path.is_dir()] == []
 
 
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--evaluation.eps_curve", "0.1", "8"], "eps is 8"),
+        (["--threat.eps", "0", "--attacks", "autoattack"], "AutoAttack needs an eps above 0"),
+    ],
+)
+def test_what_the_evaluation_would_refuse_is_refused_before_training(
+    capsys: pytest.CaptureFixture[str], flags: list[str], said: str
+) -> None:
+    assert said in refusal(capsys, *TRAIN, "--out", "mine", *flags)
+    assert not Path("mine").exists()
+
+
+def test_without_an_attack_clean_accuracy_chooses(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def noted(*given: Any, **more: Any) -> Any:
+        asked.append(given[3].select)
+        return fit(*given, **more)
+
+    monkeypatch.setattr(run, "fit", noted)
+    assert cli.main([*TRAIN, "--method", "natural", "--out", "natural"]) == 0
+    start = ["--checkpoint", "natural/natural/model.safetensors", *STAGE, *TINY]
+    assert cli.main(["finetune", *start, "--method", "natural", "--out", "finetuned"]) == 0
+    teacher = [f"--teacher.training.{flag}" for flag in ("epochs=1", "batch_size=32")]
+    nets = ["--teacher.model", "digits-cnn-2", "--student", "digits-cnn-2"]
+    taught = ["distill", "--methods", "kd", "--teacher.method", "natural", *nets, *teacher]
+    assert cli.main([*taught, *STAGE, *TINY, "--out", "distilled"]) == 0
+    assert asked == ["natural"] * 4
+    last = ["--method", "natural", "--training.select", "last", "--out", "last"]
+    assert cli.main([*TRAIN, *last]) == 0
+    assert cli.main([*TRAIN, "--out", "robust"]) == 0
+    assert asked[4:] == ["last", "robust"]
+
+
 def test_a_teacher_is_kept_when_its_student_must_be_made_otherwise(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
@@ -407,6 +446,23 @@ def test_a_folder_of_another_run(capsys: pytest.CaptureFixture[str], tmp_path: P
     (tmp_path / "killed" / ".run.json.7.tmp").touch()
     assert cli.main([*TRAIN, "--out", "killed"]) == 0  # what a kill left of the first file
     assert [file.name for file in (tmp_path / "thesis").iterdir()] == ["chapter.tex"]
+
+
+def test_a_folder_that_another_process_has_just_begun_stays_its_own(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert cli.main([*TRAIN, "--out", "mine"]) == 0
+    for path in Path("mine").iterdir():  # as it is before the first stage
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif path.name != "run.json":
+            path.unlink()
+    begun = Path("mine/run.json").read_text()
+    with FileLock("mine/.lock"):
+        said = refusal(capsys, *TRAIN, "--out", "mine", "--seed", "1")
+    assert "another process is at work there" in said
+    assert Path("mine/run.json").read_text() == begun
+    assert cli.main([*TRAIN, "--out", "mine", "--seed", "1"]) == 0  # nobody is any more
 
 
 def test_one_process_at_a_time_in_a_folder(capsys: pytest.CaptureFixture[str]) -> None:

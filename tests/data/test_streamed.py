@@ -206,10 +206,34 @@ def test_grey_of_more_than_eight_bits_is_scaled_or_refused_and_never_clipped(
         load_splits("huggingface", root=tmp_path, **SETTINGS)
 
 
+def test_classes_that_test_calls_otherwise_are_refused(tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+
+    def part(names: list[str], **changes: Any) -> Any:
+        features = datasets.Features(
+            {"picture": datasets.Image(), "kind": datasets.ClassLabel(names=names)}
+        )
+        rows = {"picture": [picture("train", 0, n) for n in range(24)], "kind": [0, 1, 2] * 8}
+        return datasets.Dataset.from_dict(rows | changes, features=features)
+
+    train = part(["a", "b", "c"])
+    for name, test, said in (
+        ("order", part(["b", "a", "c"]), "names other classes in test than in train"),
+        ("column", train.remove_columns("kind"), "test: lacks the column 'kind'"),
+        ("label", part(["a", "b", "c"], kind=[None, 1, 2] * 8), "test: row 0 has no label"),
+        ("image", part(["a", "b", "c"], picture=[None] * 24), "image 0 of the data set is missing"),
+    ):
+        root = tmp_path / name
+        datasets.DatasetDict({"train": train, "test": test}).save_to_disk(str(root))
+        with pytest.raises(UserError, match=said):
+            load_splits("huggingface", root=root, **SETTINGS)
+
+
 @pytest.mark.parametrize(
     ("label", "said"),
     [
         (-1, "a label is negative"),
+        (10**11, "a label in the shards is 100000000000, of 34 images"),
         (4, r"class '3' has no training image: .* --data.classes, such as 0 1 2 4$"),
     ],
 )

@@ -1,4 +1,7 @@
 import math
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -397,3 +400,39 @@ def test_projected_anchors_give_the_same_loss() -> None:
 def test_bad_input_is_refused(change: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         gacd_loss(**problem() | change)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"positive_BE": torch.ones(1, 6)}, "positive_BE is [1, 6], but student_BE [5, 6]"),
+        ({"labels_B": torch.ones(4).long()}, "labels_B is [4], but there are 5 images"),
+        ({"weights_B": torch.ones(5, 1)}, "weights_B is [5, 1], but there are 5 images"),
+        ({"index_B": torch.ones(6).long()}, "index_B is [6], but there are 5 images"),
+        (
+            {"anchor_labels_M": torch.ones(99).long()},
+            "anchor_labels_M is [99], but there are 23 anchors",
+        ),
+        (
+            {"anchor_weights_M": torch.ones(99)},
+            "anchor_weights_M is [99], but there are 23 anchors",
+        ),
+        (
+            {"index_B": torch.arange(5), "anchor_index_M": torch.arange(24)},
+            "anchor_index_M is [24], but there are 23 anchors",
+        ),
+        ({"student_BE": torch.ones(0, 6), "positive_BE": torch.ones(0, 6)}, "holds no image"),
+    ],
+)
+def test_shapes_that_do_not_fit_are_refused_where_types_are_not_checked(
+    tmp_path: Path, change: dict[str, Any], message: str
+) -> None:
+    """As in a user's own loop: a process without the tests' checks of every shape."""
+    torch.save(problem() | change, tmp_path / "arguments.pt")
+    program = (
+        "import torch; from gacd.losses.contrastive import gacd_loss; "
+        f"gacd_loss(**torch.load({str(tmp_path / 'arguments.pt')!r}))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.stderr.splitlines()[-1].startswith("gacd.errors.UserError: ")
+    assert message in done.stderr

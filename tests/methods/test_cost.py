@@ -53,6 +53,26 @@ def test_what_does_not_depend_on_the_batch_is_shared_out_over_it(world: World) -
     assert 8 * (large - huge) == pytest.approx(2 * projected, rel=1e-6)
 
 
+def test_steps_that_differ_count_by_their_mean(world: World) -> None:
+    """Of three steps of a refreshed projection one is live and two share one projected bank."""
+    attack = replace(ATTACK, objective="cosine")
+    twelve = 12 * 12 * 6  # anchors x teacher's features x embedding
+    flops = {
+        kind: measure(
+            world.method("gacd", attack, teacher_projection=kind, refresh=3, positive="bank"),
+            world.data,
+            batch_size=1,
+        ).flops
+        for kind in ("live", "refreshed", "pca")
+    }
+    live = 2 * 2 * twelve + 2 * 1 * 12 * 6  # both ways, and the batch's own positive, backward
+    held = 2 * twelve / 2  # projected once for two steps at rest
+    assert flops["live"] - flops["pca"] == pytest.approx(live, rel=0.2)
+    apart = flops["live"] - flops["refreshed"]
+    assert apart == pytest.approx((2 * live - 2 * held) / 3, rel=0.2)
+    assert flops["pca"] < flops["refreshed"] < flops["live"]
+
+
 @pytest.mark.parametrize("name", SETTINGS)
 def test_counting_moves_nothing(world: World, name: str) -> None:
     method = world.method(name, awp=AWP(0.01))

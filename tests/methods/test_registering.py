@@ -4,12 +4,14 @@ import re
 import runpy
 import sys
 from collections.abc import Iterator
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 import torch
 
 from gacd import cli
+from gacd import config as c
 from gacd.commands import run
 from gacd.errors import UserError
 from gacd.methods import METHODS, Step, Term, register_method
@@ -84,11 +86,19 @@ def test_a_registered_method_is_one_like_the_others(world: World) -> None:
         ("aft", "the method 'aft' exists already"),
         ("my+method", "'my\\+method' cannot name a method: use letters, digits, - and _ alone"),
         ("", "'' cannot name a method"),
+        *((name, f"'{name}' is a setting, or a folder") for name in ("teacher", "source")),
     ],
 )
 def test_names_that_are_taken_or_unfit_are_refused(name: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
         register_method(name, Brightness)
+
+
+def test_no_section_of_the_configuration_can_be_a_methods_name() -> None:
+    sections = {field.name for config in (c.Distill, c.Train) for field in fields(config)}
+    for name in sections - METHODS.keys() - {"model", "method"}:
+        with pytest.raises(UserError):
+            register_method(name, Brightness)
 
 
 def test_a_setting_that_it_does_not_have_is_refused(

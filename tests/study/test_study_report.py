@@ -242,3 +242,12 @@ def test_each_study_by_itself_and_none(results, tmp_path, study):
     assert ("cells done, seeds 0, 1, 2" in text) == (study is not None)
     assert ("Nothing planned" in text) == (study is None)
     assert "contradicts itself" in text
+
+
+def test_rivals_stand_beside_their_teacher_whatever_else_was_run(results):
+    teachers = [r for r in results if r.study == "table1" and r.labels["role"] == "teacher"]
+    here = [r for r in results if r.study == "rivals"]
+    here += [dataclasses.replace(r, study="rivals") for r in teachers]
+    (table,) = rival_tables(here, {})
+    assert table.rows[0][0].text == "teacher"
+    assert table.markdown() == next(iter(rival_tables(results, {}))).markdown()

@@ -151,6 +151,30 @@ def test_workers_do_not_outlive_the_process_that_started_them(recipe: Path, tmp_
     assert len(records(tmp_path / "study")) < 2  # what was begun, at most
 
 
+def test_an_interrupt_of_one_process_stops_all(recipe: Path, tmp_path: Path) -> None:
+    run = command(recipe, tmp_path / "study", "rivals", "--workers", "2", "--seeds", *"01234567")
+    study = subprocess.Popen(run, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert study.stdout is not None
+    begun = 0
+    while begun < 2:
+        begun += bool(BEGUN.match(study.stdout.readline()))
+        assert study.poll() is None
+    study.send_signal(signal.SIGINT)  # to it alone, as `kill -INT` does
+    _, said = study.communicate(timeout=240)
+    assert study.returncode == 130
+    assert "Traceback" not in said
+    assert len(records(tmp_path / "study")) < 12  # of 24
+
+
+def test_a_scale_in_a_file_of_ones_own_is_that_scale(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("scale: small\nseeds: [0, 1]\n")
+    cfg = cli.parse("study", ["list", "--config", str(path)])
+    assert cfg == cli.parse("study", ["list", "--scale", "small", "--seeds", "0", "1"])
+    assert cfg.main_pair == ["wrn-10-2", "wrn-10-1"]
+    assert cli.parse("study", ["list", f"--config={path}", "--scale", "tiny"]).scale == "tiny"
+
+
 def test_a_cell_that_fails_says_why_and_holds_up_only_what_starts_from_it(
     recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -246,6 +270,10 @@ def test_cells_run_under_other_defaults_are_refused(
         (["run", "--scale", "huge"], "unknown scale 'huge'"),
         (["run", "--seeds", "[]"], "seeds is empty"),
         (["run", "--transfer_to", "[{rooot: x}]"], "'rooot' is no setting of data"),
+        (["list", "figure3", "--correlations_pair", "[wrn-10-1]"], "a pair is a teacher and a"),
+        (["list", "--negatives", "0"], "each of negatives and temperatures is 0"),
+        (["list", "--transfer_to", "[{size: abc}]"], "are no settings of data"),
+        (["list", "--seeds", "0", "0"], "each must be given once"),
         (["list", "--epochs.rslda", "3"], "unknown method 'rslda': did you mean 'rslad'?"),
     ],
 )

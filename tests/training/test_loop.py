@@ -1,6 +1,8 @@
 """The loop: its step by hand, what it keeps, what it guards, what it may not touch or wait for."""
 
 import copy
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -341,6 +343,20 @@ def test_a_compiled_student_has_its_plain_forward_afterwards(
     called.clear()
     method.student(torch.rand(2, 1, 8, 8))
     assert not called
+
+
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        ("schedule='cosin'", "unknown schedule 'cosin': did you mean 'cosine'?"),
+        ("select='best'", "unknown select 'best'"),
+    ],
+)
+def test_a_plan_with_a_misspelt_choice_is_refused(setting: str, said: str) -> None:
+    """In a process of its own: the tests check every type themselves."""
+    program = f"from gacd.training.loop import Plan; Plan(epochs=1, batch_size=1, lr=1, {setting})"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert f"UserError: {said}" in done.stderr
 
 
 def test_a_batch_larger_than_the_data_is_refused(stage: Any, tmp_path: Path) -> None:

@@ -14,10 +14,13 @@ from torch import Tensor
 
 from gacd import cli
 from gacd.commands import run as command
-from gacd.methods import Method
+from gacd.methods import Method, create_method
+from gacd.methods.awp import AWP
+from gacd.models import create_model
 from gacd.shapes import Batch
 from gacd.storage import load_meta, load_tensors, read_json_lines
 from gacd.training import loop
+from training.conftest import ATTACK
 
 
 def ctrl_c() -> None:
@@ -36,12 +39,12 @@ def after(steps: int, method: Method, do: Callable[[], None]) -> Method:
     """The method, with `do` done in its step of that number."""
     forward, count = method.forward, 0
 
-    def counted(batch: Batch, generator: torch.Generator, progress: float) -> Any:
+    def counted(batch: Batch, generator: torch.Generator, progress: float, **more: Any) -> Any:
         nonlocal count
-        count += 1
-        if count == steps:
+        count += not more  # AWP's passes are of the same step
+        if count == steps and not more:
             do()
-        return forward(batch, generator, progress)
+        return forward(batch, generator, progress, **more)
 
     method.forward = counted  # type: ignore[method-assign]
     return method
@@ -223,6 +226,7 @@ PROGRAM = """
 import os, sys
 from gacd import cli
 from gacd.training import loop
+from training.conftest import ATTACK
 
 number, epoch, step, *arguments = sys.argv[1:]
 generator = loop.keyed_generator
@@ -276,3 +280,21 @@ def assert_equal_files(a: Path, b: Path) -> None:
     assert meta == other_meta and tensors.keys() == others.keys()
     for name, value in tensors.items():
         assert torch.equal(value, others[name]), name
+
+
+def test_a_refreshed_projection_under_awp(stage: Any, tmp_path: Path) -> None:
+    """Both passes of a step see the projection of that step, also the first after a kill."""
+    settings = {"negatives": 8, "dim": 5, "teacher_projection": "refreshed", "refresh": 3}
+
+    def method() -> Method:
+        student = create_model("digits-cnn-2", num_classes=3, channels=1, seed=3)
+        return create_method(
+            "gacd", student, ATTACK, teacher=stage.teacher, bank=stage.bank,
+            options={"gacd": settings}, awp=AWP(gamma=0.01),
+        )  # fmt: skip
+
+    stage.fit(tmp_path / "whole", method())
+    with pytest.raises(Killed):
+        stage.fit(tmp_path / "killed", after(7, method(), killed))
+    stage.fit(tmp_path / "killed", method())
+    assert_same(tmp_path / "killed", tmp_path / "whole")

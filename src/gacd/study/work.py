@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence, Set
 from dataclasses import asdict, dataclass
 from multiprocessing import get_context, parent_process
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import yaml
 from filelock import FileLock, Timeout
@@ -28,6 +28,9 @@ from gacd.storage import read_json, write_bytes, write_json
 from gacd.study.cells import Cell, Config
 from gacd.study.grids import AWP, STUDIES, Entry, entries
 from gacd.study.results import Result
+
+if TYPE_CHECKING:
+    from multiprocessing.synchronize import Event
 
 _COMMANDS = {
     "train": train,
@@ -143,22 +146,8 @@ def run(cfg: c.Study) -> None:
     if not (cfg.out / ".gitignore").is_file():
         write_bytes(cfg.out / ".gitignore", _KEPT_OUT_OF_GIT.encode())
     started = time.time()
-    others = [
-        get_context("spawn").Process(target=_work_too, args=(cfg, started))
-        for _ in range(cfg.workers - 1)
-    ]
-    for other in others:
-        other.start()
-    try:
+    with _workers(cfg, started):
         _work(cfg, started)
-    except KeyboardInterrupt:  # sent to this process alone, maybe
-        for other in others:
-            if other.pid is not None and other.is_alive():
-                os.kill(other.pid, signal.SIGINT)
-        raise
-    finally:
-        for other in others:
-            other.join()
     folder = Folder(cfg.out)
     if left := tasks(folder, cells):
         failed = {task.cell.key for task in left if folder.failure(task.cell).is_file()}
@@ -203,10 +192,37 @@ def _work(cfg: c.Study, started: float) -> None:
             time.sleep(_POLL)
 
 
-def _work_too(cfg: c.Study, started: float) -> None:
+@contextlib.contextmanager
+def _workers(cfg: c.Study, started: float) -> Iterator[None]:
+    """The other workers, who are waited for; an interrupt of this process reaches them, too."""
+    spawn = get_context("spawn")
+    ready = [spawn.Event() for _ in range(cfg.workers - 1)]
+    others = [spawn.Process(target=_work_too, args=(cfg, started, event)) for event in ready]
+    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)  # while they import, they inherit this
+    for other in others:
+        other.start()
+    signal.signal(signal.SIGINT, handler)
+    try:
+        yield
+    except KeyboardInterrupt:  # of a terminal, they have had it; of `kill`, they have not
+        for other, event in zip(others, ready, strict=True):
+            while other.is_alive() and not event.wait(0.1):
+                pass
+            if other.is_alive() and other.pid is not None:
+                os.kill(other.pid, signal.SIGINT)
+        raise
+    finally:
+        for other in others:
+            other.join()
+
+
+def _work_too(cfg: c.Study, started: float, ready: "Event") -> None:
     """Work beside the process that the user started; that one tells of an interrupt."""
     with contextlib.suppress(KeyboardInterrupt):
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        ready.set()
         _work(cfg, started)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # once is enough
 
 
 def _ready(folder: Folder, left: Sequence[Task]) -> Iterator[Task]:

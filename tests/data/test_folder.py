@@ -179,3 +179,15 @@ def test_sixteen_bit_images_are_refused_rather_than_clipped(tmp_path: Path) -> N
     message = refused(root)
     assert str(path) in message
     assert "8 bits" in message
+
+
+def test_what_is_no_image_of_the_class_is_left_out_or_refused(tmp_path: Path) -> None:
+    root = write_folder(tmp_path, {"train/cat": 3, "train/dog": 3, "test/cat": 1, "test/dog": 1})
+    before = read_folder(root, 8)[0]
+    (root / "train" / "cat" / "._0.png").write_bytes(b"of another system")
+    (root / "train" / "cat" / "folder.png").mkdir()
+    after = read_folder(root, 8)[0]
+    assert torch.equal(after.images, before.images)
+    (root / "train" / "dog" / "gone.png").symlink_to(tmp_path / "nowhere.png")
+    with pytest.raises(UserError, match=r"gone\.png: a link to a file that is not there"):
+        read_folder(root, 8)

@@ -182,7 +182,7 @@ def test_sixteen_bit_images_are_refused_rather_than_clipped(tmp_path: Path) -> N
 
 
 def test_what_is_no_image_of_the_class_is_left_out_or_refused(tmp_path: Path) -> None:
-    root = write_folder(tmp_path, {"train/cat": 3, "train/dog": 3, "test/cat": 1, "test/dog": 1})
+    root = write(tmp_path, {"train/cat": 3, "train/dog": 3, "test/cat": 1, "test/dog": 1})
     before = read_folder(root, 8)[0]
     (root / "train" / "cat" / "._0.png").write_bytes(b"of another system")
     (root / "train" / "cat" / "folder.png").mkdir()

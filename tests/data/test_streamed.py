@@ -189,6 +189,11 @@ def test_grey_stays_grey(tmp_path: Path) -> None:
     expected = load_splits("folder", root=tmp_path, **SETTINGS).train
     assert found.channels == expected.channels == 1
     assert_same(list(iterate(found, **ORDER)), list(iterate(expected, **ORDER)))
+    picture("train", 2, 9).save(tmp_path / "train" / CLASSES[2] / "09.png")  # not the first
+    found = load_splits("folder", root=tmp_path, stream=True, **SETTINGS).train
+    expected = load_splits("folder", root=tmp_path, **SETTINGS).train
+    assert found.channels == expected.channels == 3
+    assert_same(list(iterate(found, **ORDER)), list(iterate(expected, **ORDER)))
 
 
 def test_grey_of_more_than_eight_bits_is_scaled_or_refused_and_never_clipped(

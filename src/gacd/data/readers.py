@@ -28,16 +28,22 @@ class _Found(NamedTuple):
     test: Part
 
 
+_LOOKED_AT = 100  # images, to tell grey sets from others
+
+
 def read_streamed(
     name: str, root: Path, size: int | None, workers: int
 ) -> tuple[StreamedDataset, StreamedDataset]:
-    """Train and test set of a key of `STREAMED` under `root`, without reading an image but one.
+    """Train and test set of a key of `STREAMED` under `root`, of whose images few are read.
 
-    `size` and whether the images are grey are the first image's where `size` is not given.
+    The images are grey if all of some hundred, evenly spaced, are; their `size`, where it is not
+    given, is the first one's.
     Raises UserError, naming the file or folder.
     """
     classes, train, test = STREAMED[name](root)
     first = train[0].image(0)
+    some = range(0, len(train[0]), max(1, len(train[0]) // _LOOKED_AT))
+    grey = all(train[0].image(row).mode == "L" for row in some)
     return tuple(  # type: ignore[return-value]
         StreamedDataset(
             reader,
@@ -46,7 +52,7 @@ def read_streamed(
             classes,
             root.resolve().name,
             size or min(first.size),
-            1 if first.mode == "L" else 3,
+            1 if grey else 3,
             workers,
         )
         for reader, labels in (train, test)

@@ -53,7 +53,7 @@ def test_weights_alone_are_normalised_as_is_said(
     original = made(tmp_path, [0.3], [0.2])
     pets, images = data("cat", "dog", "fox"), torch.rand(4, 1, 8, 8)
     plain, _ = build.from_checkpoint(tmp_path / name, build.Given("digits-cnn-2"), pets)
-    assert f"{name} gets images in [0, 1]; give mean and std if" in capsys.readouterr().out
+    assert f"{name} gets images in [0, 1]; give --mean and --std if" in capsys.readouterr().out
     assert not torch.equal(plain.eval()(images), original(images))
     said = build.Given("digits-cnn-2", [0.3], [0.2])
     same, architecture = build.from_checkpoint(tmp_path / name, said, pets)

@@ -1,5 +1,7 @@
 """The linear layer: optimal for its objective, the same as scikit-learn's on the same features."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -106,3 +108,15 @@ def test_a_class_that_train_lacks_is_never_answered() -> None:
     with torch.no_grad():
         answers = model.eval()(torch.rand(200, 1, 8, 8)).argmax(1)
     assert set(answers.tolist()) <= {0, 2}
+
+
+def test_a_layer_of_one_answer_is_not_chosen_for_being_hard_to_attack() -> None:
+    """With two classes it is half right under any attack, and everything else may be broken."""
+    data, model = splits((0, 1), 2), network(2)
+    few = torch.arange(len(data.train)) < 10  # of both classes, then of the first alone
+    data = replace(data, train=data.train.subset(few | (data.train.labels == 0)))
+    found = fit_head(model, data, ThreatModel(eps=0.5), (1e-5, 1.0))
+    assert found.val_natural["1e-05"] == found.val_robust["1e-05"] == 50
+    assert 50 < found.val_natural["1.0"] < 100 - found.val_robust["1.0"]
+    assert found.strength == 1.0
+    assert fit_head(model, data, ThreatModel(eps=0.5), (1e-5,)).strength == 1e-5

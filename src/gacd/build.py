@@ -162,7 +162,8 @@ def network(
     )
     load_weights(loaded, path)
     if given.mean is None:
-        print(f"note: {path} gets images in [0, 1]; give mean and std if it wants others")
+        mean, std = (flag.replace("model", name) for name in ("mean", "std"))
+        print(f"note: {path} gets images in [0, 1]; give {mean} and {std} if it wants others")
     return loaded, {"architecture": given.model}
 
 

@@ -33,6 +33,11 @@ _WORDS = {
     "study": "[list | run | status | report] [STUDY ...] ",
 }
 
+_RECIPE = dict.fromkeys(
+    ("quickstart", "speedrun", "study"),
+    "; a recipe sets many of the defaults below otherwise: --print_config shows them as they are",
+)
+
 HELP = f"""usage: gacd COMMAND [--config RECIPE] [--KEY VALUE ...]
 
 gacd {__version__}: small models that stay right under attack, distilled from robust teachers
@@ -155,7 +160,7 @@ def parse(command: str, arguments: list[str]) -> Any:
     parser = ArgumentParser(
         prog=f"gacd {command}",
         usage=f"gacd {command} {_WORDS.get(command, '')}[--config FILE] [--KEY VALUE ...]",
-        description=COMMANDS[command],
+        description=COMMANDS[command] + _RECIPE.get(command, ""),
         exit_on_error=False,
     )
     ours = f", or one of: {', '.join(recipes())}" if command in DISTILLING else ""

@@ -71,6 +71,13 @@ class Run:
     fabric: Fabric = field(default_factory=Fabric)
 
 
+def _check_statistics(mean: list[float] | None, std: list[float] | None) -> None:
+    if (mean is None) != (std is None) or len(mean or []) != len(std or []):
+        raise ValueError("mean and std go together, a number for each channel")
+    for value in std or []:
+        positive(std=value)
+
+
 @dataclass(kw_only=True)
 class Normalised:
     """The input that weights from elsewhere were trained on."""
@@ -81,10 +88,7 @@ class Normalised:
     """Of each channel, too."""
 
     def __post_init__(self) -> None:
-        if (self.mean is None) != (self.std is None) or len(self.mean or []) != len(self.std or []):
-            raise ValueError("mean and std go together, a number for each channel")
-        for value in self.std or []:
-            positive(std=value)
+        _check_statistics(self.mean, self.std)
 
 
 def _without_source(evaluation: Evaluation) -> None:
@@ -215,9 +219,14 @@ class Evaluate(Normalised, Run):
     """Another model of the same data, on which 'transfer' makes its images."""
     source_model: str | None = None
     """Its network, where the file is a public .pt."""
+    source_mean: list[float] | None = None
+    """Of each channel, if that was trained on normalised images."""
+    source_std: list[float] | None = None
+    """Of each channel, too."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        _check_statistics(self.source_mean, self.source_std)
         if self.source is None:
             _without_source(self.evaluation)
 

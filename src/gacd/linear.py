@@ -57,7 +57,8 @@ def fit_head(
     Minimises sum_i CE(W z_i + b, y_i) + |W|^2 / (2 C) by L-BFGS on standardised clean features of
     train (no augmentation), for every C in `strengths`. The layer with the best mean of clean
     accuracy and accuracy under PGD-10 within `threat`, through the whole network, on validation
-    images is kept; without a threat, the best on clean ones. Ties go to the stronger penalty.
+    images is kept; without a threat, the best on clean ones. Ties go to the stronger penalty, and
+    a layer no better on clean images than the most frequent class is kept only if all are so.
     """
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
@@ -78,7 +79,10 @@ def fit_head(
             _set(model, fit, mean_D, scale_D)
             natural[strength], robust[strength] = _accuracies(model, val, threat)
             bar.advance(len(val))
-    best = max(strengths, key=lambda c: (natural[c] + robust[c], -c))
+    # A layer that always gives one answer is as right under any attack: no choice but the last.
+    constant = 100 * int(val.labels.bincount().max()) / len(val)
+    able = [c for c in strengths if natural[c] > constant] or strengths
+    best = max(able, key=lambda c: (natural[c] + robust[c], -c))
     _set(model, fits[best], mean_D, scale_D)
     return LinearFit(
         strength=best,

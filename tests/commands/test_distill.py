@@ -17,7 +17,7 @@ from gacd.anchors import AnchorBank
 from gacd.commands import distill as command
 from gacd.commands import run
 from gacd.data.load import load_splits
-from gacd.models.checkpoints import load_model
+from gacd.models.checkpoints import load_model, method_of
 from gacd.storage import load_tensors, read_json
 
 COMMON = [
@@ -234,10 +234,34 @@ def test_a_model_is_evaluated_and_a_later_one_of_the_same_name_is_not_mistaken_f
     (row,) = read_json(tmp_path / "out" / "results.json")
     record = read_json(finished / "pgd-at" / "record.json")
     assert (row["natural"], row["pgd2"], row["n"]) == (record["natural"], record["pgd2"], 40)
-    assert row["model"] == "digits-cnn-2"
+    assert (row["model"], row["method"]) == ("digits-cnn-2", "pgd-at")
     capsys.readouterr()
     assert evaluate("trades") == 2
     assert "holds another run (checkpoint is model.safetensors" in capsys.readouterr().err
+
+
+def test_files_are_called_by_the_row_that_they_are_of(finished: Path) -> None:
+    for method in METHODS:
+        assert method_of(finished / method / "model.safetensors") == method
+    assert method_of(finished / "teacher" / "model.safetensors") == "pgd-at"
+    assert method_of(Path("somebody's.pt")) == "somebody's"
+
+
+@pytest.mark.usefixtures("no_page")
+def test_a_stages_own_weights_want_the_normalisation_that_they_were_trained_with(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """They say no network, so it is given; what it is given must fit."""
+    path = finished / "pgd-at" / "best.safetensors"
+    asked = ["evaluate", "--checkpoint", str(path), "--model", "digits-cnn-2", *COMMON]
+    assert cli.main([*asked, "--out", str(tmp_path / "none")]) == 2
+    assert "was trained with mean" in capsys.readouterr().err
+    model, _ = load_model(finished / "pgd-at" / "model.safetensors")
+    said = ["--mean", str(model.mean.item()), "--std", str(model.std.item())]
+    assert cli.main([*asked, *said, "--out", str(tmp_path / "out")]) == 0
+    (row,) = read_json(tmp_path / "out" / "results.json")
+    record = read_json(finished / "pgd-at" / "record.json")
+    assert (row["natural"], row["pgd2"]) == (record["natural"], record["pgd2"])
 
 
 @pytest.mark.usefixtures("no_page")
@@ -307,10 +331,22 @@ def test_a_teacher_from_a_file_is_not_trained(
     assert cli.main([*DISTILL, *flags]) == 0
     assert watched() == ["measure_row", "fit kd", "measure_row"]
     rows = {row["method"]: row for row in read_json(tmp_path / "results.json")}
+    assert list(rows) == ["pgd-at", "kd"]
     results = read_json(finished / "results.json")
     before = {row["method"]: row for row in results if row["role"] != "teacher"}
     assert rows["kd"]["natural"] == before["kd"]["natural"]
     assert rows["kd"]["pgd2"] == before["kd"]["pgd2"]
+
+
+@pytest.mark.usefixtures("no_page")
+def test_a_teacher_from_a_file_is_called_by_what_the_file_says(
+    finished: Path, tmp_path: Path
+) -> None:
+    path = finished / "natural" / "model.safetensors"
+    flags = ["--teacher.checkpoint", str(path), "--out", str(tmp_path), "--methods", "kd"]
+    assert cli.main([*DISTILL, *flags]) == 0
+    teacher, _ = read_json(tmp_path / "results.json")
+    assert (teacher["method"], teacher["role"]) == ("natural", "teacher")
 
 
 @pytest.mark.usefixtures("no_page")

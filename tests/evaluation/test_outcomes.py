@@ -109,6 +109,15 @@ def test_compare_needs_the_same_images_and_the_same_attack(
         assert compare(evaluation, other, "natural")["p"] == 1.0
 
 
+@pytest.mark.parametrize("name", ["fgsm", "noise", "autoattack"])
+def test_attacks_without_a_step_size_are_compared_whatever_it_is(name: str) -> None:
+    pair = [
+        Evaluation(4, {name: bits(text)}, {name: torch.arange(4)}, SETTINGS | {"step_size": size})
+        for text, size in (("1101", 0.01), ("1100", 0.02))
+    ]
+    assert compare(*pair, name)["only_a"] == 1
+
+
 def test_a_cascade_is_compared_with_the_same_cascade(evaluation: Evaluation) -> None:
     a = replace(evaluation, settings=SETTINGS | {"cascade": True})
     names = ["natural", "autoattack", "pgd20"]

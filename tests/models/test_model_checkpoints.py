@@ -234,3 +234,14 @@ def test_weights_that_are_no_numbers_are_refused(tmp_path: Path) -> None:
     save_model(tmp_path / "m.safetensors", model, {"architecture": "digits-cnn-2"})
     with pytest.raises(UserError, match=r"'.*weight' holds NaN or infinite weights"):
         load_model(str(tmp_path / "m.safetensors"))
+
+
+@pytest.mark.parametrize("kind", ["sparse", "int8", "complex64"])
+def test_weights_of_another_kind_are_refused(tmp_path: Path, kind: str) -> None:
+    state = create_model("digits-cnn-2", num_classes=10, channels=1, seed=0).state_dict()
+    name = next(name for name, value in state.items() if value.ndim == 2)
+    convert = {"sparse": Tensor.to_sparse, "int8": Tensor.char, "complex64": Tensor.cfloat}[kind]
+    torch.save(state | {name: convert(state[name])}, tmp_path / "m.pt")
+    model = create_model("digits-cnn-2", num_classes=10, channels=1, seed=1)
+    with pytest.raises(UserError, match=rf"'{name}' holds {kind}.* numbers; save the weights as"):
+        load_weights(model, tmp_path / "m.pt")

@@ -226,7 +226,6 @@ PROGRAM = """
 import os, sys
 from gacd import cli
 from gacd.training import loop
-from training.conftest import ATTACK
 
 number, epoch, step, *arguments = sys.argv[1:]
 generator = loop.keyed_generator

@@ -29,9 +29,10 @@ from gacd.evaluation.structure import (
     usable_perplexity,
 )
 from gacd.models.base import Backbone
+from gacd.models.checkpoints import method_of, names_itself
 from gacd.report.analysis import RECORD, geometry_table, likeness_table, write_analysis_report
 from gacd.shapes import Images
-from gacd.storage import from_home, load_meta, write_json
+from gacd.storage import from_home, write_json
 
 
 def analyze(cfg: c.Analyze, *, goal: Goal = "report") -> None:
@@ -74,14 +75,13 @@ def _named(text: str) -> tuple[str, Path]:
 
 
 def _finished(path: Path, data: ArrayDataset) -> tuple[Backbone, dict[str, str]]:
-    if path.suffix != ".safetensors":
+    if not names_itself(path):
         raise UserError(
             f"{path}: only a .safetensors of this package says which network it holds; "
             "'gacd evaluate' makes one of a public .pt"
         )
     model, name = build.from_checkpoint(path, build.Given(), data)
-    method = str(load_meta(path).get("method", path.stem))
-    return model, {"architecture": name, "method": method}
+    return model, {"architecture": name, "method": method_of(path)}
 
 
 def _structure(

@@ -25,7 +25,7 @@ from gacd.methods import Teacher
 from gacd.methods.base import check_same_classes
 from gacd.methods.registry import Named, parse_method
 from gacd.models.base import Backbone
-from gacd.models.checkpoints import load_weights, names_itself
+from gacd.models.checkpoints import load_weights, method_of, names_itself
 from gacd.storage import read_json, write_json
 from gacd.training.ranks import per_rank, refuse_memory
 
@@ -44,7 +44,9 @@ def distill(cfg: c.Distill, title: str = "", *, goal: Goal = "report") -> None:
     _refuse_early(run, cfg)
     teacher, teacher_name, spent = _teacher(run, cfg)
     if cfg.teacher.evaluate:
-        run.measure(Row(TEACHER, teacher_name, cfg.teacher.method, "teacher", spent))
+        taught = cfg.teacher.checkpoint
+        method = cfg.teacher.method if taught is None else method_of(taught)
+        run.measure(Row(TEACHER, teacher_name, method, "teacher", spent))
     for method in cfg.methods:
         spent = _student(run, cfg, method, Teacher(teacher))
         role = "undefended" if method == "natural" else "student"
@@ -78,7 +80,7 @@ def _teacher(run: Run, cfg: c.Distill) -> tuple[Backbone, str, Spent]:
         if names_itself(cfg.teacher.checkpoint):
             given = given._replace(model=None)  # what the teacher would be if it were trained
         teacher, name = run.load(cfg.teacher.checkpoint, given, "--teacher.model")
-        run.keep(cfg.out / TEACHER, teacher, name, cfg.teacher.checkpoint.stem)
+        run.keep(cfg.out / TEACHER, teacher, name, method_of(cfg.teacher.checkpoint))
         teacher.to(run.fabric.device).to(memory_format=torch.channels_last)
         return teacher, name, Spent()
     teacher = build.model(cfg.teacher.model, data, seed=cfg.seed)
@@ -114,7 +116,9 @@ def _student(run: Run, cfg: c.Distill, method: str, teacher: Teacher) -> Spent:
     if not named.trains_head:
         spent = _head(run, cfg, named.name, student, spent)
     if named.aft:
-        spent = run.train(method, "pgd-at", student, cfg.student, cfg.finetune, before=spent)
+        spent = run.train(
+            method, "pgd-at", student, cfg.student, cfg.finetune, before=spent, label=method
+        )
     return spent
 
 

@@ -8,6 +8,7 @@ from gacd.commands.rows import (
     row_order,
 )
 from gacd.commands.run import Run
+from gacd.models.checkpoints import method_of
 from gacd.report.run import write_run_report
 
 
@@ -17,10 +18,12 @@ def evaluate(cfg: c.Evaluate) -> None:
     model, name = run.load(cfg.checkpoint, build.Given(cfg.model, cfg.mean, cfg.std))
     assert cfg.checkpoint is not None
     if cfg.source is not None:
-        source, source_name = run.load(cfg.source, build.Given(cfg.source_model), "--source_model")
-        run.keep(cfg.out / SOURCE, source, source_name, cfg.source.stem)
-    run.keep(cfg.out / "model", model, name, cfg.checkpoint.stem)
-    run.measure(Row("model", name, cfg.checkpoint.stem, "student"))
+        given = build.Given(cfg.source_model, cfg.source_mean, cfg.source_std)
+        source, source_name = run.load(cfg.source, given, "--source_model")
+        run.keep(cfg.out / SOURCE, source, source_name, method_of(cfg.source))
+    method = method_of(cfg.checkpoint)
+    run.keep(cfg.out / "model", model, name, method)
+    run.measure(Row("model", name, method, "student"))
     run.finish(f"{cfg.checkpoint.name} on {run.splits.test.name}")
 
 

@@ -111,8 +111,9 @@ class Run:
         bank: AnchorBank | None = None,
         weights: dict[str, float] | None = None,
         before: Spent | None = None,
+        label: str | None = None,
     ) -> Spent:
-        """Train `model` in the stage folder `name` and keep it there.
+        """Train `model` in the stage folder `name` and keep it there, called by its `label`.
 
         Returns what it took, with what earlier stages took `before`.
         """
@@ -136,7 +137,7 @@ class Run:
         model.requires_grad_(True)  # a head that had no part in this has one in what follows
         here = Spent(summary.seconds, summary.images, cost * summary.images)
         spent = here if before is None else before + here
-        self.keep(out, model, architecture, method, spent)
+        self.keep(out, model, architecture, label or method, spent)
         return spent
 
     def keep(

@@ -10,7 +10,7 @@ from gacd.commands.rows import (
 )
 from gacd.commands.run import Run, refuse_teacher
 from gacd.errors import UserError
-from gacd.models.checkpoints import names_itself
+from gacd.models.checkpoints import method_of, names_itself
 
 
 def train(cfg: c.Train, *, goal: Goal = "report") -> None:
@@ -32,10 +32,11 @@ def finetune(cfg: c.Finetune, *, goal: Goal = "report") -> None:
         if not names_itself(cfg.source):
             raise UserError(f"{cfg.source}: the source must be a .safetensors of this package")
         source, source_name = run.load(cfg.source, build.Given())
-        run.keep(cfg.out / SOURCE, source, source_name, cfg.source.stem)
+        run.keep(cfg.out / SOURCE, source, source_name, method_of(cfg.source))
     method = "finetuned"
     assert cfg.checkpoint is not None
     before = Spent.read(cfg.checkpoint)
-    spent = run.train(method, cfg.method, model, name, cfg.training, before=before)
-    run.measure(Row(method, name, cfg.method + " fine-tuned", "student", spent))
+    label = f"{cfg.method} fine-tuned"
+    spent = run.train(method, cfg.method, model, name, cfg.training, before=before, label=label)
+    run.measure(Row(method, name, label, "student", spent))
     run.finish(f"{name}, fine-tuned on {run.splits.test.name}")

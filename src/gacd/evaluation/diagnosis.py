@@ -123,7 +123,7 @@ def diagnose(
         _check(
             "random noise is harmless next to the attack",
             natural - noise,
-            lost / 2,
+            max(lost / 2, _POINTS),
             f"noise costs {natural - noise:.1f} points, PGD-100 {lost:.1f}",
         ),
         _check(

@@ -133,7 +133,8 @@ def _attacked_how(a: Evaluation, b: Evaluation, name: str) -> dict[str, tuple[An
     if name == "natural":
         return {}
     keys = ["norm", "eps", "cascade"]
-    keys += ["step_size"] * (name != "autoattack") + ["source"] * (name in ("transfer", WORST))
+    steps = name not in ("autoattack", "fgsm", "noise")  # of a size that can be chosen
+    keys += ["step_size"] * steps + ["source"] * (name in ("transfer", WORST))
     how = {key: (a.settings.get(key), b.settings.get(key)) for key in keys}
     orders = [list(e.robust) for e in (a, b)]
     if name == WORST:

@@ -34,13 +34,19 @@ def save_model(path: Path, model: Backbone, meta: Mapping[str, Any]) -> None:
     """
     if "architecture" not in meta:
         raise ValueError("save_model: meta must name the architecture")
-    rebuilt = {
-        "num_classes": model.num_classes,
-        "channels": model.channels,
-        "mean": _numbers(model.mean),
-        "std": _numbers(model.std),
-    }
+    rebuilt = {"num_classes": model.num_classes, "channels": model.channels, **statistics(model)}
     save_tensors(path, model.state_dict(), {**meta, **rebuilt})
+
+
+def statistics(model: Backbone) -> dict[str, list[float] | None]:
+    """The input normalisation as files hold it: weights are nothing without it."""
+    return {"mean": _numbers(model.mean), "std": _numbers(model.std)}
+
+
+def method_of(path: Path) -> str:
+    """How a file says that its network was trained; its own name where it does not say."""
+    known = load_meta(path) if path.suffix == ".safetensors" else {}
+    return str(known.get("method", path.stem))
 
 
 def names_itself(path: Path) -> bool:
@@ -141,6 +147,11 @@ def _fill(model: Backbone, tensors: Mapping[str, Tensor], path: Path) -> None:
             raise _different(path, f"it has no '{name}'")
         if state[name].shape != tensor.shape:
             raise _different(path, *_shapes(model, name, state[name], tensor))
+        kind = state[name].layout, state[name].is_floating_point()
+        if kind != (tensor.layout, tensor.is_floating_point()):
+            dtype = str(state[name].dtype).removeprefix("torch.")
+            held = dtype if state[name].layout == torch.strided else f"sparse {dtype}"
+            raise UserError(f"{path}: '{name}' holds {held} numbers; save the weights as float32")
         if state[name].is_floating_point() and not state[name].isfinite().all():
             raise UserError(f"{path}: '{name}' holds NaN or infinite weights; take an earlier file")
     if extra := next((name for name in state if name not in wanted), None):
@@ -180,7 +191,7 @@ def _different(path: Path, detail: str, remedy: str = _ANOTHER) -> UserError:
 
 def _check_statistics(model: Backbone, meta: Mapping[str, Any], path: Path) -> None:
     """Weights are right only with the input normalisation that they were trained with."""
-    for key, here in (("mean", _numbers(model.mean)), ("std", _numbers(model.std))):
+    for key, here in statistics(model).items():
         if key in meta and _rounded(meta[key]) != _rounded(here):
             raise UserError(
                 f"{path}: was trained with {key} {_rounded(meta[key])}, the model has "

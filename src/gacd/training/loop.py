@@ -19,6 +19,7 @@ from gacd.data.batches import iterate, keyed_generator, steps_per_epoch
 from gacd.data.dataset import Splits
 from gacd.errors import UserError, unknown
 from gacd.methods.method import Method
+from gacd.models.checkpoints import statistics
 from gacd.progress import progress
 from gacd.storage import (
     append_json_line,
@@ -131,6 +132,7 @@ def fit(
         nesterov=plan.momentum > 0,
     )
     average = averaged(method) if plan.ema else None
+    normalised = statistics(method.student)
     kept = method if average is None else average
     train, val = splits.train.to(fabric.device), splits.val.to(fabric.device)
     alone = fabric.world_size == 1
@@ -230,7 +232,7 @@ def fit(
             }
             score = epoch if plan.select == "last" else scores[f"val_{plan.select}"]
             if meta["best"] is None or score >= meta["best"]["score"]:
-                meta["best"] = {"score": score, "epoch": epoch + 1, **scores}
+                meta["best"] = {"score": score, "epoch": epoch + 1, **scores, **normalised}
                 if shown:
                     save_tensors(best, kept.state_dict(), meta["best"])
             if shown:

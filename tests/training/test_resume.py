@@ -1,5 +1,6 @@
 """Stopped anywhere, by Ctrl-C or a kill, and run again: the bits of a run that never stopped."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -173,6 +174,25 @@ def test_the_first_ctrl_c_waits_and_the_handler_is_put_back(stage: Any, tmp_path
     with pytest.raises(KeyboardInterrupt):
         stage.fit(tmp_path, after(1, stage.method("pgd-at"), twice))
     assert (tmp_path / "checkpoint.safetensors").read_bytes() == checkpoint  # stopped at once
+
+
+def test_a_ctrl_c_after_the_last_look_is_not_lost(
+    stage: Any, whole: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    compiled = loop._compiled
+
+    @contextlib.contextmanager
+    def leaving(*given: Any, **more: Any) -> Any:
+        with compiled(*given, **more):
+            yield
+        ctrl_c()
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(loop, "_compiled", leaving)
+        stage.fit(tmp_path, "pgd-at")
+    stage.fit(tmp_path, "pgd-at")
+    assert_same(tmp_path, whole["pgd-at", "32-true"])
 
 
 def test_killed_while_training_again_what_had_lost_its_weights(

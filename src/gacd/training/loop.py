@@ -340,3 +340,5 @@ def _interruptible(impatient: bool) -> Iterator[threading.Event]:
         yield flag
     finally:
         signal.signal(signal.SIGINT, before)
+    if impatient and flag.is_set():  # since the last look
+        raise KeyboardInterrupt

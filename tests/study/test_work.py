@@ -152,6 +152,8 @@ def test_workers_do_not_outlive_the_process_that_started_them(recipe: Path, tmp_
 
 
 def test_an_interrupt_of_one_process_stops_all(recipe: Path, tmp_path: Path) -> None:
+    # A shell starts what it puts into the background with interrupts ignored: not so in this test.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     run = command(recipe, tmp_path / "study", "rivals", "--workers", "2", "--seeds", *"01234567")
     study = subprocess.Popen(run, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert study.stdout is not None

@@ -76,7 +76,8 @@ def _files(folder: Path, classes: Sequence[str]) -> Files:
     for label, name in enumerate(classes):
         if not (folder / name).is_dir():
             continue
-        paths = sorted(path for path in (folder / name).iterdir() if _is_image(path))
+        with os.scandir(folder / name) as found_there:  # it knows what is a folder, unasked
+            paths = sorted(Path(entry.path) for entry in found_there if _is_image(entry))
         if not paths:
             raise UserError(
                 f"{folder / name}: no images; add some ({', '.join(sorted(SUFFIXES))}) "
@@ -88,12 +89,13 @@ def _files(folder: Path, classes: Sequence[str]) -> Files:
     return found
 
 
-def _is_image(path: Path) -> bool:
+def _is_image(entry: "os.DirEntry[str]") -> bool:
     """By its name; hidden files are the system's, and a link to nothing is refused."""
-    if path.suffix.lower() not in SUFFIXES or path.name.startswith(".") or path.is_dir():
+    suffix = Path(entry.name).suffix.lower()
+    if suffix not in SUFFIXES or entry.name.startswith(".") or entry.is_dir():
         return False
-    if not path.exists():
-        raise UserError(f"{path}: a link to a file that is not there; remove it")
+    if entry.is_symlink() and not Path(entry.path).exists():
+        raise UserError(f"{entry.path}: a link to a file that is not there; remove it")
     return True
 
 

@@ -194,7 +194,10 @@ def _work(cfg: c.Study, started: float) -> None:
 
 @contextlib.contextmanager
 def _workers(cfg: c.Study, started: float) -> Iterator[None]:
-    """The other workers, who are waited for; an interrupt of this process reaches them, too."""
+    """The other workers, who are waited for; every interrupt of this process reaches them, once."""
+    if cfg.workers == 1:
+        yield
+        return
     spawn = get_context("spawn")
     ready = [spawn.Event() for _ in range(cfg.workers - 1)]
     others = [spawn.Process(target=_work_too, args=(cfg, started, event)) for event in ready]
@@ -202,23 +205,33 @@ def _workers(cfg: c.Study, started: float) -> Iterator[None]:
     for other in others:
         other.start()
     signal.signal(signal.SIGINT, handler)
-    try:
-        yield
-    except KeyboardInterrupt:  # of a terminal, they have had it; of `kill`, they have not
+
+    def pass_on() -> None:
         for other, event in zip(others, ready, strict=True):
             while other.is_alive() and not event.wait(0.1):
                 pass
             if other.is_alive() and other.pid is not None:
                 os.kill(other.pid, signal.SIGINT)
+
+    try:
+        yield
+    except KeyboardInterrupt:
+        pass_on()
         raise
     finally:
         for other in others:
-            other.join()
+            while other.is_alive():
+                try:
+                    other.join()
+                except KeyboardInterrupt:  # a second one: they stop at once
+                    pass_on()
 
 
 def _work_too(cfg: c.Study, started: float, ready: "Event") -> None:
     """Work beside the process that the user started; that one tells of an interrupt."""
     with contextlib.suppress(KeyboardInterrupt):
+        if hasattr(os, "setpgrp"):  # a terminal interrupts a whole group, and twice stops at once
+            os.setpgrp()
         signal.signal(signal.SIGINT, signal.default_int_handler)
         ready.set()
         _work(cfg, started)

@@ -9,6 +9,7 @@ gradient through Z, and InfoNCE. The record is written row by row, the runs resu
 
 import argparse
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -39,17 +40,9 @@ ROWS: dict[str, tuple[str, ...]] = {
 
 
 class _ThroughZ(OverAnchors):
-    def forward(
-        self, pairs: Pairs, batch: Batch, own: Anchors, anchors: Anchors, *, weighted: bool
-    ) -> PerSample:
-        return pairs.gacd_loss(
-            labels_B=batch.labels,
-            anchor_labels_M=anchors.labels_M,
-            weights_B=own.weights_M if weighted else None,
-            anchor_weights_M=anchors.weights_M if weighted else None,
-            negatives=self.negatives,
-            z_gradient=True,
-        )
+    def forward(self, pairs: Pairs, *given: Any, **more: Any) -> PerSample:
+        pairs.gacd_loss = partial(pairs.gacd_loss, z_gradient=True)
+        return super().forward(pairs, *given, **more)
 
 
 class _InfoNCE(OverAnchors):
@@ -63,17 +56,17 @@ class _InfoNCE(OverAnchors):
 class ThroughZ(GACD):
     """GACD, Z no constant of its gradient."""
 
+    estimate: type[OverAnchors] = _ThroughZ
+
     def __init__(self, given: Any, *, negatives: int = 1024) -> None:
         super().__init__(given, negatives=negatives)
-        self.anchors = _ThroughZ(self.bank, negatives, "exact")
+        self.anchors = self.estimate(self.bank, negatives, "exact")
 
 
-class InfoNCE(GACD):
+class InfoNCE(ThroughZ):
     """InfoNCE in the place of GACD's loss."""
 
-    def __init__(self, given: Any, *, negatives: int = 1024) -> None:
-        super().__init__(given, negatives=negatives)
-        self.anchors = _InfoNCE(self.bank, negatives, "exact")
+    estimate = _InfoNCE
 
 
 def measure(runs: Path, seed: int, flags: list[str]) -> list[dict[str, Any]]:
@@ -81,11 +74,11 @@ def measure(runs: Path, seed: int, flags: list[str]) -> list[dict[str, Any]]:
     bank = runs / f"seed-{seed}"
     rows = []
     for name, said in ROWS.items():
-        out = runs / f"seed-{seed}" / name
+        out = bank / name
         arguments = ["--config", "quickstart", "--methods", "gacd", "--seed", str(seed), *flags]
         arguments += ["--evaluation.workers", "0", "--evaluation.eps_curve", "[]", *said]
         if name != "exact":  # the teacher that the first one trained
-            teacher = runs / f"seed-{seed}" / "exact" / "teacher" / "model.safetensors"
+            teacher = bank / "exact" / "teacher" / "model.safetensors"
             arguments += ["--teacher.checkpoint", str(teacher), "--teacher.evaluate", "false"]
         cfg = cli.parse("distill", [*arguments, "--bank", str(bank), "--out", str(out)])
         distill(cfg)
@@ -120,8 +113,11 @@ def differences(rows: list[dict[str, Any]]) -> str:
         for metric in METRICS:
             apart = [found[name, seed][metric] - found["exact", seed][metric] for seed in seeds]
             spread = over_seeds(apart)
-            mean, half = fmean(apart), 0.0 if spread is None else half_width([spread])
-            cells.append(f"{mean:+.1f} [{mean - half:.1f}, {mean + half:.1f}]")
+            mean, interval = fmean(apart), ""
+            if spread is not None:  # one seed has none
+                half = half_width([spread])
+                interval = f" [{mean - half:.1f}, {mean + half:.1f}]"
+            cells.append(f"{mean:+.1f}{interval}")
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines)
 

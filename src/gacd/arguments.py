@@ -199,12 +199,12 @@ def _given(words: Sequence[str], flag: str) -> list[str]:
     return values + [after for before, after in pairwise(words) if before == flag]
 
 
-def _scale_of(files: Sequence[str]) -> str:
+def _scale_of(configs: Sequence[str]) -> str:
     """What the user's own recipes say of the scale, whose recipe they stand on."""
     import yaml
 
-    for file in reversed(files):
-        path = from_home(Path(file))
+    for name in reversed(configs):
+        path = from_home(Path(name))
         with contextlib.suppress(OSError, UnicodeDecodeError, yaml.YAMLError):  # refused later
             content = yaml.safe_load(path.read_text(encoding="utf-8"))
             if isinstance(content, dict) and "scale" in content:

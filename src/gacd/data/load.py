@@ -55,11 +55,10 @@ def load_splits(
         raise UserError(f"{root}: a label is negative (of an unlabelled image?); leave those out")
     if classes is not None:
         everything, test = (only_classes(part, classes) for part in (everything, test))
-    counts = torch.bincount(everything.labels, minlength=everything.num_classes)
-    if not counts.all():
-        present = [c for c, count in zip(everything.classes, counts, strict=True) if count]
+    if absent := _without_images(everything):
+        present = [name for name in everything.classes if name not in absent]
         raise UserError(
-            f"class '{everything.classes[int(counts.argmin())]}' has no training image: add some, "
+            f"class '{absent[0]}' has no training image: add some, "
             f"or keep the others alone by --data.classes, such as {' '.join(present[:10])}"
         )
     in_val = stratified(everything.labels, round(len(everything) * val_fraction), seed=seed)
@@ -70,16 +69,20 @@ def load_splits(
         raise UserError(
             f"val_fraction {val_fraction:g} of {len(everything)} images is none: raise it"
         )
-    counts = torch.bincount(train.labels, minlength=train.num_classes)
-    if not counts.all():
-        lacking = train.classes[int(counts.argmin())]
+    if absent := _without_images(train):
         raise UserError(
-            f"class '{lacking}' has no image left to train on: "
+            f"class '{absent[0]}' has no image left to train on: "
             "add images of it, raise train_limit or lower val_fraction"
         )
     side = size or _SIZES.get(name)
     val, test = _resized(_in_memory(val), side), _resized(_in_memory(test), side)
     return Splits(train if stream else _resized(_in_memory(train), side), val, test)
+
+
+def _without_images(part: Part) -> list[str]:
+    """The classes that no image of the part is of."""
+    counts = torch.bincount(part.labels, minlength=part.num_classes).tolist()
+    return [name for name, count in zip(part.classes, counts, strict=True) if not count]
 
 
 def only_classes(part: Part, classes: Sequence[str]) -> Part:

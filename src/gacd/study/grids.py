@@ -96,7 +96,7 @@ class Nets:
         method = row.removesuffix(AWP)
         if row.endswith(AWP):
             training = replace(training, awp=_AWP_SIZE)
-        if not parse_method(method).attacks:
+        if not parse_method(method).attacks:  # as every command does; recorded addresses say it
             training = replace(training, select="natural")
         return Cell(config=c.Train(**self._shared(), model=net, method=method, training=training))
 

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 from gacd.errors import UserError, unknown
 
 if TYPE_CHECKING:
+    from torch import nn
+
     import gacd.models.base
 
 _KNOWN = (
@@ -23,6 +25,8 @@ _KNOWN = (
     "wrn-34-10",
     "wrn-40-2",
 )
+_SIZED = r"(wrn-(?P<depth>\d+)|digits-cnn)-(?P<width>\d+)"
+_REGISTERED: "dict[str, tuple[Callable[[int, int], nn.Module], str]]" = {}
 
 
 def model_names() -> tuple[str, ...]:
@@ -30,7 +34,23 @@ def model_names() -> tuple[str, ...]:
 
     Any wrn-<depth>-<width> with depth 6n + 4 and any digits-cnn-<width> work besides those listed.
     """
-    return _KNOWN
+    return (*_KNOWN, *_REGISTERED)
+
+
+def register_model(name: str, build: "Callable[[int, int], nn.Module]", *, classifier: str) -> None:
+    """Make a network from elsewhere one of that name, on the command line as well.
+
+    `build(num_classes, channels)` makes it; its forward pass ends in the linear layer that
+    `classifier` names, and it takes images as its mean and std make them of [0, 1]. See
+    docs/methods.md. Raises UserError for a name that is taken or cannot be one.
+    """
+    if not re.fullmatch(r"[a-z0-9][a-z0-9._-]*", name):
+        raise UserError(
+            f"'{name}' cannot name a model: use lower-case letters, digits, -, _ and . alone"
+        )
+    if name in model_names() or re.fullmatch(_SIZED, name):
+        raise UserError(f"the model '{name}' exists already: register yours under another name")
+    _REGISTERED[name] = build, classifier
 
 
 def create_model(
@@ -55,7 +75,12 @@ def create_model(
     # Seeds the CPU's generator alone: torch.manual_seed would reseed every GPU as well.
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
-        return build(num_classes=num_classes, channels=channels, mean=mean, std=std)
+        model = build(num_classes=num_classes, channels=channels, mean=mean, std=std)
+    if model.num_classes != num_classes:
+        raise UserError(
+            f"the registered '{name}' was built with {model.num_classes} classes, not {num_classes}"
+        )
+    return model
 
 
 def _builder(name: str) -> "Callable[..., gacd.models.base.Backbone]":
@@ -65,15 +90,33 @@ def _builder(name: str) -> "Callable[..., gacd.models.base.Backbone]":
     from gacd.models.wide_resnet import WideResNet
 
     key = name.lower()
-    if match := re.fullmatch(r"wrn-(\d+)-(\d+)", key):
-        return partial(WideResNet, int(match[1]), int(match[2]))
-    if match := re.fullmatch(r"digits-cnn-(\d+)", key):
-        return partial(DigitsCNN, int(match[1]))
+    if match := re.fullmatch(_SIZED, key):
+        width = int(match["width"])
+        if match["depth"] is None:
+            return partial(DigitsCNN, width)
+        return partial(WideResNet, int(match["depth"]), width)
     if key in RESNETS:
         return partial(ResNet, *RESNETS[key])
     if key == "mobilenetv2":
         return MobileNetV2
-    raise unknown("model", name, _KNOWN)
+    if key in _REGISTERED:
+        return partial(_adapted, *_REGISTERED[key])
+    raise unknown("model", name, model_names())
+
+
+def _adapted(
+    build: "Callable[[int, int], nn.Module]",
+    classifier: str,
+    *,
+    num_classes: int,
+    channels: int,
+    mean: Sequence[float] | None,
+    std: Sequence[float] | None,
+) -> "gacd.models.base.Backbone":
+    from gacd.models.adapted import Adapted
+
+    network = build(num_classes, channels)
+    return Adapted(network, classifier, channels=channels, mean=mean, std=std)
 
 
 def _check(

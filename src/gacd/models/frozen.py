@@ -9,6 +9,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.utils.parametrize import is_parametrized
 
 from gacd.models.modes import evaluating
 from gacd.shapes import Images
@@ -49,8 +50,8 @@ def _swaps(model: nn.Module, x: Images) -> list[tuple[dict[str, Any], str, Any]]
     bn_of = dict(_pairs(model, x))
     swaps: list[tuple[dict[str, Any], str, Any]] = []
     for name, part in parts.items():
-        if not isinstance(part, nn.Conv2d | nn.Linear):
-            continue
+        if not isinstance(part, nn.Conv2d | nn.Linear) or is_parametrized(part, "weight"):
+            continue  # spectral normalisation computes its weight anew in each pass
         weight, bias = part.weight, part.bias
         if name in bn_of:
             weight, bias = _folded(weight, bias, parts[bn_of[name]])
@@ -125,7 +126,8 @@ def find_pairs(model: nn.Module, x: Images) -> list[Pair]:
         read = node.next_functions[0][0]
         conv = maker.get(read, name)
         once = reads[read] == calls[conv] == calls[name] == 1
-        if once and isinstance(parts[conv], nn.Conv2d):
+        foldable = isinstance(parts[conv], nn.Conv2d) and not is_parametrized(parts[conv])
+        if once and foldable:
             pairs.append((conv, name))
     return pairs
 

@@ -1,0 +1,85 @@
+"""Networks from elsewhere: timm's, torchvision's, one's own."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from gacd.errors import UserError
+from gacd.models.base import Backbone
+from gacd.shapes import Features, Images, Logits
+
+_BODY, _HEAD = "body.", "head."
+
+
+class Adapted(Backbone):
+    """A classifier whose forward pass ends in a linear layer, cut before it.
+
+    `classifier` is that layer's name in `network`, "fc" or "classifier.3": what reaches it are the
+    features, and what leaves it the logits, so nothing may follow it (a softmax, say). The state
+    dict has the names that `network` gives, so that checkpoints of it fit as they are. The network
+    is changed, not copied. Raises UserError where `classifier` is no linear layer of it.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        classifier: str,
+        *,
+        channels: int = 3,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+    ) -> None:
+        super().__init__(mean, std)
+        found = dict(network.named_modules()).get(classifier)
+        if not isinstance(found, nn.Linear):
+            linear = [name for name, part in network.named_modules() if isinstance(part, nn.Linear)]
+            raise UserError(
+                f"'{classifier}' is no linear layer of this {type(network).__name__}: "
+                f"it has {', '.join(linear) or 'none'}"
+            )
+        self.num_classes, self.num_features = found.out_features, found.in_features
+        self.channels = channels
+        network.set_submodule(classifier, nn.Identity())
+        self.body, self.head = network, found
+        self._head_name = f"{classifier}."
+        self.register_state_dict_post_hook(_as_the_network_says)  # type: ignore[no-untyped-call]
+        self.register_load_state_dict_pre_hook(_as_we_say)  # type: ignore[no-untyped-call]
+
+    def forward_features(self, x: Images) -> Features:
+        """What reaches the classifier, for images in [0, 1]."""
+        features: Tensor = self.body(self.normalise(x))
+        return features
+
+    def forward_head(self, features: Features) -> Logits:
+        """Logits of penultimate features."""
+        logits: Tensor = self.head(features)
+        return logits
+
+    def get_classifier(self) -> nn.Linear:
+        """The linear layer [num_features -> num_classes] that `forward_head` applies."""
+        return self.head
+
+
+def _as_the_network_says(
+    model: Adapted, state: dict[str, Any], prefix: str, _: dict[str, Any]
+) -> None:
+    for name, value in _taken(state, prefix).items():
+        if name.startswith(_BODY):
+            state[prefix + name.removeprefix(_BODY)] = value
+        else:
+            state[prefix + model._head_name + name.removeprefix(_HEAD)] = value
+
+
+def _as_we_say(model: Adapted, state: dict[str, Any], prefix: str, *_: Any) -> None:
+    for name, value in _taken(state, prefix).items():
+        if name.startswith(model._head_name):
+            state[prefix + _HEAD + name.removeprefix(model._head_name)] = value
+        else:
+            state[prefix + _BODY + name] = value
+
+
+def _taken(state: dict[str, Any], prefix: str) -> dict[str, Any]:
+    """The entries under a prefix, out of the state dict; all at once, as new names may be old."""
+    keys = [key for key in state if key.startswith(prefix)]
+    return {key.removeprefix(prefix): state.pop(key) for key in keys}

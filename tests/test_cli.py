@@ -155,7 +155,7 @@ def test_version_and_help_of_commands(capsys: pytest.CaptureFixture[str]) -> Non
         ("train --data.pad -1", "pad is -1"),
         ("train --data.train_limit 5", "train_limit=5 is fewer than the 10 classes"),
         ("train --evaluation.eps_curve [1/255,x]", "'x' is no number"),
-        ("train --evaluation.eps_curve [-1]", "eps_curve holds -1"),
+        ("train --evaluation.eps_curve [-1]", "eps_curve is -1"),
         ("train --evaluation.autoattack_limit 0", "autoattack_limit is 0"),
         ("train --attacks", "attacks is empty"),
         ("train --fabric.accelerator quantum", "quantum"),
@@ -163,6 +163,14 @@ def test_version_and_help_of_commands(capsys: pytest.CaptureFixture[str]) -> Non
         ("train --fabric.threads -1", "threads is -1"),
         ("train --seed", "--seed: expected one argument"),
         ("train --seed x", "seed is 'x', but must be of type int"),
+        *(
+            (f"{line} -1", "a seed is -1, but must be from 0 to 4294967295")
+            for line in (
+                *("train --seed", "distill --seed", "finetune --seed", "evaluate --seed"),
+                *("transfer --seed", "analyze --seed", "study run --seeds 0"),
+            )
+        ),
+        (f"train --seed {10**22}", f"a seed is {10**22}, but must be from 0"),
         ("distill --methods", "methods is empty"),
         ("distill --kd.alpha 1.5", "alpha is 1.5, but must be from 0 to 1"),
         ("distill --gacd.temperature 0", "temperature is 0.0, but must be above 0"),

@@ -3,7 +3,6 @@
 Recipes and flags fill them in. Nothing here imports torch, so `gacd --help` is quick.
 """
 
-import math
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -30,7 +29,9 @@ from gacd.sections import (
     Setting,
     Threat,
     Training,
+    check_seeds,
     fraction,
+    not_negative,
     positive,
 )
 
@@ -69,6 +70,9 @@ class Run:
     threat: Threat = field(default_factory=Threat)
     evaluation: Evaluation = field(default_factory=Evaluation)
     fabric: Fabric = field(default_factory=Fabric)
+
+    def __post_init__(self) -> None:
+        check_seeds(self.seed)
 
 
 def _check_statistics(mean: list[float] | None, std: list[float] | None) -> None:
@@ -114,6 +118,7 @@ class Train(Run):
     """Settings of methods registered from outside, by name: --extra.mine '{beta: 2}'."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         _without_source(self.evaluation)
 
 
@@ -126,8 +131,7 @@ class Finetune(Normalised, Run):
     """A .safetensors of this package, or a public .pt (then say --model)."""
     model: str | None = None
     source: Path | None = None
-    """Another .safetensors of the same data, on which 'transfer', and the diagnosis of masked
-    gradients, make their images."""
+    """Another .safetensors of the same data: 'transfer', and the diagnosis, make images on it."""
     method: str = "pgd-at"
     """pgd-at, trades, mart or natural."""
     training: Training = field(default_factory=lambda: Training(epochs=5, lr=0.01))
@@ -137,6 +141,7 @@ class Finetune(Normalised, Run):
     """Settings of methods registered from outside, by name: --extra.mine '{beta: 2}'."""
 
     def __post_init__(self) -> None:
+        Run.__post_init__(self)
         super().__post_init__()
         if self.source is None:
             _without_source(self.evaluation)
@@ -200,11 +205,10 @@ class Distill(Run):
     """Settings of methods registered from outside, by name: --extra.mine '{beta: 2}'."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not self.methods:
             raise ValueError("methods is empty, but at least one is needed, such as gacd")
-        for name, weight in self.weights.items():
-            if not 0 <= weight < math.inf:
-                raise ValueError(f"weights.{name} is {weight}, but must be 0 or more")
+        not_negative(**{f"weights.{name}": weight for name, weight in self.weights.items()})
 
 
 @dataclass(kw_only=True)
@@ -225,6 +229,7 @@ class Evaluate(Normalised, Run):
     """Of each channel, too."""
 
     def __post_init__(self) -> None:
+        Run.__post_init__(self)
         super().__post_init__()
         _check_statistics(self.source_mean, self.source_std)
         if self.source is None:
@@ -262,6 +267,7 @@ class Transfer(Normalised, Run):
     )
 
     def __post_init__(self) -> None:
+        Run.__post_init__(self)
         super().__post_init__()
         _without_source(self.evaluation)
 
@@ -297,6 +303,7 @@ class Analyze:
     fabric: Fabric = field(default_factory=Fabric)
 
     def __post_init__(self) -> None:
+        check_seeds(self.seed)
         positive(steps=self.steps, perplexity=self.perplexity, batch_size=self.batch_size)
         if self.images < 2:
             raise ValueError(f"images is {self.images}, but must be at least 2")
@@ -365,9 +372,8 @@ class Study:
     mean of clean and PGD-10 accuracy (both), or clean accuracy, as linear evaluation usually is."""
 
     def __post_init__(self) -> None:
+        check_seeds(*self.seeds)
         positive(workers=self.workers)
-        if not self.seeds:
-            raise ValueError("seeds is empty, but at least one is needed, such as 0")
         known = {setting.name for setting in fields(Data)}
         for other in (self.second_data or {}, *self.transfer_to):
             if odd := other.keys() - known:
@@ -383,8 +389,8 @@ class Study:
         positive(**{f"epochs.{name}": count for name, count in self.epochs.items()})
         for value in (*self.negatives, *self.temperatures):
             positive(**{"each of negatives and temperatures": value})
-        if len(set(self.seeds)) < len(self.seeds):
-            raise ValueError(f"seeds are {self.seeds}, but each must be given once")
+        if len(set(self.seeds)) != max(1, len(self.seeds)):
+            raise ValueError(f"seeds are {self.seeds}, but must be different numbers, such as 0 1")
 
 
 @dataclass(kw_only=True)

@@ -37,7 +37,15 @@ def positive(**values: int | float) -> None:
             raise ValueError(f"{name} is {value}, but must be above 0")
 
 
-def _not_negative(**values: int | float) -> None:
+def check_seeds(*seeds: int) -> None:
+    """Refuse numbers that no generator takes: scikit-learn's is the narrowest."""
+    for seed in seeds:
+        if not 0 <= seed < 2**32:
+            raise ValueError(f"a seed is {seed}, but must be from 0 to {2**32 - 1}")
+
+
+def not_negative(**values: int | float) -> None:
+    """Refuse numbers that are below 0, by name."""
     for name, value in values.items():
         if not 0 <= value < math.inf:
             raise ValueError(f"{name} is {value}, but must be 0 or more")
@@ -93,10 +101,7 @@ class Data:
             raise ValueError(
                 f"size is {self.size}, but networks need at least {SMALLEST} pixels a side"
             )
-        if self.pad < 0:
-            raise ValueError(f"pad is {self.pad}, but must be 0 or more")
-        if self.workers < 0:
-            raise ValueError(f"workers is {self.workers}, but must be 0 or more")
+        not_negative(pad=self.pad, workers=self.workers)
 
 
 @dataclass(kw_only=True)
@@ -164,7 +169,7 @@ class Training:
             epochs=self.epochs, batch_size=self.batch_size, lr=self.lr, clip_norm=self.clip_norm
         )
         _share(momentum=self.momentum, warmup=self.warmup, ema=self.ema)
-        _not_negative(awp=self.awp, weight_decay=self.weight_decay)
+        not_negative(awp=self.awp, weight_decay=self.weight_decay)
         _from_0_to_1(awp_warmup=self.awp_warmup)
 
 
@@ -215,15 +220,13 @@ class Evaluation:
 
     def __post_init__(self) -> None:
         positive(batch_size=self.batch_size)
-        if self.workers < 0:
-            raise ValueError(f"workers is {self.workers}, but must be 0 or more")
+        not_negative(workers=self.workers)
         if self.step_size is not None:
             positive(step_size=fraction(self.step_size))
         if self.autoattack_limit is not None:
             positive(autoattack_limit=self.autoattack_limit)
         for eps in self.eps_curve:
-            if not 0 <= fraction(eps) < math.inf:
-                raise ValueError(f"eps_curve holds {eps}, but each must be 0 or more")
+            not_negative(eps_curve=fraction(eps))
         if not self.attacks:
             raise ValueError("attacks is empty, but at least one is needed, such as natural")
 
@@ -286,7 +289,7 @@ class IAD(Reweighted):
 
     def __post_init__(self) -> None:
         positive(temperature=self.temperature)
-        _not_negative(beta=self.beta)
+        not_negative(beta=self.beta)
         _from_0_to_1(warmup=self.warmup)
 
 
@@ -310,7 +313,7 @@ class IGDM(Reweighted):
     CIFAR-100."""
 
     def __post_init__(self) -> None:
-        _not_negative(alpha=self.alpha)
+        not_negative(alpha=self.alpha)
 
 
 @dataclass(kw_only=True)
@@ -338,7 +341,7 @@ class CRD(Reweighted):
 
     def __post_init__(self) -> None:
         positive(temperature=self.temperature, negatives=self.negatives, dim=self.dim)
-        _not_negative(beta=self.beta)
+        not_negative(beta=self.beta)
 
 
 @dataclass(kw_only=True)
@@ -348,7 +351,7 @@ class TRADES:
     beta: float = 6.0
 
     def __post_init__(self) -> None:
-        _not_negative(beta=self.beta)
+        not_negative(beta=self.beta)
 
 
 @dataclass(kw_only=True)
@@ -358,7 +361,7 @@ class MART:
     beta: float = 5.0
 
     def __post_init__(self) -> None:
-        _not_negative(beta=self.beta)
+        not_negative(beta=self.beta)
 
 
 @dataclass(kw_only=True)
@@ -385,16 +388,12 @@ class GACD(Reweighted):
     anchors: Literal["float32", "bfloat16", "float16"] = "bfloat16"
     """Precision of the stored features."""
     reweight: Reweight = "teacher"
-    """Weigh each image by the teacher's probability of its true class, as it is or divided by its
-    mean."""
 
     def __post_init__(self) -> None:
         positive(temperature=self.temperature, negatives=self.negatives, dim=self.dim)
         if self.balanced and self.estimator != "sampled":
             raise ValueError(f"balanced draws anchors, but estimator {self.estimator} draws none")
         if self.estimator == "memory" and self.normaliser == "exact":
-            raise ValueError(
-                "estimator memory needs a constant normaliser: say normaliser first-batch"
-            )
+            raise ValueError("estimator memory needs a constant normaliser, such as first-batch")
         if self.refresh < 2:
             raise ValueError(f"refresh is {self.refresh}, but must be at least 2 (1 is live)")

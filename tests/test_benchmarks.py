@@ -1,5 +1,6 @@
 """The benchmarks run, at sizes that measure nothing: they are no part of the package."""
 
+import json
 import os
 import subprocess
 import sys
@@ -12,11 +13,12 @@ from gacd.storage import read_json
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
 
-def run(name: str, *arguments: object) -> None:
+def run(name: str, *arguments: object) -> str:
     command = [sys.executable, str(BENCHMARKS / f"{name}.py"), *map(str, arguments)]
     environment = os.environ | {"PYTHONPATH": str(BENCHMARKS.parent / "src")}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 def test_training(tmp_path: Path) -> None:
@@ -38,3 +40,24 @@ def test_streaming(tmp_path: Path) -> None:
 
 def test_costs() -> None:
     run("costs", "--student", "wrn-10-1", "--teacher", "wrn-10-1", "--size", 8, "--steps", 1)
+
+
+def test_objective() -> None:
+    printed = run("objective", "--batches", 2, "--repeats", 1, "--threads", 1, "--json")
+    record = json.loads(printed.splitlines()[-1])
+    rows = record["cpu"]["B2"]
+    assert rows.keys() >= {"exact", "exact_frozen", "sampled", "gather"}
+    assert all(row["ms"] > 0 for row in rows.values())
+
+
+def test_normalisers(tmp_path: Path) -> None:
+    stages = ("teacher.training", "distillation")
+    small = [f"--{s}.{f}" for s in stages for f in ("epochs=1", "batch_size=20", "attack.steps=1")]
+    small += ["--teacher.model=digits-cnn-2", "--student=digits-cnn-2", "--data.train_limit=40"]
+    small += ["--data.test_limit=10", "--evaluation.autoattack_limit=10"]
+    places = ("--runs", tmp_path / "runs", "--out", tmp_path / "out.json")
+    printed = run("normalisers", *places, "--seeds", 1, *small)
+    rows = {row["normaliser"]: row for row in read_json(tmp_path / "out.json")["rows"]}
+    assert set(rows) > {"teacher", "exact", "through-z", "info-nce"}
+    assert rows["exact"]["n"] == dict.fromkeys(("natural", "pgd20", "autoattack"), 10)
+    assert "| minus exact |" in printed

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.parametrizations import spectral_norm
+from torch.nn.utils.parametrizations import spectral_norm, weight_norm
 from torchvision.models import VisionTransformer, densenet121, mobilenet_v3_small, resnet18
 
 import gacd.models as models
@@ -119,11 +119,14 @@ def test_checkpoints_of_theirs_and_of_ours(tmp_path: Path) -> None:
         load_weights(create_model("odd", num_classes=9, seed=1), tmp_path / "theirs.pt")
 
 
-def test_a_layer_whose_weight_is_computed_is_left_to_compute_it() -> None:
+@pytest.mark.parametrize("norm", [spectral_norm, weight_norm, nn.utils.spectral_norm])
+def test_a_layer_whose_weight_is_computed_is_left_to_compute_it(
+    norm: Callable[[nn.Module], nn.Module],
+) -> None:
     network = nn.Sequential(
-        *(spectral_norm(nn.Conv2d(3, 4, 3)), nn.BatchNorm2d(4), nn.ReLU()),
+        *(norm(nn.Conv2d(3, 4, 3)), nn.BatchNorm2d(4), nn.ReLU()),
         *(nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4), nn.Flatten()),
-        spectral_norm(nn.Linear(64, 8)),
+        norm(nn.Linear(64, 8)),
         nn.Linear(8, 5),
     )
     model, x = Adapted(network, "7").eval(), torch.rand(2, 3, 8, 8)

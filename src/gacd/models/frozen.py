@@ -9,7 +9,6 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.utils.parametrize import is_parametrized
 
 from gacd.models.modes import evaluating
 from gacd.shapes import Images
@@ -50,8 +49,8 @@ def _swaps(model: nn.Module, x: Images) -> list[tuple[dict[str, Any], str, Any]]
     bn_of = dict(_pairs(model, x))
     swaps: list[tuple[dict[str, Any], str, Any]] = []
     for name, part in parts.items():
-        if not isinstance(part, nn.Conv2d | nn.Linear) or is_parametrized(part, "weight"):
-            continue  # spectral normalisation computes its weight anew in each pass
+        if not isinstance(part, nn.Conv2d | nn.Linear) or not _plain(part):
+            continue
         weight, bias = part.weight, part.bias
         if name in bn_of:
             weight, bias = _folded(weight, bias, parts[bn_of[name]])
@@ -62,6 +61,11 @@ def _swaps(model: nn.Module, x: Images) -> list[tuple[dict[str, Any], str, Any]]
             (part._parameters, "bias", None if bias is None else bias.to(dtype or bias.dtype))
         )
     return swaps
+
+
+def _plain(part: nn.Module) -> bool:
+    """Whether the weights are parameters: spectral normalisation computes one in each pass."""
+    return {"weight", "bias"} <= part._parameters.keys()
 
 
 def _autocast_dtype(x: Images) -> torch.dtype | None:
@@ -126,8 +130,7 @@ def find_pairs(model: nn.Module, x: Images) -> list[Pair]:
         read = node.next_functions[0][0]
         conv = maker.get(read, name)
         once = reads[read] == calls[conv] == calls[name] == 1
-        foldable = isinstance(parts[conv], nn.Conv2d) and not is_parametrized(parts[conv])
-        if once and foldable:
+        if once and isinstance(parts[conv], nn.Conv2d) and _plain(parts[conv]):
             pairs.append((conv, name))
     return pairs
 

@@ -34,8 +34,9 @@ Results = Sequence[Result]
 _ORDER = ("natural", "kd", "ard", "gacd+aft", "gacd")
 HOW_TO_READ = (
     "Accuracies in %. [low, high]: 95 % interval over seeds and test images; with one seed, over "
-    "the images alone. No teacher: the same student trained adversarially by itself, a row that "
-    "the paper lacks. Cost: training of the student relative to that row."
+    "the images alone. No teacher: the same student trained adversarially by itself, which the "
+    "paper shows as a teacher of its own architecture alone. Cost: training of the student "
+    "relative to that row."
 )
 
 _DIFFERENCES = (

@@ -428,6 +428,10 @@ def measure(device: torch.device, options: argparse.Namespace) -> dict[str, Any]
     times = seconds_of(contestants, world, options.repeats)
     median = {name: statistics.median(values) for name, values in times.items()}
     peak, peak_fp32 = (peak_flops(world, dtype) for dtype in (torch.bfloat16, torch.float32))
+    if device.type == "cuda":  # convolutions in float32 are TF32's there, and so is plain's loop
+        torch.backends.cuda.matmul.allow_tf32 = True
+        peak_fp32 = peak_flops(world, torch.float32)
+        torch.backends.cuda.matmul.allow_tf32 = False
     rows = {}
     for name in methods:
         seconds, flops = median[f"{name} gacd"], flops_of(name, world)
@@ -459,6 +463,7 @@ def measure(device: torch.device, options: argparse.Namespace) -> dict[str, Any]
         "repeats": options.repeats,
         "peak bf16 TFLOP/s": round(peak / 1e12, 3),
         "peak bf16 / fp32": round(peak / peak_fp32, 2),
+        "fp32 is": "TF32" if device.type == "cuda" else "float32",
         "rows": rows,
         "seconds": {name: [round(t, 4) for t in values] for name, values in times.items()},
     }
@@ -473,7 +478,7 @@ def table(record: dict[str, Any]) -> str:
         f"{record['model']}, B = {record['batch']}, PGD-{record['attack steps']}, "
         f"{record['device']}, {record['threads']} thread(s), load {record['load']}, "
         f"peak {record['peak bf16 TFLOP/s']} TFLOP/s in bf16, "
-        f"{record['peak bf16 / fp32']} times that in fp32",
+        f"{record['peak bf16 / fp32']} times that in {record['fp32 is']}",
         "| method | times plain | times peer | times ard's step | images/s | plain | utilisation "
         f"| {' | '.join(PARTS)} |",
         "|---" * (7 + len(PARTS)) + "|",
@@ -508,6 +513,8 @@ def main() -> None:
         torch.set_num_threads(options.threads)
     device = torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     options.batch = options.batch or (128 if device.type == "cuda" else 16)
+    if options.anchors < (least := max(2048, 2 * options.batch)):
+        parser.error(f"--anchors must be at least {least}")
     record = measure(device, options)
     print(table(record))
     if options.out:

@@ -23,7 +23,7 @@ from gacd.attacks.pgd import pgd
 from gacd.attacks.threat import ThreatModel
 from gacd.attacks.transport import sinkhorn
 from gacd.models import create_model
-from gacd.models.modes import evaluating
+from gacd.models.frozen import frozen
 from gacd.storage import write_json
 
 BATCH = 128
@@ -50,6 +50,7 @@ def main() -> None:
 def measure(device: torch.device, repeats: int) -> dict[str, object]:
     generator = torch.Generator(device).manual_seed(0)
     model = create_model("resnet18", num_classes=10, seed=0).to(device)
+    model = model.to(memory_format=torch.channels_last)  # as in training
     x = torch.rand(BATCH, 3, 32, 32, device=device, generator=generator)
     x = x.to(memory_format=torch.channels_last)
     labels = torch.randint(0, 10, (BATCH,), device=device, generator=generator)
@@ -59,7 +60,7 @@ def measure(device: torch.device, repeats: int) -> dict[str, object]:
         return pgd(objective, x, threat, steps=1, step_size=2 / 255, generator=generator)
 
     gpu = device.type == "cuda"
-    with evaluating(model), torch.autocast(device.type, torch.bfloat16, enabled=gpu):
+    with torch.autocast(device.type, torch.bfloat16, enabled=gpu), frozen(model, x):
         clean = model.forward_features(x)
         cost = torch.rand(BATCH, BATCH, device=device, generator=generator)
         work = {

@@ -589,6 +589,14 @@ def test_parse_raises_what_main_prints() -> None:
         cli.parse("train", ["--training.epochs", "0"])
 
 
+def test_a_folder_of_a_recipes_name_is_not_the_recipe(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("quickstart").mkdir()  # runs/quickstart, seen from runs
+    assert cli.parse("quickstart", []).threat.eps == 0.2
+
+
 def test_flags_override_the_recipe_wherever_they_stand() -> None:
     flags = ["--student", "digits-cnn-16", "--methods", "ard"]
     for arguments in ([*flags, "--config", "quickstart"], ["--config=quickstart", *flags]):

@@ -186,7 +186,7 @@ class Fabric:
     batch_norm: Literal["local", "synchronised"] = "local"
     """Statistics of each process's own images, or of all processes' (GPUs only)."""
     compile: bool = False
-    """torch.compile the networks."""
+    """torch.compile the student, where it trains and is attacked."""
     threads: int | None = None
     """Of the CPU; small networks are fastest with 1."""
 

@@ -40,7 +40,7 @@ def pgd(
     Only the gradient of the images is computed. Parameters, buffers, modes and `.grad` are left
     alone, so eval mode is the caller's to set. Under autocast the images stay float32. Without
     `is_broken` nothing waits for the device, and without a generator torch.compile takes it whole
-    (trace_autograd_ops = True). The result is detached, in the memory format of `x`.
+    (torch 2.14, trace_autograd_ops = True). The result is detached, in the memory format of `x`.
     Raises UserError for settings out of range. Source: Madry et al. 2018; Dong et al. 2018, Eq. 6.
     """
     _check(x, steps, step_size, restarts, momentum)

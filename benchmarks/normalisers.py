@@ -8,13 +8,11 @@ gradient through Z, and InfoNCE. The record is written row by row, the runs resu
 """
 
 import argparse
-from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
-from heads import cell
+from seeds import METRICS, arm, tables
 
 from gacd import cli
 from gacd.anchors import Anchors
@@ -26,9 +24,7 @@ from gacd.methods.gacd import GACD
 from gacd.methods.registry import register_method
 from gacd.shapes import Batch, PerSample
 from gacd.storage import read_json, write_json
-from gacd.study.rule import half_width, over_seeds
 
-METRICS = ("natural", "pgd20", "autoattack")
 ROWS: dict[str, tuple[str, ...]] = {
     "exact": (),
     "first-batch": ("--gacd.normaliser", "first-batch"),
@@ -69,10 +65,10 @@ class InfoNCE(ThroughZ):
     estimate = _InfoNCE
 
 
-def measure(runs: Path, seed: int, flags: list[str]) -> list[dict[str, Any]]:
-    """The teacher's row, and one for every choice."""
+def measure(runs: Path, seed: int, flags: list[str]) -> dict[str, Path]:
+    """The folder of the teacher's row, and of that of every choice."""
     bank = runs / f"seed-{seed}"
-    rows = []
+    folders = {}
     for name, said in ROWS.items():
         out = bank / name
         arguments = ["--config", "quickstart", "--methods", "gacd", "--seed", str(seed), *flags]
@@ -82,44 +78,26 @@ def measure(runs: Path, seed: int, flags: list[str]) -> list[dict[str, Any]]:
             arguments += ["--teacher.checkpoint", str(teacher), "--teacher.evaluate", "false"]
         cfg = cli.parse("distill", [*arguments, "--bank", str(bank), "--out", str(out)])
         distill(cfg)
-        if name == "exact":
-            rows.append(_row("teacher", seed, read_json(out / "teacher" / "record.json")))
-        rows.append(_row(name, seed, read_json(out / cfg.methods[0] / "record.json")))
-    return rows
+        folders[name] = out / cfg.methods[0]
+    return folders | {"teacher": bank / "exact" / "teacher"}
 
 
-def _row(name: str, seed: int, record: Mapping[str, Any]) -> dict[str, Any]:
+def row(name: str, folder: Path) -> dict[str, Any]:
+    """What the record keeps."""
+    record = read_json(folder / "record.json")
     n = {metric: int(record.get(f"{metric}_n", record["n"])) for metric in METRICS}
-    return {"normaliser": name, "seed": seed, **{m: record[m] for m in METRICS}, "n": n}
+    return {
+        "normaliser": name,
+        "seed": record["seed"],
+        **{metric: record[metric] for metric in METRICS},
+        "n": n,
+        "masking": [check["name"] for check in _failed(folder / "diagnosis.json")],
+    }
 
 
-def table(rows: list[dict[str, Any]]) -> str:
-    """Means with their intervals."""
-    lines = ["| normaliser | seeds | natural | PGD-20 | AutoAttack |", "|---|---:|---:|---:|---:|"]
-    for name in (*ROWS, "teacher"):
-        group = [row for row in rows if row["normaliser"] == name]
-        cells = " | ".join(cell(group, metric) for metric in METRICS)
-        lines.append(f"| {name} | {len(group)} | {cells} |")
-    return "\n".join(lines)
-
-
-def differences(rows: list[dict[str, Any]]) -> str:
-    """From the default, seed by seed: the mean, with its 95 % interval over seeds."""
-    found = {(row["normaliser"], row["seed"]): row for row in rows}
-    seeds = sorted({row["seed"] for row in rows})
-    lines = ["| minus exact | natural | PGD-20 | AutoAttack |", "|---|---:|---:|---:|"]
-    for name in list(ROWS)[1:]:
-        cells = []
-        for metric in METRICS:
-            apart = [found[name, seed][metric] - found["exact", seed][metric] for seed in seeds]
-            spread = over_seeds(apart)
-            mean, interval = fmean(apart), ""
-            if spread is not None:  # one seed has none
-                half = half_width([spread])
-                interval = f" [{mean - half:.1f}, {mean + half:.1f}]"
-            cells.append(f"{mean:+.1f}{interval}")
-        lines.append(f"| {name} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+def _failed(path: Path) -> list[dict[str, Any]]:
+    checks: list[dict[str, Any]] = read_json(path) if path.is_file() else []
+    return [check for check in checks if not check["passed"]]
 
 
 def main() -> None:
@@ -130,11 +108,15 @@ def main() -> None:
     options, flags = parser.parse_known_args()
     register_method("through-z", ThroughZ)
     register_method("info-nce", InfoNCE)
-    rows: list[dict[str, Any]] = []
+    folders: dict[str, list[Path]] = {}
     for seed in options.seeds:
-        rows += measure(options.runs, seed, flags)
-        write_json(options.out, {"environment": environment(), "flags": flags, "rows": rows})
-    print(table(rows), differences(rows), sep="\n\n")
+        for name, folder in measure(options.runs, seed, flags).items():
+            folders.setdefault(name, []).append(folder)
+        rows = [row(name, folder) for name, each in folders.items() for folder in each]
+        found = tables({name: arm(name, each) for name, each in folders.items()}, "exact")
+        record = {"environment": environment(), "flags": flags, "rows": rows}
+        write_json(options.out, {**record, "tables": found.splitlines()})
+    print(found)
 
 
 if __name__ == "__main__":

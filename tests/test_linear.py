@@ -120,3 +120,17 @@ def test_a_layer_of_one_answer_is_not_chosen_for_being_hard_to_attack() -> None:
     assert 50 < found.val_natural["1.0"] < 100 - found.val_robust["1.0"]
     assert found.strength == 1.0
     assert fit_head(model, data, ThreatModel(eps=0.5), (1e-5,)).strength == 1e-5
+
+
+def test_a_layer_without_a_bias_is_fitted_without_one() -> None:
+    model, parts = network(3), splits((0, 1, 2))
+    old = model.get_classifier()
+    name = next(name for name, part in model.named_modules() if part is old)
+    model.set_submodule(name, torch.nn.Linear(old.in_features, 3, bias=False))
+    fit_head(model, parts, None, (1.0,))
+    z, labels = extract(model, parts.train)
+    scaled = (z / z.std(0).clamp_min(1e-6)).numpy()
+    fit = LogisticRegression(C=1.0, max_iter=500, fit_intercept=False).fit(scaled, labels.numpy())
+    with torch.no_grad():
+        found = model.get_classifier()(z).softmax(1).numpy()
+    np.testing.assert_allclose(found, fit.predict_proba(scaled), atol=1e-4)

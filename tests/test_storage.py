@@ -170,3 +170,23 @@ def test_fingerprints_tell_where_one_part_ends():
     assert fingerprint(["ab", "c"]) != fingerprint(["a", "bc"]) != fingerprint(["abc"])
     assert fingerprint(["ab", b"c"]) == fingerprint([b"ab", "c"])
     assert len(fingerprint([])) == 16
+
+
+def test_tied_weights_are_written_under_both_names(tmp_path):
+    tied = torch.arange(6.0)
+    save_tensors(tmp_path / "t.safetensors", {"a": tied, "b": tied, "c": tied[2:]}, {})
+    found, _ = load_tensors(tmp_path / "t.safetensors")
+    assert torch.equal(found["a"], tied) and torch.equal(found["b"], tied)
+    assert torch.equal(found["c"], tied[2:])
+
+
+@pytest.mark.skipif(os.name != "posix", reason="permissions of POSIX")
+def test_a_tensor_file_is_as_readable_as_the_others(tmp_path):
+    before = os.umask(0o022)
+    try:
+        save_tensors(tmp_path / "t.safetensors", {"a": torch.zeros(1)}, {})
+        write_json(tmp_path / "t.json", {})
+    finally:
+        os.umask(before)
+    modes = {path.suffix: path.stat().st_mode & 0o777 for path in tmp_path.iterdir()}
+    assert modes[".safetensors"] == modes[".json"]

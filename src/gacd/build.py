@@ -17,6 +17,7 @@ from gacd.methods import METHODS, TrainingAttack
 from gacd.methods.awp import AWP
 from gacd.methods.registry import check_settings
 from gacd.models import create_model
+from gacd.models.adapted import Adapted
 from gacd.models.base import Backbone
 from gacd.models.checkpoints import load_model, load_weights, names_itself
 from gacd.ranks import Ranks
@@ -85,10 +86,17 @@ def linear_threat(cfg: c.Distill | c.Transfer) -> ThreatModel | None:
 
 def attack(cfg: c.Attack, threat: ThreatModel) -> TrainingAttack:
     """The attack in the training loop."""
+    step_size = c.fraction(cfg.step_size)
+    reach = cfg.steps * step_size
+    if reach < threat.eps:
+        print(
+            f"note: {cfg.steps} steps of {step_size:.3g} in training reach {reach:.3g} from where "
+            f"they start, and eps is {threat.eps:.3g}: say attack.step_size"
+        )
     return TrainingAttack(
         threat=threat,
         steps=cfg.steps,
-        step_size=c.fraction(cfg.step_size),
+        step_size=step_size,
         objective=cfg.objective,
     )
 
@@ -111,7 +119,7 @@ def plan(cfg: c.Training, data: c.Data, fabric: c.Fabric, seed: int) -> Plan:
 def model(name: str, data: ImageDataset, *, seed: int) -> Backbone:
     """A fresh network for this data set, normalising by its statistics."""
     mean, std = data.mean_std()
-    return create_model(
+    built = create_model(
         name,
         num_classes=data.num_classes,
         channels=data.channels,
@@ -119,6 +127,13 @@ def model(name: str, data: ImageDataset, *, seed: int) -> Backbone:
         std=std,
         seed=seed,
     )
+    _check_adapted(built, data)
+    return built
+
+
+def _check_adapted(built: Backbone, data: ImageDataset) -> None:
+    if isinstance(built, Adapted):
+        built.check(data.size)
 
 
 class Given(NamedTuple):
@@ -179,6 +194,7 @@ def from_checkpoint(
             f"{path}: a model of {loaded.num_classes} classes and {loaded.channels} channels, but "
             f"the data has {num_classes} and {channels}: choose a checkpoint of this data set"
         )
+    _check_adapted(loaded, data)
     classes: Sequence[str] = meta.get("classes", data.classes)  # as far as is known
     if list(classes) != list(data.classes):
         _check_classes(path, classes, data.classes)

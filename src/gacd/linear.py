@@ -66,6 +66,9 @@ def fit_head(
     device = next(model.parameters()).device
     z_ND, labels = extract(model, splits.train.to(device))
     mean_D, scale_D = z_ND.mean(0), z_ND.std(0).clamp_min(1e-6)
+    biased = model.get_classifier().bias is not None
+    if not biased:
+        mean_D = torch.zeros_like(mean_D)
     x, y = ((z_ND - mean_D) / scale_D).cpu().numpy(), labels.cpu().numpy()
     val = splits.val.to(device)
     natural, robust, fits = {}, {}, {}
@@ -74,7 +77,7 @@ def fit_head(
         for strength in strengths:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", ConvergenceWarning)
-                fit = LogisticRegression(C=strength, max_iter=500).fit(x, y)
+                fit = LogisticRegression(C=strength, max_iter=500, fit_intercept=biased).fit(x, y)
             fits[strength] = fit
             _set(model, fit, mean_D, scale_D)
             natural[strength], robust[strength] = _accuracies(model, val, threat)
@@ -97,7 +100,7 @@ def _set(
 ) -> None:
     """Fold a classifier of standardised features into the model's last layer."""
     coef = torch.from_numpy(fit.coef_).float()
-    intercept = torch.from_numpy(fit.intercept_).float()
+    intercept = torch.zeros(len(coef)) + torch.as_tensor(fit.intercept_).float()
     if len(coef) == 1:  # sklearn folds two classes into one row
         coef, intercept = torch.cat([-coef, coef]) / 2, torch.cat([-intercept, intercept]) / 2
     present = torch.from_numpy(fit.classes_)
@@ -107,7 +110,8 @@ def _set(
     bias_K[present] = intercept - weight_KD[present] @ mean_D.cpu()
     layer = model.get_classifier()
     layer.weight.copy_(weight_KD)
-    layer.bias.copy_(bias_K)
+    if layer.bias is not None:
+        layer.bias.copy_(bias_K)
 
 
 def _accuracies(

@@ -88,9 +88,17 @@ def save_tensors(path: Path, tensors: "Mapping[str, Any]", meta: Mapping[str, An
     from safetensors.torch import save_file
 
     header = {_META: json.dumps(dict(meta))}
-    whole = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
+    whole: dict[str, Any] = {}
+    places = set()
+    for name, tensor in tensors.items():
+        kept = tensor.detach().contiguous()
+        place = kept.untyped_storage().data_ptr()  # tied weights: each name gets numbers of its own
+        whole[name] = kept.clone() if place in places else kept
+        places.add(place)
 
     def write(temporary: Path) -> None:
+        temporary.touch()
+        mode = temporary.stat().st_mode  # the user's; safetensors' files are its owner's alone
         try:
             save_file(whole, temporary, metadata=header)
         except SafetensorError as error:  # it wraps the operating system's errors in its own
@@ -98,6 +106,7 @@ def save_tensors(path: Path, tensors: "Mapping[str, Any]", meta: Mapping[str, An
             if "No space left" in text or "os error 28" in text:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
             raise OSError(text) from error
+        temporary.chmod(mode)
 
     _atomically(path, write)
 
@@ -111,6 +120,7 @@ def load_tensors(path: Path, *, kept: bool = True) -> "tuple[dict[str, Any], dic
 
     if not path.is_file():
         raise UserError(f"{path}: no such file")
+    path.open("rb").close()  # one that may not be read is "not there" to safetensors
     try:
         with safe_open(path, framework="pt") as file:
             meta = json.loads((file.metadata() or {}).get(_META, "{}"))

@@ -1,3 +1,4 @@
+import os
 from pathlib import Path
 
 import numpy as np
@@ -181,13 +182,44 @@ def test_sixteen_bit_images_are_refused_rather_than_clipped(tmp_path: Path) -> N
     assert "8 bits" in message
 
 
-def test_what_is_no_image_of_the_class_is_left_out_or_refused(tmp_path: Path) -> None:
+def test_what_is_no_image_of_the_class_is_left_out_or_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     root = write(tmp_path, {"train/cat": 3, "train/dog": 3, "test/cat": 1, "test/dog": 1})
     before = read_folder(root, 8)[0]
     (root / "train" / "cat" / "._0.png").write_bytes(b"of another system")
     (root / "train" / "cat" / "folder.png").mkdir()
+    (root / "train" / "dog" / "more.heic").write_bytes(b"of another kind")
+    capsys.readouterr()
     after = read_folder(root, 8)[0]
     assert torch.equal(after.images, before.images)
+    said = capsys.readouterr().out
+    assert f"note: 2 things in the classes of {root / 'train'} are left out" in said
     (root / "train" / "dog" / "gone.png").symlink_to(tmp_path / "nowhere.png")
     with pytest.raises(UserError, match=r"gone\.png: a link to a file that is not there"):
         read_folder(root, 8)
+
+
+def test_two_folders_that_look_alike_are_two_in_the_cache(
+    tmp_path: Path, own_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(folder, "_WORTH_CACHING", -1.0)
+    for name, grey in (("black", 0), ("white", 255)):
+        for part in ("train/a", "train/b", "test/a", "test/b"):
+            path = tmp_path / name / part / "0.bmp"
+            path.parent.mkdir(parents=True)
+            Image.new("L", (8, 8), grey).save(path)
+            os.utime(path, (1, 1))
+    assert read_folder(tmp_path / "black")[0].images.max() == 0
+    assert read_folder(tmp_path / "white")[0].images.min() == 255
+
+
+def test_a_photograph_stands_upright(tmp_path: Path) -> None:
+    root = write(tmp_path, PARTS)
+    image = picture(5)
+    lying, tag = image.transpose(Image.Transpose.ROTATE_90), Image.Exif()
+    tag[0x0112] = 6  # the camera's: turn it clockwise
+    lying.save(root / "train/cat/00.png", exif=tag)
+    assert np.array_equal(
+        read_folder(root, 6)[0].images[0].permute(1, 2, 0).numpy(), np.asarray(image)
+    )

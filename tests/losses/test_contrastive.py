@@ -292,6 +292,33 @@ def test_the_negative_term_is_accurate_from_rounding_to_overflow(
     torch.testing.assert_close(run(torch.float32), run(DOUBLE), rtol=1e-4, atol=0)
 
 
+def test_the_negative_term_has_no_hole_where_rounding_takes_the_one() -> None:
+    """e^y from 2^23 to 2^25, in float32: 1 + e^y is e^y, or e^y + 2, and it must not matter."""
+    cosines = torch.linspace(0.75, 0.95, 2001)
+    student_BE = torch.stack((cosines, (1 - cosines**2).sqrt()), dim=1)
+    found_B = gacd_loss(
+        student_BE,
+        torch.tensor([[1.0, 0.0]]).expand(len(cosines), 2),
+        torch.tensor([[1.0, 0.0]]),
+        labels_B=torch.zeros(len(cosines), dtype=torch.int64),
+        anchor_labels_M=torch.ones(1, dtype=torch.int64),
+        temperature=0.05,
+        negatives=1,
+        log_z=torch.zeros(()),
+    )
+    y_B = cosines.double() / 0.05
+    expected_B = F.softplus(y_B) + F.softplus(-y_B)  # one negative, and the positive
+    assert (found_B - expected_B).abs().max() < 1e-5 * 20
+
+
+def test_a_second_derivative_is_refused() -> None:
+    p = problem()
+    student = p.pop("student_BE").requires_grad_()
+    loss = gacd_loss(student, **p, temperature=0.1, negatives=3).sum()
+    with pytest.raises(UserError, match="first derivative alone"):
+        torch.autograd.grad(loss, student, create_graph=True)
+
+
 def test_autocast_changes_nothing() -> None:
     p = {n: v.float() if v.is_floating_point() else v for n, v in problem().items()}
     p["student_BE"].requires_grad_()

@@ -79,6 +79,26 @@ def test_a_registered_method_is_one_like_the_others(world: World) -> None:
     assert list(world.method("gacd+brightness").terms) == ["gacd", "brightness"]
 
 
+class Column(Brightness):
+    """One number an image, as a column: it would be broadcast against the weights."""
+
+    def losses(self, step: Step) -> PerSample:
+        return super().losses(step)[:, None]
+
+
+def test_losses_of_another_shape_are_refused(world: World) -> None:
+    register_method("column", Column)
+    for name in ("column", "ard+column"):
+        method, batch = world.method(name), world.batch()
+        known_attack(method)
+        n = len(batch.labels)
+        said = (
+            rf"losses of Column have the shape \({n}, 1\), but must be one number for each of {n}"
+        )
+        with pytest.raises(UserError, match=said):
+            total(method, batch)
+
+
 @pytest.mark.parametrize(
     ("name", "message"),
     [

@@ -137,6 +137,125 @@ def test_a_layer_whose_weight_is_computed_is_left_to_compute_it(
     assert all(torch.equal(model.state_dict()[name], before[name]) for name in before)
 
 
+class Standardised(nn.Conv2d):
+    def forward(self, x: Tensor) -> Tensor:
+        weight = self.weight - self.weight.mean(dim=(1, 2, 3), keepdim=True)
+        return self._conv_forward(x, weight / weight.std(dim=(1, 2, 3), keepdim=True), self.bias)
+
+
+def test_a_convolution_of_another_kind_keeps_its_batch_normalisation() -> None:
+    network = nn.Sequential(
+        *(Standardised(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU()),
+        *(nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(64, 5)),
+    )
+    for _ in range(3):
+        network(torch.rand(8, 3, 8, 8))  # statistics that are not 0 and 1
+    model, x = Adapted(network, "6").eval(), torch.rand(2, 3, 8, 8)
+    assert find_pairs(model, x) == [("body.3", "body.4")]
+    expected = model(x)
+    with frozen(model, x):
+        torch.testing.assert_close(model(x), expected)
+
+
+class Hidden(nn.Module):
+    """Something that its state dict does not hold."""
+
+    def __init__(self, classes: int) -> None:
+        super().__init__()
+        self.mixed = torch.randn(12, 12)
+        self.fc = nn.Linear(12, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(x.flatten(1) @ self.mixed)
+
+
+def test_what_no_state_dict_holds_comes_back_with_a_file(tmp_path: Path) -> None:
+    register_model("hidden", lambda num_classes, channels: Hidden(num_classes), classifier="fc")
+    model, other = (create_model("hidden", num_classes=4, seed=seed) for seed in (7, 8))
+    assert not torch.equal(model.get_classifier().weight, other.get_classifier().weight)
+    save_model(tmp_path / "m.safetensors", model, {"architecture": "hidden"})
+    again, _ = load_model(tmp_path / "m.safetensors")
+    x = torch.rand(3, 3, 2, 2)
+    assert torch.equal(again(x), model(x))
+
+
+class Wrapped(nn.Module):
+    """Parts called as wrappers and as our own checkpoints call theirs; tied weights."""
+
+    def __init__(self, classes: int) -> None:
+        super().__init__()
+        self.model = nn.ModuleDict({"student": nn.Linear(12, 12), "fc": nn.Linear(12, classes)})
+        self.model["twin"] = self.model["student"]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.model["fc"](self.model["twin"](self.model["student"](x.flatten(1))))
+
+
+def test_parts_called_as_wrappers_are_kept_and_weights_may_be_tied(tmp_path: Path) -> None:
+    register_model("odd", lambda num_classes, channels: Wrapped(num_classes), classifier="model.fc")
+    theirs = Wrapped(4)
+    torch.save(theirs.state_dict(), tmp_path / "theirs.pt")
+    model = create_model("odd", num_classes=4, seed=1)
+    load_weights(model, tmp_path / "theirs.pt")
+    save_model(tmp_path / "ours.safetensors", model, {"architecture": "odd"})
+    x = torch.rand(3, 3, 2, 2)
+    assert torch.equal(load_model(tmp_path / "ours.safetensors")[0](x), theirs(x))
+
+
+class Ends(nn.Module):
+    """A classifier with something about its end."""
+
+    def __init__(self, end: Callable[["Ends", Tensor], object]) -> None:
+        super().__init__()
+        self.fc, self.end = nn.Linear(48, 4), end
+
+    def forward(self, x: Tensor) -> object:
+        return self.end(self, x)
+
+
+@pytest.mark.parametrize(
+    ("end", "message"),
+    [
+        (
+            lambda net, x: net.fc(x.flatten(1)).log_softmax(1),
+            "'fc' is not what Ends gives",
+        ),
+        (lambda net, x: 16 * net.fc(x.flatten(1)), "nothing may follow that layer"),
+        (lambda net, x: {"logits": net.fc(x.flatten(1))}, r"logits of shape \(2, 4\).* not dict"),
+        (lambda net, x: net.fc(x.flatten(1))[:, :3], r"for two images, not \(2, 3\)"),
+        (lambda net, x: net.fc(x.view(2, -1)), "Ends fails on channels-last images of 3x4x4: view"),
+        (lambda net, x: x.flatten(1) @ net.fc.weight.T, "Ends fails on .*'weight'"),
+    ],
+)
+def test_a_network_that_does_not_end_in_its_classifier_is_refused(
+    end: Callable[[Ends, Tensor], object], message: str
+) -> None:
+    model = Adapted(Ends(end), "fc")
+    with pytest.raises(UserError, match=message):
+        model.check(4)
+    assert isinstance(model.body.fc, nn.Identity)
+
+
+def test_a_network_that_does_is_left_as_it_was() -> None:
+    model = Adapted(Ends(lambda net, x: net.fc(x.flatten(1))), "fc").train()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    model.check(4)
+    assert model.training and all(torch.equal(model.state_dict()[n], before[n]) for n in before)
+
+
+def test_a_bad_network_is_refused_before_the_teacher_trains(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def softmaxed(num_classes: int, channels: int) -> nn.Module:
+        return nn.Sequential(nn.Flatten(), nn.Linear(64, num_classes), nn.Softmax(1))
+
+    register_model("softmaxed", softmaxed, classifier="1")
+    line = ["distill", "--student", "softmaxed", "--teacher.model", "digits-cnn-2"]
+    assert cli.main([*line, "--out", str(tmp_path / "run")]) == 2
+    assert "nothing may follow that layer" in capsys.readouterr().err
+    assert not (tmp_path / "run" / "teacher").exists()
+
+
 @pytest.mark.parametrize(
     ("classifier", "message"),
     [
@@ -164,6 +283,11 @@ def test_names_that_are_taken_or_unfit_are_refused(name: str, message: str) -> N
     register_model("mine", lambda num_classes, channels: Confusing(num_classes), classifier="out.1")
     with pytest.raises(UserError, match=message):
         register_model(name, lambda num_classes, channels: Confusing(), classifier="out.1")
+
+
+def test_a_classifier_that_computes_its_weight_is_refused() -> None:
+    with pytest.raises(UserError, match="'1' computes its weight, but the last layer's is fitted"):
+        Adapted(nn.Sequential(nn.Flatten(), spectral_norm(nn.Linear(3, 2))), "1")
 
 
 def test_a_network_of_other_classes_is_refused() -> None:

@@ -280,6 +280,23 @@ def test_no_step_waits_for_the_device(
     assert looks(batch_size=16) == looks(batch_size=4) > 0
 
 
+def test_dropout_is_keyed_as_everything_is(stage: Any, tmp_path: Path) -> None:
+    """Networks from elsewhere draw from the global generator, which is left as it was."""
+    weights = []
+    for run in range(2):
+        method = stage.method()
+        whole = method.student.forward_features
+        method.student.forward_features = lambda x, whole=whole, method=method: F.dropout(
+            whole(x), 0.5, training=method.student.training
+        )
+        torch.manual_seed(run)
+        before = torch.get_rng_state()
+        stage.fit(tmp_path / str(run), method, epochs=1)
+        assert torch.equal(torch.get_rng_state(), before)
+        weights.append(method.student.state_dict())
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("name", COMPLETE)
 def test_on_a_gpu_no_step_waits(stage: Any, name: str) -> None:

@@ -37,8 +37,9 @@ def pgd(
     is attacked no further: it keeps the point that broke it. That costs the others one more forward
     pass before each step.
 
-    Only the gradient of the images is computed. Parameters, buffers, modes and `.grad` are left
-    alone, so eval mode is the caller's to set. Under autocast the images stay float32. Without
+    Only the gradient of the images is computed. Parameters, modes and `.grad` are left alone, so
+    eval mode is the caller's to set (`gacd.models.modes.evaluating`): only in it do batch
+    normalisation's statistics stay, too. Under autocast the images stay float32. Without
     `is_broken` nothing waits for the device, and without a generator torch.compile takes it whole
     (torch 2.14, trace_autograd_ops = True). The result is detached, in the memory format of `x`.
     Raises UserError for settings out of range. Source: Madry et al. 2018; Dong et al. 2018, Eq. 6.

@@ -37,6 +37,10 @@ class ImageDataset(Protocol):
     def channels(self) -> int:
         """C."""
 
+    @property
+    def size(self) -> int:
+        """The side of the images, in pixels."""
+
     def __len__(self) -> int: ...
 
     def fetch(self, batches: Sequence[Tensor]) -> Iterator[Tensor]:

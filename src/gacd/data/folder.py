@@ -5,6 +5,7 @@ import time
 import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -73,11 +74,15 @@ def _folders(folder: Path) -> list[str]:
 def _files(folder: Path, classes: Sequence[str]) -> Files:
     """Every image of `folder` with its class; a class may lack its folder in test/, not images."""
     found: Files = []
+    left_out: list[str] = []
     for label, name in enumerate(classes):
         if not (folder / name).is_dir():
             continue
         with os.scandir(folder / name) as found_there:  # it knows what is a folder, unasked
-            paths = sorted(Path(entry.path) for entry in found_there if _is_image(entry))
+            entries = list(found_there)
+        paths = sorted(Path(entry.path) for entry in entries if _is_image(entry))
+        taken = {path.name for path in paths}
+        left_out += [e.path for e in entries if e.name not in taken and e.name[0] != "."]
         if not paths:
             raise UserError(
                 f"{folder / name}: no images; add some ({', '.join(sorted(SUFFIXES))}) "
@@ -86,6 +91,12 @@ def _files(folder: Path, classes: Sequence[str]) -> Files:
         found += [(path, label) for path in paths]
     if not found:
         raise UserError(f"{folder}: no images; it should hold one folder for each class")
+    if left_out:
+        kinds = ", ".join(sorted(SUFFIXES))
+        print(
+            f"note: {len(left_out)} things in the classes of {folder} are left out, such as "
+            f"{min(left_out)}: images lie directly in a class's folder and are {kinds}"
+        )
     return found
 
 
@@ -105,7 +116,7 @@ def _labels(files: Sequence[tuple[Path, int]]) -> Tensor:
 
 def _load(paths: Sequence[Path], root: Path, size: int | None) -> PixelArray:
     """Decode, or read what an earlier run decoded of the same files (names, sizes, times)."""
-    parts = [f"v1 size {size}"]
+    parts = [f"v2 size {size} of {root.resolve()}"]
     for path in paths:
         stat = path.stat()
         parts.append(f"{path.relative_to(root)} {stat.st_size} {stat.st_mtime_ns}")
@@ -155,6 +166,8 @@ def fitted(image: Image.Image, size: int) -> np.ndarray[Any, np.dtype[np.uint8]]
 
 def plain(image: Image.Image, path: object) -> Image.Image:
     """A decoded image as grey (L) or RGB; one of more than 8 bits a channel is refused."""
+    with suppress(Exception):  # a tag that cannot be read says nothing
+        ImageOps.exif_transpose(image, in_place=True)
     if image.mode in _DEEP:
         raise UserError(f"{path}: {image.mode} pixels; save it with 8 bits a channel")
     if image.mode in ("1", "L"):

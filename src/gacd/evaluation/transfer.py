@@ -38,11 +38,17 @@ def with_new_head(model: Backbone, num_classes: int) -> Backbone:
     old = copied.get_classifier()
     name = next(name for name, part in copied.named_modules() if part is old)
     # Made without numbers first: an ordinary one would draw them from the global generator.
-    new = nn.Linear(old.in_features, num_classes, device="meta", dtype=old.weight.dtype)
+    new = nn.Linear(
+        old.in_features,
+        num_classes,
+        bias=old.bias is not None,
+        device="meta",
+        dtype=old.weight.dtype,
+    )
     new.to_empty(device=old.weight.device)
     with torch.no_grad():
-        new.weight.zero_()
-        new.bias.zero_()
+        for parameter in new.parameters():
+            parameter.zero_()
     copied.set_submodule(name, new)
     copied.num_classes = num_classes
     return copied

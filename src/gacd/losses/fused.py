@@ -24,7 +24,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from gacd.errors import UserError
 
@@ -288,7 +287,7 @@ def _softplus(x_cB: Tensor) -> tuple[Tensor, Tensor]:
     sum_cB = exp_cB + 1
     lost_cB = sum_cB - 1
     torch.sub(exp_cB, lost_cB, out=lost_cB)  # what rounding took from the sum
-    return sum_cB.log2().add_(lost_cB, alpha=LOG2_E), exp_cB.div_(sum_cB)
+    return sum_cB.log2().addcdiv_(lost_cB, sum_cB, value=LOG2_E), exp_cB.div_(sum_cB)
 
 
 class _Sum(torch.autograd.Function):
@@ -329,8 +328,9 @@ class _Sum(torch.autograd.Function):
         return value_B / LOG2_E, terms_B
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad_B: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        if torch.is_grad_enabled():  # create_graph: there is no graph of what follows
+            raise UserError("sums over anchors have a first derivative alone, no second")
         student_BE, weight_ED, bias_E, d_student_BE, slopes_B = ctx.saved_tensors
         terms: Terms = ctx.terms
         scores = terms.scores

@@ -38,7 +38,7 @@ def perturbed_weights(
     first = step.again()
     first.generator = step.generator.clone_state()  # the same negatives, drawn twice
     loss = functional_call(method, buffers, arguments, {"attacked": first}).total
-    gradients = torch.autograd.grad(loss, list(weights.values()))
+    gradients = torch.autograd.grad(loss, list(weights.values()), materialize_grads=True)
     return {
         name: w + gamma * w.detach().norm() * g / g.norm().clamp_min(torch.finfo(g.dtype).tiny)
         for (name, w), g in zip(weights.items(), gradients, strict=True)

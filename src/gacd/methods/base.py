@@ -195,6 +195,11 @@ class Term(nn.Module, ABC):
         `normalised` divides the trust by its mean over the batch, so that the loss keeps its scale.
         """
         losses = self.losses(step)
+        if losses.shape != step.batch.labels.shape:
+            raise UserError(
+                f"the losses of {type(self).__name__} have the shape {tuple(losses.shape)}, but "
+                f"must be one number for each of {len(step.batch.labels)} images"
+            )
         if self.reweight == "none":
             return losses
         weights = step.teacher_weights

@@ -56,7 +56,8 @@ def measure(method: Method, data: ImageDataset, *, batch_size: int) -> Cost:
     data = data.to(next(method.parameters()).device)
     index = torch.arange(_SIZES[1], device=data.labels.device)
     first = Batch(to_float(next(data.fetch([index]))), data.labels[index], index)
-    small, large = (_step(method, Batch(*(part[:size] for part in first))) for size in _SIZES)
+    with torch.random.fork_rng(devices=[index.device] if index.is_cuda else []):  # dropout draws
+        small, large = (_step(method, Batch(*(part[:size] for part in first))) for size in _SIZES)
     each = (large + small * -1) * (1 / (_SIZES[1] - _SIZES[0]))
     return each + (small + each * -_SIZES[0]) * (1 / batch_size)
 

@@ -76,6 +76,12 @@ def create_model(
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         model = build(num_classes=num_classes, channels=channels, mean=mean, std=std)
+        if seed and name.lower() in _REGISTERED:
+            # What is drawn but in no state dict is drawn from 0, as it is for a file's weights.
+            weights = model.state_dict()
+            torch.default_generator.manual_seed(0)
+            model = build(num_classes=num_classes, channels=channels, mean=mean, std=std)
+            model.load_state_dict(weights)
     if model.num_classes != num_classes:
         raise UserError(
             f"the registered '{name}' was built with {model.num_classes} classes, not {num_classes}"

@@ -1,12 +1,14 @@
 """Networks from elsewhere: timm's, torchvision's, one's own."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from gacd.errors import UserError
 from gacd.models.base import Backbone
+from gacd.models.modes import evaluating
 from gacd.shapes import Features, Images, Logits
 
 _BODY, _HEAD = "body.", "head."
@@ -38,6 +40,11 @@ class Adapted(Backbone):
                 f"'{classifier}' is no linear layer of this {type(network).__name__}: "
                 f"it has {', '.join(linear) or 'none'}"
             )
+        if "weight" not in found._parameters:
+            raise UserError(
+                f"'{classifier}' computes its weight, but the last layer's is fitted: leave its "
+                "parametrisation out"
+            )
         self.num_classes, self.num_features = found.out_features, found.in_features
         self.channels = channels
         network.set_submodule(classifier, nn.Identity())
@@ -45,6 +52,51 @@ class Adapted(Backbone):
         self._head_name = f"{classifier}."
         self.register_state_dict_post_hook(_as_the_network_says)  # type: ignore[no-untyped-call]
         self.register_load_state_dict_pre_hook(_as_we_say)  # type: ignore[no-untyped-call]
+
+    @torch.no_grad()
+    def check(self, size: int) -> None:
+        """Refuse a network that fails on images [2, channels, size, size], or is not what it was.
+
+        Raises UserError where its forward pass raises, gives anything but logits [2, K], or other
+        ones than those of the classifier: where something follows it, or reads its weights.
+        """
+        x = torch.rand(2, self.channels, size, size, generator=torch.Generator().manual_seed(0))
+        x = x.to(next(self.parameters()).device, memory_format=torch.channels_last)
+        network, name = type(self.body).__name__, self._head_name.removesuffix(".")
+        with evaluating(self):
+            whole = self._tried(self._uncut, x)
+            if not isinstance(whole, Tensor) or whole.shape != (2, self.num_classes):
+                found = tuple(whole.shape) if isinstance(whole, Tensor) else type(whole).__name__
+                raise UserError(
+                    f"{network} must give logits of shape {(2, self.num_classes)} for two images, "
+                    f"not {found}"
+                )
+            cut = self._tried(self, x)
+        if not torch.allclose(whole, cut, rtol=1e-3, atol=1e-3 * float(whole.abs().max())):
+            raise UserError(
+                f"what leaves '{name}' is not what {network} gives: nothing may follow that layer"
+            )
+        for key, value in self.state_dict().items():
+            if not isinstance(value, Tensor):
+                raise UserError(f"'{key}' in the state dict of {network} is no tensor")
+
+    def _uncut(self, x: Images) -> Any:
+        name = self._head_name.removesuffix(".")
+        self.body.set_submodule(name, self.head)
+        try:
+            return self.body(self.normalise(x))
+        finally:
+            self.body.set_submodule(name, nn.Identity())
+
+    def _tried(self, run: Callable[[Images], Any], x: Images) -> Any:
+        try:
+            return run(x)
+        except Exception as error:
+            said = (str(error).strip() or type(error).__name__).splitlines()[0]
+            shape = "x".join(map(str, x.shape[1:]))
+            raise UserError(
+                f"{type(self.body).__name__} fails on channels-last images of {shape}: {said}"
+            ) from error
 
     def forward_features(self, x: Images) -> Features:
         """What reaches the classifier, for images in [0, 1]."""

@@ -137,8 +137,9 @@ def _unwrap(content: object, path: Path) -> dict[str, Tensor]:
 
 
 def _fill(model: Backbone, tensors: Mapping[str, Tensor], path: Path) -> None:
-    state = _stripped(tensors)
     wanted = model.state_dict()
+    # A network's own parts may be called as a wrapper is.
+    state = dict(tensors) if wanted.keys() <= tensors.keys() else _stripped(tensors)
     for name, tensor in wanted.items():
         if name.endswith("num_batches_tracked"):  # unused here, and missing from old files
             state.setdefault(name, tensor)

@@ -68,6 +68,17 @@ def _plain(part: nn.Module) -> bool:
     return {"weight", "bias"} <= part._parameters.keys()
 
 
+def _is_linear_in_its_weight(part: nn.Module) -> bool:
+    """A convolution as torch has it: a subclass may standardise its weight in the pass."""
+    own = type(part)
+    return (
+        isinstance(part, nn.Conv2d)
+        and own.forward is nn.Conv2d.forward
+        and own._conv_forward is nn.Conv2d._conv_forward  # type: ignore[attr-defined]
+        and _plain(part)
+    )
+
+
 def _autocast_dtype(x: Images) -> torch.dtype | None:
     kind = x.device.type
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
@@ -130,7 +141,7 @@ def find_pairs(model: nn.Module, x: Images) -> list[Pair]:
         read = node.next_functions[0][0]
         conv = maker.get(read, name)
         once = reads[read] == calls[conv] == calls[name] == 1
-        if once and isinstance(parts[conv], nn.Conv2d) and _plain(parts[conv]):
+        if once and _is_linear_in_its_weight(parts[conv]):
             pairs.append((conv, name))
     return pairs
 

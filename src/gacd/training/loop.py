@@ -167,6 +167,7 @@ def fit(
         _tensorboard(out, enabled=shown) as board,
         _interruptible(alone) as interrupted,
         _compiled(method, enabled=plan.compile),
+        torch.random.fork_rng(devices=[fabric.device] if fabric.device.type == "cuda" else []),
         synchronised(method.student, enabled=plan.sync_batch_norm, device=fabric.device),
     ):
         step_module, step_optimizer = fabric.setup(method, optimizer)
@@ -194,6 +195,7 @@ def fit(
                 generator = keyed_generator(
                     fabric.device, _ATTACK, plan.seed, epoch, step, fabric.global_rank
                 )
+                _seed_dropout(generator)
                 behind = (epoch * steps + step) / (plan.epochs * steps)
                 loss = step_module(batch, generator, behind)
                 fabric.backward(loss.total)
@@ -286,6 +288,13 @@ def _guard(broken: bool, epoch: int, state: Path) -> None:
             f"the loss or its gradient became infinite or NaN in epoch {epoch + 1}: "
             f"lower training.lr, or set fabric.precision to 32-true{back}"
         )
+
+
+def _seed_dropout(generator: torch.Generator) -> None:
+    """Networks from elsewhere may have dropout, which draws from the global generators."""
+    torch.default_generator.manual_seed(generator.initial_seed())
+    if generator.device.type == "cuda":
+        torch.cuda.manual_seed(generator.initial_seed())
 
 
 @contextmanager

@@ -14,7 +14,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from gacd.errors import UserError
 from gacd.losses import fused
-from gacd.losses.contrastive import crd_nce, gacd_loss, info_nce, log_partition, project_anchors
+from gacd.losses.contrastive import (
+    crd_nce,
+    gacd_loss,
+    info_nce,
+    log_partition,
+    nce,
+    project_anchors,
+)
 from reference.gacd_eq9 import crd, eq9, exact_log_z
 
 DOUBLE = torch.float64
@@ -463,3 +470,18 @@ def test_shapes_that_do_not_fit_are_refused_where_types_are_not_checked(
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.stderr.splitlines()[-1].startswith("gacd.errors.UserError: ")
     assert message in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("candidates", "temperature", "message"),
+    [(1, 0.1, "at least one negative"), (3, -1.0, "temperature must be above 0, not -1.0")],
+)
+def test_nce_refuses_what_has_no_value(candidates: int, temperature: float, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        nce(
+            torch.randn(2, 4),
+            torch.randn(2, candidates, 4),
+            dataset_size=5,
+            log_z=torch.zeros(()),
+            temperature=temperature,
+        )

@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from gacd.errors import UserError
 from gacd.losses.fused import at_least_float32
 from gacd.losses.pairs import (
     AnchorFeatures,
@@ -140,8 +141,13 @@ def nce(
     `weights_BJ` are those of the pairs: the anchor's, w_i or w_j, as the teacher is query or
     candidate. Given memories of student and teacher this is the paper's estimator `memory`.
 
-    Source: Tian et al. 2020 (arXiv:1910.10699), Eq. 17 and 18, without the 1e-7 of its code.
+    Raises UserError without a negative, or for a temperature that is not positive. Source: Tian et
+    al. 2020 (arXiv:1910.10699), Eq. 17 and 18, without the 1e-7 of its code.
     """
+    if candidates_BJE.shape[1] < 2:
+        raise UserError("nce needs a positive and at least one negative of each image")
+    if not temperature > 0:
+        raise UserError(f"temperature must be above 0, not {temperature}")
     scores_BJ = torch.bmm(candidates_BJE, query_BE.to(candidates_BJE.dtype)[:, :, None])[:, :, 0]
     k = candidates_BJE.shape[1] - 1
     logits_BJ = at_least_float32(scores_BJ) / temperature - log_z - math.log(k / dataset_size)

@@ -12,6 +12,7 @@ def evaluating(*modules: nn.Module) -> Iterator[None]:
 
     Each submodule gets its own mode back (one kept in evaluation inside a training network stays
     so) and each parameter its own `requires_grad`, also after an exception. `.grad` is not touched.
+    One thread at a time: two that evaluate one model put back what the other has changed.
     """
     modes = [(part, part.training) for module in modules for part in module.modules()]
     flags = [(p, p.requires_grad) for module in modules for p in module.parameters()]

@@ -627,7 +627,7 @@ def test_flags_override_the_recipe_wherever_they_stand() -> None:
         (["train", "--data.size", "7"], "size is 7, but networks need at least 8 pixels a side"),
         (["train", "--extra.ard.alpha", "x"], "ard.alpha is 'x', but must be of type float"),
         (["distill", "--extra.ard.alpha", "1"], "of methods from outside: say --ard.SETTING"),
-        (["distill", "--gacd.estimator", "memory"], "say normaliser first-batch"),
+        (["distill", "--gacd.estimator", "memory"], "a constant normaliser, such as first-batch"),
         (["study", "list", "--main_pair", "resnet18"], "a pair is a teacher and a student"),
         (["study", "list", "--epochs.ard", "0"], "epochs.ard is 0, but must be above 0"),
         (["study", "list", "--transfer_to", "[{size: 4}]"], "size is 4, but networks need"),

@@ -82,7 +82,8 @@ def _recipes_first(command: str, words: Sequence[str], settings: Mapping[str, An
 
 def _recipe(command: str, name: str, settings: Mapping[str, Any]) -> Path:
     path, plain = from_home(Path(name)), name.removesuffix(".yaml")
-    if os.sep not in name and not path.is_file():
+    is_ours = plain in recipes() and path.is_dir()  # such as runs/quickstart, seen from runs
+    if os.sep not in name and (is_ours or not path.exists()):
         if plain not in recipes() and (plain != name or command not in DISTILLING):
             raise UserError(f"{path}: no such file")
         if plain not in recipes():

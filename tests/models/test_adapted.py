@@ -133,7 +133,7 @@ def test_a_layer_whose_weight_is_computed_is_left_to_compute_it(
     expected, before = model(x), {k: v.clone() for k, v in model.state_dict().items()}
     assert find_pairs(model, x) == [("body.3", "body.4")]
     with frozen(model, x):
-        torch.testing.assert_close(model(x), expected)
+        torch.testing.assert_close(model(x), expected, rtol=1e-4, atol=1e-4)
     assert all(torch.equal(model.state_dict()[name], before[name]) for name in before)
 
 
@@ -154,7 +154,7 @@ def test_a_convolution_of_another_kind_keeps_its_batch_normalisation() -> None:
     assert find_pairs(model, x) == [("body.3", "body.4")]
     expected = model(x)
     with frozen(model, x):
-        torch.testing.assert_close(model(x), expected)
+        torch.testing.assert_close(model(x), expected, rtol=1e-4, atol=1e-4)
 
 
 class Hidden(nn.Module):

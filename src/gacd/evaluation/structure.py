@@ -212,7 +212,7 @@ def _tsne(rows: Rows, *, perplexity: float, seed: int) -> Rows:
     from sklearn.manifold import TSNE
 
     used = usable_perplexity(perplexity, len(rows))
-    placed: Rows = TSNE(perplexity=used, init="pca", random_state=seed % 2**32).fit_transform(rows)
+    placed: Rows = TSNE(perplexity=used, init="pca", random_state=seed).fit_transform(rows)
     return placed.astype(np.float64)
 
 

@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from seeds import METRICS, arm, tables
+from seeds import arm, tables
 
 from gacd import cli
 from gacd.anchors import Anchors
@@ -22,6 +22,7 @@ from gacd.losses.pairs import Pairs
 from gacd.methods.estimates import OverAnchors
 from gacd.methods.gacd import GACD
 from gacd.methods.registry import register_method
+from gacd.report.tables import HEADLINES
 from gacd.shapes import Batch, PerSample
 from gacd.storage import read_json, write_json
 
@@ -85,11 +86,11 @@ def measure(runs: Path, seed: int, flags: list[str]) -> dict[str, Path]:
 def row(name: str, folder: Path) -> dict[str, Any]:
     """What the record keeps."""
     record = read_json(folder / "record.json")
-    n = {metric: int(record.get(f"{metric}_n", record["n"])) for metric in METRICS}
+    n = {metric: int(record.get(f"{metric}_n", record["n"])) for metric in HEADLINES}
     return {
         "normaliser": name,
         "seed": record["seed"],
-        **{metric: record[metric] for metric in METRICS},
+        **{metric: record[metric] for metric in HEADLINES},
         "n": n,
         "masking": [check["name"] for check in _failed(folder / "diagnosis.json")],
     }

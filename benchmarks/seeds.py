@@ -9,11 +9,11 @@ differences seed by seed on the same images, by the rule of `gacd study report`.
 import argparse
 from pathlib import Path
 
+from gacd.report.tables import HEADLINES
 from gacd.storage import read_json
-from gacd.study.measure import Arm, Measured, contrast
+from gacd.study.evidence import METRICS
+from gacd.study.measure import Arm, contrast
 from gacd.study.results import Result
-
-METRICS = {"natural": "natural", "pgd20": "PGD-20", "autoattack": "AutoAttack"}
 
 
 def arms(runs: list[Path]) -> dict[str, Arm]:
@@ -37,30 +37,35 @@ def arm(name: str, folders: list[Path]) -> Arm:
     )
 
 
-def cell(found: Measured | None, *, accuracy: bool) -> str:
-    """A mean and its interval; in bold a difference that is decided."""
+def cell(terms: list[tuple[float, Arm]], metric: str) -> str:
+    """A mean, or a difference, and its interval; in bold a difference that is decided."""
+    found = contrast(terms, metric)
     if found is None:
         return ""
-    low, high = found.accuracy_interval() if accuracy else found.interval()
-    text = f"{found.mean:{'' if accuracy else '+'}.1f} [{low:.1f}, {high:.1f}]"
-    return f"**{text}**" if not accuracy and not found.alone and low * high > 0 else text
+    if len(terms) == 1:
+        low, high = found.accuracy_interval()
+        return f"{found.mean:.1f} [{low:.1f}, {high:.1f}]"
+    low, high = found.interval()
+    text = f"{found.mean:+.1f} [{low:.1f}, {high:.1f}]"
+    return f"**{text}**" if not found.alone and low * high > 0 else text
+
+
+def table(heading: str, rows: dict[str, Arm], minus: Arm | None = None) -> list[str]:
+    """Of every row, or of its difference from one, which is left out."""
+    head = " | ".join(METRICS[metric] for metric in HEADLINES)
+    lines = [f"| {heading} | seeds | {head} |", "|---|---:" + "|---:" * len(HEADLINES) + "|"]
+    for name, arm in rows.items():
+        if arm is not minus:
+            terms = [(1.0, arm), *([(-1.0, minus)] if minus else [])]
+            cells = " | ".join(cell(terms, metric) for metric in HEADLINES)
+            lines.append(f"| {name} | {len(arm.results)} | {cells} |")
+    return lines
 
 
 def tables(rows: dict[str, Arm], minus: str) -> str:
     """Means, and differences from one row."""
-    head = " | ".join(METRICS.values())
-    rule = "|---|---:" + "|---:" * len(METRICS) + "|"
-    lines = [f"| method | seeds | {head} |", rule]
-    for name, arm in rows.items():
-        cells = [cell(contrast([(1, arm)], metric), accuracy=True) for metric in METRICS]
-        lines.append(f"| {name} | {len(arm.results)} | {' | '.join(cells)} |")
-    lines += ["", f"| minus {minus} | seeds | {head} |", rule]
-    for name, arm in rows.items():
-        if name != minus:
-            terms = [(1.0, arm), (-1.0, rows[minus])]
-            cells = [cell(contrast(terms, metric), accuracy=False) for metric in METRICS]
-            lines.append(f"| {name} | {len(arm.results)} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+    apart = table(f"minus {minus}", rows, rows[minus])
+    return "\n".join([*table("method", rows), "", *apart])
 
 
 def main() -> None:

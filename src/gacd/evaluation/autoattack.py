@@ -20,6 +20,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from gacd.attacks.threat import ThreatModel
+from gacd.data.batches import global_randomness_kept
 from gacd.errors import UserError
 from gacd.evaluation.batches import (
     assert_within,
@@ -177,11 +178,10 @@ def _isolated(device: torch.device) -> Iterator[list[str]]:
     logger = logging.getLogger(_LOGGER)
     before = logger.handlers, logger.propagate, logger.level
     tracer = sys.gettrace()
-    devices = [device] if device.type == "cuda" else []
     try:
         logger.handlers, logger.propagate = [Collect(logging.WARNING)], False
         logger.setLevel(logging.WARNING)
-        with torch.random.fork_rng(devices=devices):
+        with global_randomness_kept(device):
             yield notes
     finally:
         logger.handlers, logger.propagate = before[0], before[1]

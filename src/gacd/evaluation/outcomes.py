@@ -63,9 +63,8 @@ class Evaluation:
 
     def save(self, path: Path) -> None:
         """Write every image's outcome as a safetensors file."""
-        # Cloned, for attacks on all images may share one index and safetensors takes no such thing.
-        tensors = {f"robust/{name}": t.clone() for name, t in self.robust.items()}
-        tensors |= {f"index/{name}": t.clone() for name, t in self.index.items()}
+        tensors = {f"robust/{name}": t for name, t in self.robust.items()}
+        tensors |= {f"index/{name}": t for name, t in self.index.items()}
         meta = {
             "n": self.n,
             "attacks": list(self.robust),

@@ -22,7 +22,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from gacd.errors import UserError
-from gacd.losses.fused import at_least_float32
+from gacd.losses.fused import at_least_float32, check_temperature
 from gacd.losses.pairs import (
     AnchorFeatures,
     AnchorLabels,
@@ -146,8 +146,7 @@ def nce(
     """
     if candidates_BJE.shape[1] < 2:
         raise UserError("nce needs a positive and at least one negative of each image")
-    if not temperature > 0:
-        raise UserError(f"temperature must be above 0, not {temperature}")
+    check_temperature(temperature)
     scores_BJ = torch.bmm(candidates_BJE, query_BE.to(candidates_BJE.dtype)[:, :, None])[:, :, 0]
     k = candidates_BJE.shape[1] - 1
     logits_BJ = at_least_float32(scores_BJ) / temperature - log_z - math.log(k / dataset_size)

@@ -62,8 +62,7 @@ class Scores:
         *,
         temperature: float,
     ) -> None:
-        if not temperature > 0:
-            raise UserError(f"temperature must be above 0, not {temperature}")
+        check_temperature(temperature)
         if anchors_MD.requires_grad:
             raise UserError(
                 "anchors are constants: detach them, or pass raw features and a projection"
@@ -361,6 +360,12 @@ class _Sum(torch.autograd.Function):
             -slopes_B * grad_B if to_offset else None,
             None,
         )
+
+
+def check_temperature(temperature: float) -> None:
+    """Refuse one that is not positive."""
+    if not temperature > 0:
+        raise UserError(f"temperature must be above 0, not {temperature}")
 
 
 def at_least_float32(x: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
+from gacd.data.batches import global_randomness_kept
 from gacd.data.dataset import ImageDataset
 from gacd.data.images import to_float
 from gacd.methods.base import Teacher
@@ -56,7 +57,7 @@ def measure(method: Method, data: ImageDataset, *, batch_size: int) -> Cost:
     data = data.to(next(method.parameters()).device)
     index = torch.arange(_SIZES[1], device=data.labels.device)
     first = Batch(to_float(next(data.fetch([index]))), data.labels[index], index)
-    with torch.random.fork_rng(devices=[index.device] if index.is_cuda else []):  # dropout draws
+    with global_randomness_kept(index.device):  # dropout draws from it
         small, large = (_step(method, Batch(*(part[:size] for part in first))) for size in _SIZES)
     each = (large + small * -1) * (1 / (_SIZES[1] - _SIZES[0]))
     return each + (small + each * -_SIZES[0]) * (1 / batch_size)

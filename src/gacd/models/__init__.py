@@ -75,18 +75,7 @@ def create_model(
     # Seeds the CPU's generator alone: torch.manual_seed would reseed every GPU as well.
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
-        model = build(num_classes=num_classes, channels=channels, mean=mean, std=std)
-        if seed and name.lower() in _REGISTERED:
-            # What is drawn but in no state dict is drawn from 0, as it is for a file's weights.
-            weights = model.state_dict()
-            torch.default_generator.manual_seed(0)
-            model = build(num_classes=num_classes, channels=channels, mean=mean, std=std)
-            model.load_state_dict(weights)
-    if model.num_classes != num_classes:
-        raise UserError(
-            f"the registered '{name}' was built with {model.num_classes} classes, not {num_classes}"
-        )
-    return model
+        return build(num_classes=num_classes, channels=channels, mean=mean, std=std)
 
 
 def _builder(name: str) -> "Callable[..., gacd.models.base.Backbone]":
@@ -106,23 +95,40 @@ def _builder(name: str) -> "Callable[..., gacd.models.base.Backbone]":
     if key == "mobilenetv2":
         return MobileNetV2
     if key in _REGISTERED:
-        return partial(_adapted, *_REGISTERED[key])
+        return partial(_registered, key)
     raise unknown("model", name, model_names())
 
 
-def _adapted(
-    build: "Callable[[int, int], nn.Module]",
-    classifier: str,
+def _registered(
+    name: str,
     *,
     num_classes: int,
     channels: int,
     mean: Sequence[float] | None,
     std: Sequence[float] | None,
 ) -> "gacd.models.base.Backbone":
+    import torch
+
     from gacd.models.adapted import Adapted
 
-    network = build(num_classes, channels)
-    return Adapted(network, classifier, channels=channels, mean=mean, std=std)
+    build, classifier = _REGISTERED[name]
+
+    def made() -> Adapted:
+        network = build(num_classes, channels)
+        return Adapted(network, classifier, channels=channels, mean=mean, std=std)
+
+    model = made()
+    if model.num_classes != num_classes:
+        raise UserError(
+            f"the registered '{name}' was built with {model.num_classes} classes, not {num_classes}"
+        )
+    if torch.initial_seed() != 0:
+        # What is drawn but in no state dict is drawn from 0, as it is for a file's weights.
+        weights = model.state_dict()
+        torch.default_generator.manual_seed(0)
+        model = made()
+        model.load_state_dict(weights)
+    return model
 
 
 def _check(

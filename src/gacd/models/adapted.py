@@ -49,7 +49,7 @@ class Adapted(Backbone):
         self.channels = channels
         network.set_submodule(classifier, nn.Identity())
         self.body, self.head = network, found
-        self._head_name = f"{classifier}."
+        self.classifier = classifier
         self.register_state_dict_post_hook(_as_the_network_says)  # type: ignore[no-untyped-call]
         self.register_load_state_dict_pre_hook(_as_we_say)  # type: ignore[no-untyped-call]
 
@@ -62,7 +62,7 @@ class Adapted(Backbone):
         """
         x = torch.rand(2, self.channels, size, size, generator=torch.Generator().manual_seed(0))
         x = x.to(next(self.parameters()).device, memory_format=torch.channels_last)
-        network, name = type(self.body).__name__, self._head_name.removesuffix(".")
+        network = type(self.body).__name__
         with evaluating(self):
             whole = self._tried(self._uncut, x)
             if not isinstance(whole, Tensor) or whole.shape != (2, self.num_classes):
@@ -74,19 +74,19 @@ class Adapted(Backbone):
             cut = self._tried(self, x)
         if not torch.allclose(whole, cut, rtol=1e-3, atol=1e-3 * float(whole.abs().max())):
             raise UserError(
-                f"what leaves '{name}' is not what {network} gives: nothing may follow that layer"
+                f"what leaves '{self.classifier}' is not what {network} gives: "
+                "nothing may follow that layer"
             )
         for key, value in self.state_dict().items():
             if not isinstance(value, Tensor):
                 raise UserError(f"'{key}' in the state dict of {network} is no tensor")
 
     def _uncut(self, x: Images) -> Any:
-        name = self._head_name.removesuffix(".")
-        self.body.set_submodule(name, self.head)
+        self.body.set_submodule(self.classifier, self.head)
         try:
             return self.body(self.normalise(x))
         finally:
-            self.body.set_submodule(name, nn.Identity())
+            self.body.set_submodule(self.classifier, nn.Identity())
 
     def _tried(self, run: Callable[[Images], Any], x: Images) -> Any:
         try:
@@ -120,13 +120,14 @@ def _as_the_network_says(
         if name.startswith(_BODY):
             state[prefix + name.removeprefix(_BODY)] = value
         else:
-            state[prefix + model._head_name + name.removeprefix(_HEAD)] = value
+            state[f"{prefix}{model.classifier}.{name.removeprefix(_HEAD)}"] = value
 
 
 def _as_we_say(model: Adapted, state: dict[str, Any], prefix: str, *_: Any) -> None:
+    head = f"{model.classifier}."
     for name, value in _taken(state, prefix).items():
-        if name.startswith(model._head_name):
-            state[prefix + _HEAD + name.removeprefix(model._head_name)] = value
+        if name.startswith(head):
+            state[prefix + _HEAD + name.removeprefix(head)] = value
         else:
             state[prefix + _BODY + name] = value
 

@@ -15,7 +15,12 @@ from lightning_fabric import Fabric
 from torch import Tensor
 from torch.optim import SGD
 
-from gacd.data.batches import iterate, keyed_generator, steps_per_epoch
+from gacd.data.batches import (
+    global_randomness_kept,
+    iterate,
+    keyed_generator,
+    steps_per_epoch,
+)
 from gacd.data.dataset import Splits
 from gacd.errors import UserError, unknown
 from gacd.methods.method import Method
@@ -167,7 +172,7 @@ def fit(
         _tensorboard(out, enabled=shown) as board,
         _interruptible(alone) as interrupted,
         _compiled(method, enabled=plan.compile),
-        torch.random.fork_rng(devices=[fabric.device] if fabric.device.type == "cuda" else []),
+        global_randomness_kept(fabric.device),
         synchronised(method.student, enabled=plan.sync_batch_norm, device=fabric.device),
     ):
         step_module, step_optimizer = fabric.setup(method, optimizer)

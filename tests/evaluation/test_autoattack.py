@@ -10,9 +10,11 @@ import torch
 from torch import nn
 
 import gacd.evaluation.autoattack as autoattack_module
+import gacd.progress
 from gacd.attacks.threat import ThreatModel
 from gacd.errors import UserError
 from gacd.evaluation.autoattack import autoattack, standard_attacks
+from gacd.ranks import Ranks
 
 
 class Dead(nn.Module):
@@ -159,3 +161,20 @@ def test_what_cannot_run_is_refused(honest, images) -> None:
         ours(honest, x, labels, ThreatModel(eps=0.0))
     with pytest.raises(UserError, match="5 pixels"):
         ours(honest, x[..., :4, :4], labels, ThreatModel(norm="l2", eps=0.1))
+
+
+def test_bar_of_one_of_several_ranks_ends_where_the_work_does(
+    honest, images, threat, quick_autoattack, capsys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gacd.progress, "_LINE_EVERY", -1.0)
+    x, labels = images
+    for size in (1, 2):  # three batches: the first rank has two of them
+        found = autoattack(
+            honest, x[:40], labels[:40], num_classes=10, threat=threat, batch_size=16,
+            ranks=Ranks(0, size),
+        )  # fmt: skip
+        lines = capsys.readouterr().err.splitlines()
+        done = [(int(a), int(b)) for a, b in (line.split()[1].split("/") for line in lines)]
+        assert len(done) > 8
+        assert max(at for at, _ in done) == done[-1][0] == done[0][1]
+        assert lines[-1].endswith(f"robust {100 * float(found.robust.double().mean()):.4g}")

@@ -100,8 +100,15 @@ def autoattack(
     with evaluating(model), torch.autocast(device.type, enabled=False):
         for _, rows in chunks(torch.arange(len(images)), batch_size):
             robust[rows] = is_right(model, *on_device(rows)).cpu()
-        total = -(-len(names) * int(robust.sum()) // ranks.size)
+        total = len(names) * int(robust.sum())
         with progress(total, "autoattack", unit="image attacks", enabled=show_progress) as bar:
+            done = 0
+
+            def reach(place: int, **values: float) -> None:
+                nonlocal done
+                bar.advance(min(place, total) - done, **values)
+                done = min(place, total)
+
             for position, name in enumerate(names):
                 survivors = robust.nonzero().flatten()
                 later, broken = len(names) - position - 1, 0
@@ -111,12 +118,13 @@ def autoattack(
                     return _attack_batch(model, x, y, name, threat, targets, seed)
 
                 def tell(_: int, rows: Tensor, value: dict[str, Any], later: int = later) -> None:
+                    # Other ranks are taken to have done as much; the truth comes with the merge.
                     nonlocal broken
-                    lost = value["robust"].count("0")
-                    broken += lost
+                    lost = value["robust"].count("0") * ranks.size
+                    broken = min(broken + lost, len(survivors))  # noqa: B023
                     left = 100 * (len(survivors) - broken) / len(robust)  # noqa: B023
                     # A broken image meets no later attack: that share of the work is done as well.
-                    bar.advance(len(rows) + lost * later, robust=left)
+                    reach(done + len(rows) * ranks.size + lost * later, robust=left)
 
                 batches = list(chunks(survivors, batch_size))
                 found = shared_out(
@@ -127,6 +135,7 @@ def autoattack(
                     notes |= dict.fromkeys(value["notes"])
                     seconds += value["seconds"]
                 after[name] = 100.0 * int(robust.sum()) / len(robust)
+                reach(total - later * int(robust.sum()), robust=after[name])
 
     # One image of 100 is more than the limit and shows nothing: the interval's lower end decides.
     added = round((list(after.values())[-2] - after["square"]) * len(robust) / 100)

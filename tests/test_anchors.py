@@ -201,14 +201,17 @@ def test_true_class_probability_is_float32(generator: torch.Generator) -> None:
     torch.testing.assert_close(got.log(), expected)
 
 
-def test_principal_projection_is_pca(generator: torch.Generator) -> None:
+@pytest.mark.parametrize("rows", [300, 9000])  # more than are read at once
+def test_principal_projection_is_pca(generator: torch.Generator, rows: int) -> None:
     from sklearn.decomposition import PCA
 
     mix = torch.randn(6, 6, generator=generator)
-    features = torch.randn(300, 6, generator=generator) @ mix + 3
+    scale = torch.linspace(2, 1, rows)[:, None]  # rows unlike those that come later
+    features = scale * (torch.randn(rows, 6, generator=generator) @ mix) + 3
     weight, bias = principal_projection(features, 2)
     expected = torch.tensor(PCA(2).fit_transform(features.double().numpy())).float()
     got = F.linear(features, weight, bias)
     torch.testing.assert_close(got.abs(), expected.abs(), rtol=1e-3, atol=1e-3)
-    with pytest.raises(UserError, match="principal"):
-        principal_projection(features, 7)
+    for width in (0, 7):
+        with pytest.raises(UserError, match="principal"):
+            principal_projection(features, width)

@@ -1,17 +1,22 @@
 """A checkpoint's classes and the data's: the same number of them is not enough."""
 
+import inspect
+import re
+from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import torchvision
 from safetensors.torch import save_file
 
-from gacd import build
+from gacd import build, sections
 from gacd import config as c
 from gacd.attacks.threat import ThreatModel
 from gacd.data.dataset import ArrayDataset
 from gacd.errors import UserError
+from gacd.methods import METHODS
 from gacd.models import create_model
 from gacd.models.base import Backbone
 from gacd.models.checkpoints import save_model
@@ -93,3 +98,27 @@ def test_a_training_attack_that_falls_short_of_the_budget_is_told(
     build.attack(cfg, ThreatModel(norm="l2", eps=1.0))
     said = capsys.readouterr().out
     assert "note: 10 steps of 0.00784 in training reach 0.0784 from where they start" in said
+
+
+def defaults(of: type) -> dict[str, Any]:
+    parameters = inspect.signature(of).parameters.values()
+    return {p.name: p.default for p in parameters if p.default is not p.empty}
+
+
+CALLED = {"T": "temperature", "k": "negatives", "width": "dim", "warm-up": "warmup"}
+
+
+@pytest.mark.parametrize("name", [name for name in METHODS if name not in ("natural", "pgd-at")])
+def test_a_method_has_the_defaults_of_its_flags_and_of_its_documentation(name: str) -> None:
+    own = defaults(METHODS[name])
+    flags = defaults(getattr(sections, METHODS[name].__name__))
+    flags.pop("anchors", None)  # of the bank
+    assert own == flags
+    table = (Path(__file__).parents[1] / "docs" / "methods.md").read_text()
+    row = "rslad+igdm" if name == "igdm" else name
+    (line,) = re.findall(rf"^\| `{re.escape(row)}` \|.*$", table, re.MULTILINE)
+    said = re.findall(r"(\S+) ([\d./]+|teacher)(?= \(|,|$)", line.split(" | ")[4])
+    assert said
+    for key, value in said:
+        plain = value if value == "teacher" else float(Fraction(value))
+        assert own[CALLED.get(key, key)] == pytest.approx(plain), key

@@ -19,6 +19,7 @@ def test_rows_start_on_the_unit_sphere_and_are_read_as_copies(generator: torch.G
     torch.testing.assert_close(student.norm(dim=2), torch.ones(2, 2))
     assert torch.equal(student[0, 0], bank.student_ME[3])
     assert torch.equal(teacher[1, 0], bank.teacher_ME[0])
+    assert (bank.student_ME * bank.teacher_ME).sum(1).abs().mean() < 0.8  # drawn apart
     before = bank.student_ME.clone()
     student.zero_()
     assert torch.equal(bank.student_ME, before)
@@ -26,15 +27,17 @@ def test_rows_start_on_the_unit_sphere_and_are_read_as_copies(generator: torch.G
 
 def test_write_moves_the_written_rows_only(generator: torch.Generator) -> None:
     bank = memory(generator)
-    before = bank.student_ME.clone()
-    new = F.normalize(torch.randn(2, 4, generator=generator), dim=1).requires_grad_()
-    bank.write(torch.tensor([7, 2]), new, new)
-    for row, embedding in zip((7, 2), new, strict=True):
-        moved = 0.25 * before[row] + 0.75 * embedding
-        torch.testing.assert_close(bank.student_ME[row], moved / moved.norm())
+    memories = (bank.student_ME, bank.teacher_ME)
+    olds = [memory_ME.clone() for memory_ME in memories]
+    news = F.normalize(torch.randn(2, 2, 4, generator=generator), dim=2).requires_grad_()
+    bank.write(torch.tensor([7, 2]), *news)
     others = [row for row in range(12) if row not in (7, 2)]
-    assert torch.equal(bank.student_ME[others], before[others])
-    assert not bank.student_ME.requires_grad
+    for memory_ME, old, new in zip(memories, olds, news, strict=True):
+        for row, embedding in zip((7, 2), new, strict=True):
+            moved = 0.25 * old[row] + 0.75 * embedding
+            torch.testing.assert_close(memory_ME[row], moved / moved.norm())
+        assert torch.equal(memory_ME[others], old[others])
+        assert not memory_ME.requires_grad
 
 
 def test_scoring_writes_nothing_and_a_state_dict_resumes(generator: torch.Generator) -> None:

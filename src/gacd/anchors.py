@@ -102,6 +102,7 @@ class AnchorBank:
             progress(size, "anchor bank", enabled=show_progress) as bar,
         ):
             for images, labels_B, index_B in batches:
+                labels_B = labels_B.long()
                 features_BD = teacher.forward_features(images)
                 if bank is None:
                     bank = cls._empty(size, features_BD, DTYPES[dtype], labelled, fingerprint)
@@ -230,7 +231,7 @@ class AnchorBank:
 
 def true_class_probability(logits_BK: Float[Tensor, "B K"], labels_B: Labels) -> PerSample:
     """w_i = softmax(logits_i)[y_i], in float32: how far a teacher can be trusted on an image."""
-    return logits_BK.float().softmax(1).gather(1, labels_B[:, None])[:, 0]
+    return logits_BK.float().softmax(1).gather(1, labels_B[:, None].long())[:, 0]
 
 
 def check_width(width: int, features: int) -> None:

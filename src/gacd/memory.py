@@ -62,6 +62,7 @@ class Normaliser(nn.Module):
         if not self.wants_write:
             return
         batch = log_z_B.float().logsumexp(0) - math.log(len(log_z_B))
+        batch = batch.to(self.log_z.dtype)
         self.log_z.copy_(self.log_z.lerp(batch, 1 - self.momentum) if self._is_written() else batch)
         self.written.fill_(True)
 
@@ -137,6 +138,7 @@ class OtherClasses(nn.Module):
 
     def draw(self, labels_B: Labels, k: int, generator: torch.Generator) -> Int[Tensor, "B {k}"]:
         """[B, k] rows."""
+        labels_B = labels_B.long()
         count_B, start_B = self.count_K[labels_B], self.start_K[labels_B]
         others_B = len(self.order_M) - count_B
         uniform_Bk = torch.rand(

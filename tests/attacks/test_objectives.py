@@ -85,6 +85,10 @@ def test_dlr_does_not_mind_the_logits_scale() -> None:
     torch.testing.assert_close(scaled, objectives.dlr(model, LABELS)(X))
 
 
+def test_dlr_of_equal_logits_is_none() -> None:
+    assert not objectives.dlr(lambda x: torch.zeros(6, 5), LABELS)(X).any()
+
+
 def test_dlr_of_two_classes_is_refused() -> None:
     with pytest.raises(UserError, match="margin"):
         objectives.dlr(lambda x: LOGITS[:, :2], LABELS % 2)(X)

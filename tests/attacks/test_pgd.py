@@ -169,7 +169,11 @@ def test_a_zero_budget_returns_the_image_and_never_the_same_storage() -> None:
         linear(direction()), x, ThreatModel(eps=0.0), steps=2, step_size=0.1, generator=seeded()
     )
     assert torch.equal(x_adv, x)
-    x_adv.zero_()
+    still = pgd(
+        linear(direction()), x, ThreatModel(eps=0.1), steps=0, step_size=0.1, random_start=False
+    )
+    for result in (x_adv, still):
+        result.zero_()
     assert x.sum() > 0
 
 
@@ -373,6 +377,7 @@ def test_memory_format_is_kept() -> None:
     [
         ({"steps": -1}, "negative"),
         ({"step_size": -0.1}, "negative"),
+        ({"momentum": -0.1}, "negative"),
         ({"restarts": 0}, "at least one"),
         ({"x": torch.rand(SHAPE).half()}, "float32"),
         ({"is_broken": PerImage(lambda x, y: y > 0, torch.zeros(5))}, "transport"),

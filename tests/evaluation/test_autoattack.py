@@ -178,3 +178,37 @@ def test_bar_of_one_of_several_ranks_ends_where_the_work_does(
         assert len(done) > 8
         assert max(at for at, _ in done) == done[-1][0] == done[0][1]
         assert lines[-1].endswith(f"robust {100 * float(found.robust.double().mean()):.4g}")
+
+    with pytest.raises(UserError, match="at least one image"):
+        ours(honest, x[:0], labels[:0], ThreatModel(eps=0.1))
+
+
+@pytest.mark.parametrize(("by_square", "suspect"), [(1, False), (2, True)])
+def test_square_alone_makes_suspicious(
+    honest, images, threat, monkeypatch: pytest.MonkeyPatch, by_square: int, suspect: bool
+) -> None:
+    """Of 100 images; what the gradient attacks broke before it does not count."""
+    x, _ = images
+    lost = {"apgd-ce": 20, "apgd-t": 5, "fab-t": 0, "square": by_square}
+
+    def broken(model, x, labels, name, *_):
+        bits = "0" * lost[name] + "1" * (len(x) - lost[name])
+        return {"robust": bits, "notes": [], "seconds": 0.0}
+
+    monkeypatch.setattr(autoattack_module, "_attack_batch", broken)
+    found = ours(honest, x, honest(x).argmax(1), threat)
+    assert list(found.after.values()) == pytest.approx([80, 75, 75, 75 - by_square])
+    said = [note for note in found.notes if f"Square broke {by_square} of 100 images" in note]
+    assert bool(said) == suspect
+
+
+def test_an_attack_outside_its_budget_is_caught(
+    honest, images, threat, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class TooFar(pyautoattack.AutoAttack):
+        def run_standard_evaluation(self, x, labels, batch_size):
+            return (x + 1.01 * threat.eps).clamp(0, 1), labels
+
+    monkeypatch.setattr(pyautoattack, "AutoAttack", TooFar)
+    with pytest.raises(RuntimeError, match="left its budget"):
+        ours(honest, *images, threat)

@@ -4,7 +4,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from gacd.attacks.threat import ThreatModel
+from gacd.evaluation import diagnosis as diagnosis_module
 from gacd.evaluation.diagnosis import Check, _autoattack_gap, diagnose, zero_gradients
+from gacd.evaluation.outcomes import Evaluation
 from gacd.evaluation.robust import evaluate
 
 
@@ -98,3 +101,57 @@ def test_a_cascade_does_not_stand_for_autoattack(honest, digits, threat, quick_a
     checks = diagnosis(honest, digits, threat, evaluation=cascade, autoattack_limit=20)
     gap = next(check for check in checks if check.name == "AutoAttack is near PGD")
     assert "of 20 images" in gap.text  # of attacks made anew
+
+
+@pytest.fixture
+def measured(monkeypatch: pytest.MonkeyPatch) -> list[dict]:
+    """Every evaluation asked for; each finds the accuracies of `ACCURACIES`."""
+    asked: list[dict] = []
+
+    def known(model, data, *, attacks, threat, **_) -> Evaluation:
+        asked.append({"attacks": attacks, "threat": threat, "labels": data.labels})
+        n, names = len(data), ["natural", *attacks]
+        robust = {k: torch.arange(n) < round(ACCURACIES[k] * n / 100) for k in names}
+        settings = {"eps": threat.eps}
+        return Evaluation(n, robust, dict.fromkeys(names, torch.arange(n)), settings)
+
+    monkeypatch.setattr(diagnosis_module, "evaluate", known)
+    return asked
+
+
+ACCURACIES = {
+    "natural": 90, "noise": 81, "fgsm": 40, "pgd20": 43, "pgd100": 50, "pgd100x5": 100,
+    "autoattack": 60, "transfer": 44,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("norm", "everywhere"), [("linf", 0.5), ("l2", 4.0)])
+def test_checks_are_differences_of_accuracies(
+    honest, digits, measured, norm: str, everywhere: float
+) -> None:
+    """Each the defender's gain where there should be none, in points; grey is eps 1/2 away."""
+    checks = diagnosis(honest, digits, ThreatModel(norm=norm, eps=0.1), source=honest)
+    found = {check.name: (check.value, check.limit) for check in checks}
+    assert found["iterative beats single-step"] == pytest.approx((43 - 40, 1))
+    assert found["more steps never help the defender"] == pytest.approx((50 - 43, 1))
+    assert found["a large eps breaks everything"] == pytest.approx((50, 1))
+    expected = (90 - 81, (90 - 50) / 2)
+    assert found["random noise is harmless next to the attack"] == pytest.approx(expected)
+    assert found["AutoAttack is near PGD"][0] == pytest.approx(100 * wilson_low(40, 100))
+    assert found["transfer is weaker than white-box"] == pytest.approx((50 - 44, 1))
+    assert measured[1]["threat"] == ThreatModel(norm=norm, eps=everywhere)
+
+
+def test_given_verdicts_are_those_of_the_images_chosen(honest, digits, threat, measured) -> None:
+    """All of classes 0 to 3 fall to AutoAttack: of ten images, one a class, four."""
+    index = torch.arange(20, 80)
+    verdicts = digits.labels[index] > 3
+    given = Evaluation(100, {"autoattack": verdicts}, {"autoattack": index})
+    checks = diagnosis(honest, digits, threat, evaluation=given, limit=10)
+    assert measured[0]["labels"].bincount().tolist() == [1] * 10
+    assert "autoattack" not in measured[0]["attacks"]
+    (gap,) = (check for check in checks if check.name == "AutoAttack is near PGD")
+    assert "4 of 10 images" in gap.text
+    other = Evaluation(101, given.robust, given.index)  # of another set
+    diagnosis(honest, digits, threat, evaluation=other)
+    assert "autoattack" in measured[2]["attacks"]

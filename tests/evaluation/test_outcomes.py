@@ -96,6 +96,7 @@ def test_compare_needs_shared_images(evaluation: Evaluation) -> None:
         ("pgd20", {"step_size": 0.01}, "step_size"),
         ("pgd20", {"cascade": True}, "cascade"),
         ("worst", {"source": "ab"}, "source"),
+        ("worst", {"step_size": 0.01}, "step_size"),
     ],
 )
 def test_compare_needs_the_same_images_and_the_same_attack(
@@ -107,6 +108,20 @@ def test_compare_needs_the_same_images_and_the_same_attack(
             compare(*pair, attack)
     if "eps" in changes:  # no attack, no budget
         assert compare(evaluation, other, "natural")["p"] == 1.0
+
+
+def test_the_source_of_transferred_images_and_the_set_of_attacks_must_be_the_same(
+    evaluation: Evaluation,
+) -> None:
+    pair = [
+        Evaluation(4, {"transfer": bits("1101")}, {"transfer": torch.arange(4)}, SETTINGS | source)
+        for source in ({"source": "ab"}, {"source": "cd"})
+    ]
+    with pytest.raises(UserError, match="source was ab for one and cd for the other"):
+        compare(*pair, "transfer")
+    fewer = {name: evaluation.robust[name] for name in ("natural", "pgd20")}
+    with pytest.raises(UserError, match="the set of attacks"):
+        compare(evaluation, replace(evaluation, robust=fewer), "worst")
 
 
 @pytest.mark.parametrize("name", ["fgsm", "noise", "autoattack"])

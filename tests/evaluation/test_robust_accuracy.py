@@ -1,6 +1,9 @@
 """Robust accuracy: closed forms, honest counting, resuming, and what it leaves untouched."""
 
+import copy
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,9 +13,10 @@ import gacd.evaluation.robust as robust_module
 from gacd.attacks.threat import ThreatModel
 from gacd.data.dataset import ArrayDataset
 from gacd.errors import UserError
-from gacd.evaluation.batches import assert_within
+from gacd.evaluation.batches import assert_within, model_fingerprint
 from gacd.evaluation.names import Attack, parse_attack
 from gacd.evaluation.robust import epsilon_curve, evaluate
+from gacd.models import create_model
 
 
 @pytest.fixture
@@ -107,6 +111,69 @@ def test_cascade_counts_the_worst_case_so_far(honest, digits, threat) -> None:
     assert together.robust["fgsm"].equal(alone.robust["fgsm"])
 
 
+@pytest.fixture
+def no_autoattack(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An AutoAttack that breaks nothing."""
+    monkeypatch.setattr(
+        robust_module._Run, "autoattack", lambda self, candidates, folder: (candidates, 0.0, {})
+    )
+
+
+def test_a_cascade_goes_on_with_images_that_no_subset_held(
+    honest, digits, threat, no_autoattack
+) -> None:
+    alone = run(honest, digits, "fgsm", threat=threat)
+    names, options = ("autoattack", "fgsm"), {"autoattack_limit": 20, "cascade": True}
+    cascade = run(honest, digits, *names, threat=threat, **options)
+    assert cascade.robust["fgsm"].equal(alone.robust["fgsm"])
+
+
+def test_autoattack_meets_the_same_images_whatever_the_seed(honest, digits, no_autoattack) -> None:
+    first, second = (
+        run(honest, digits, "autoattack", autoattack_limit=20, seed=seed).index["autoattack"]
+        for seed in (0, 1)
+    )
+    assert first.equal(second)
+
+
+def test_cw_needs_no_softmax(masked, digits, threat) -> None:
+    """Where the softmax is saturated the cross-entropy has no gradient, and the margin has one."""
+    found = run(masked(scale=1e4), digits, "pgd5", "cw5", threat=threat)
+    assert found.accuracy("cw5") < found.accuracy("pgd5") - 10
+
+
+@pytest.mark.parametrize(("given", "used"), [(None, 0.025), (0.03, 0.03)])
+def test_a_step_is_a_quarter_of_eps_unless_said(
+    honest, digits, monkeypatch: pytest.MonkeyPatch, given: float | None, used: float
+) -> None:
+    sizes: list[float] = []
+    real = robust_module.pgd
+
+    def noted(*args, step_size: float, **kwargs):
+        sizes.append(step_size)
+        return real(*args, step_size=step_size, **kwargs)
+
+    monkeypatch.setattr(robust_module, "pgd", noted)
+    found = run(honest, digits, "fgsm", "pgd2", "cw2", step_size=given)
+    assert sizes == pytest.approx([0.1, used, used])
+    assert found.settings["step_size"] == pytest.approx(used)
+
+
+def test_each_batch_and_each_seed_draws_noise_of_its_own(
+    linear, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, data, _ = linear  # whose images are far enough from the box
+    noise: list[torch.Tensor] = []
+    monkeypatch.setattr(
+        robust_module, "assert_within", lambda _, x_adv, x: noise.append((x_adv - x)[0])
+    )
+    for seed in (0, 1):
+        run(model, data, "noise", batch_size=15, seed=seed)
+    drawn = [one for one in noise if one.any()]  # the others are without attack
+    assert len(drawn) == 2 * 4
+    assert all(not torch.allclose(a, b) for i, a in enumerate(drawn) for b in drawn[:i])
+
+
 def test_autoattack_subset_is_stated_and_stratified(
     honest, digits, threat, quick_autoattack
 ) -> None:
@@ -162,6 +229,70 @@ def test_cache_of_other_weights_or_settings_is_not_taken(
     assert strong.accuracy("pgd3") < weak.accuracy("pgd3") <= first.accuracy("natural")
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"threat": ThreatModel(eps=0.05)},
+        {"threat": ThreatModel(norm="l2", eps=0.1)},
+        {"step_size": 0.01},
+        {"seed": 1},
+        {"batch_size": 50},
+        {"source": "other"},
+        {"data": "other"},
+    ],
+)
+def test_nothing_is_taken_from_a_cache_of_other_settings(
+    honest, tiny_net, digits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: dict
+) -> None:
+    calls = []
+    monkeypatch.setattr(
+        robust_module._Run,
+        "attack",
+        lambda self, attack, number, x, labels: calls.append(number) or torch.ones(len(x)) > 0,
+    )
+
+    def go(**settings: Any) -> int:
+        """How many batches were attacked."""
+        before = len(calls)
+        settings = {"source": honest, "batch_size": 40} | settings
+        data = digits
+        if settings.pop("data", None):
+            data = replace(digits, images=digits.images.flip(3))
+        if settings["source"] == "other":
+            settings["source"] = tiny_net()
+        run(honest, data, "transfer", cache=tmp_path, **settings)
+        return len(calls) - before
+
+    assert (go(), go()) == (6, 0)
+    assert go(**change) == (4 if "batch_size" in change else 6)
+
+
+def test_a_cascade_and_its_attacks_alone_share_a_cache(
+    honest, digits, threat, tmp_path: Path
+) -> None:
+    names = ("fgsm", "noise", "pgd3")
+    expected = run(honest, digits, *names, threat=threat, cascade=True)
+    run(honest, digits, *names, threat=threat, cache=tmp_path)
+    found = run(honest, digits, *names, threat=threat, cascade=True, cache=tmp_path)
+    assert all(torch.equal(found.robust[name], expected.robust[name]) for name in names)
+
+
+def test_a_networks_fingerprint_is_of_all_that_it_computes_with() -> None:
+    def network(mean: float = 0.4) -> nn.Module:
+        return create_model(
+            "digits-cnn-2", num_classes=3, channels=1, mean=(mean,), std=(0.3,), seed=0
+        )
+
+    first, parameter, statistic = network(), network(), network()
+    with torch.no_grad():
+        parameter.body[1].bias[0] += 1
+        statistic.body[1].running_mean[0] += 1
+    same = copy.deepcopy(first)
+    others = [parameter, statistic, network(mean=0.5)]
+    assert model_fingerprint(same) == model_fingerprint(first)
+    assert len({model_fingerprint(net) for net in (first, *others)}) == 4
+
+
 def test_model_and_global_randomness_are_left_alone(honest, digits, threat) -> None:
     honest.train()
     honest.body[2].eval()
@@ -205,6 +336,14 @@ def test_l2_balls_of_any_size_hold_their_own_points(eps: float, generator) -> No
         assert_within(threat, x + (x_adv - x) * (1 + 5e-6), x)
 
 
+@pytest.mark.parametrize("side", [-1, 1])
+def test_an_image_outside_the_box_is_caught_within_the_ball(side: int) -> None:
+    x = torch.full((2, 1, 4, 4), 0.5 + 0.45 * side)
+    assert_within(ThreatModel(eps=0.1), x + 0.05 * side, x)
+    with pytest.raises(RuntimeError, match="left its budget"):
+        assert_within(ThreatModel(eps=0.1), x + 0.06 * side, x)
+
+
 def test_autoattack_at_eps_0_is_refused_before_anything_runs(
     honest, digits, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -222,6 +361,14 @@ def test_transfer_attacks_another_model(honest, tiny_net, digits, threat) -> Non
     assert stranger.accuracy("transfer") > stranger.accuracy("pgd20") + 10
 
 
+def test_the_source_is_in_evaluation_mode_too(tiny_net, honest, digits, threat) -> None:
+    source, modes = tiny_net().train(), []
+    source.register_forward_pre_hook(lambda net, _: modes.append(net.training))
+    run(honest, digits, "transfer", threat=threat, source=source)
+    assert modes and not any(modes)
+    assert source.training
+
+
 def test_model_must_fit_the_data(tiny_net, digits) -> None:
     with pytest.raises(UserError, match="7 classes"):
         run(tiny_net(7), digits)
@@ -229,6 +376,8 @@ def test_model_must_fit_the_data(tiny_net, digits) -> None:
         run(tiny_net(), digits.subset(torch.arange(0)))
     with pytest.raises(UserError, match="at least 1"):
         run(tiny_net(), digits, batch_size=0)
+    with pytest.raises(UserError, match="at least 1, not 256 and 0"):
+        run(tiny_net(), digits, autoattack_limit=0)
 
 
 def test_curve_follows_the_closed_form_and_never_rises(linear) -> None:

@@ -110,6 +110,13 @@ def test_embedding_keeps_clusters_apart_and_is_seeded(joint: bool) -> None:
         assert np.array_equal(alone["b"], found["b"])
 
 
+def test_a_joint_embedding_does_not_mind_the_features_scale() -> None:
+    x, y = normal(24, 5), normal(24, 5, seed=1)
+    plain = structure.embed({"a": x, "b": y}, joint=True)
+    scaled = structure.embed({"a": x, "b": 64 * y}, joint=True)  # a power of 2: the same bits
+    assert all(np.array_equal(plain[name], scaled[name]) for name in plain)
+
+
 def test_attacked_images_raise_or_lower_the_loss_within_the_budget(
     honest, digits, threat: ThreatModel
 ) -> None:
@@ -130,6 +137,19 @@ def test_attacked_images_raise_or_lower_the_loss_within_the_budget(
     assert not torch.equal(away, structure.perturbed(honest, x, labels, seed=2, **options))
     none = structure.perturbed(honest, x, labels, threat=ThreatModel(eps=0.0))
     assert torch.equal(none, x)
+
+
+def test_attacked_images_have_starts_and_a_budget_of_their_own(
+    honest, digits, threat: ThreatModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x = digits.float_images()[:1].repeat(20, 1, 1, 1)
+    options = {"threat": threat, "batch_size": 10, "show_progress": False}
+    labels = torch.zeros(20, dtype=torch.int64)
+    first, second = structure.perturbed(honest, x, labels, steps=0, **options).split(10)
+    assert (first - second).abs().mean() > threat.eps / 10
+    monkeypatch.setattr(structure, "pgd", lambda _, x, threat, **__: x + 1.01 * threat.eps)
+    with pytest.raises(RuntimeError, match="left its budget"):
+        structure.perturbed(honest, x, labels, **options)
 
 
 def test_outputs_do_not_depend_on_the_batches(honest, digits) -> None:

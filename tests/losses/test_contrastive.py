@@ -22,6 +22,8 @@ from gacd.losses.contrastive import (
     nce,
     project_anchors,
 )
+from gacd.losses.information import info_nce_bound_of
+from gacd.losses.pairs import Pairs
 from reference.gacd_eq9 import crd, eq9, exact_log_z
 
 DOUBLE = torch.float64
@@ -318,6 +320,47 @@ def test_the_negative_term_has_no_hole_where_rounding_takes_the_one() -> None:
     assert (found_B - expected_B).abs().max() < 1e-5 * 20
 
 
+@pytest.mark.parametrize("window", [2, 7])
+def test_labels_are_looked_up_a_window_at_a_time(
+    monkeypatch: pytest.MonkeyPatch, window: int
+) -> None:
+    p = problem()
+    expected_B = gacd_loss(**p)
+    monkeypatch.setattr(fused, "CPU_ELEMENTS", 20)  # three anchors a chunk
+    monkeypatch.setattr(fused, "WINDOW", window)
+    torch.testing.assert_close(gacd_loss(**p), expected_B)
+
+
+def test_an_image_alone_with_its_own_anchor_is_sure_of_it() -> None:
+    p = problem(batch=1, anchors=1)
+    student = p["student_BE"].requires_grad_()
+    own = {"index_B": torch.zeros(1, dtype=torch.int64)}
+    loss_B = info_nce(student, p["positive_BE"], p["anchors_MD"], **own)
+    (slope,) = torch.autograd.grad(loss_B.sum(), student)
+    assert not loss_B.any() and not slope.any()
+
+
+def test_a_projection_that_moved_before_the_backward_pass_is_noticed() -> None:
+    p, weight, _ = raw_problem()
+    loss = gacd_loss(**p, projection_weight_ED=weight.requires_grad_()).sum()
+    with torch.no_grad():
+        weight.mul_(2)
+    with pytest.raises(RuntimeError, match="inplace"):
+        loss.backward()
+
+
+def test_a_partition_that_a_monitor_needed_first_still_has_its_gradient() -> None:
+    p = problem()
+    student = p["student_BE"].requires_grad_()
+    pairs = Pairs(student, p["positive_BE"], p["anchors_MD"])
+    assert not info_nce_bound_of(pairs).nats.requires_grad
+    expected_B = log_partition(student, p["positive_BE"], p["anchors_MD"])
+    torch.testing.assert_close(
+        torch.autograd.grad(pairs.log_partition().sum(), student),
+        torch.autograd.grad(expected_B.sum(), student),
+    )
+
+
 def test_a_second_derivative_is_refused() -> None:
     p = problem()
     student = p.pop("student_BE").requires_grad_()
@@ -327,12 +370,13 @@ def test_a_second_derivative_is_refused() -> None:
 
 
 def test_autocast_changes_nothing() -> None:
-    p = {n: v.float() if v.is_floating_point() else v for n, v in problem().items()}
-    p["student_BE"].requires_grad_()
+    p, weight, _ = raw_problem()
+    p = {n: v.float() if v.is_floating_point() else v for n, v in p.items()}
+    leaves = [p["student_BE"].requires_grad_(), weight.float().requires_grad_()]
 
-    def run() -> tuple[Tensor, Tensor]:
-        loss_B = gacd_loss(**p)
-        return loss_B, torch.autograd.grad(loss_B.sum(), p["student_BE"])[0]
+    def run() -> tuple[Tensor, ...]:
+        loss_B = gacd_loss(**p, projection_weight_ED=leaves[1])
+        return loss_B, *torch.autograd.grad(loss_B.sum(), leaves)
 
     expected = run()
     with torch.autocast("cpu", dtype=torch.bfloat16):

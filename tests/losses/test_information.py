@@ -79,6 +79,7 @@ def test_a_wrong_critic_only_loosens_the_bounds(generator: torch.Generator) -> N
 
 def test_own_anchors_count_once(generator: torch.Generator) -> None:
     students, positives, anchors = gaussians(5, 20, generator)
+    students.requires_grad_()  # a bound is a figure, not a loss
     bank = torch.cat([positives, anchors])
     expected = info_nce_bound(students[:1], positives[:1], bank[1:], temperature=1.0)
     got = info_nce_bound(
@@ -86,6 +87,12 @@ def test_own_anchors_count_once(generator: torch.Generator) -> None:
     )
     torch.testing.assert_close(got, expected)
     assert got.ceiling == pytest.approx(math.log(25))
+    index_M = torch.arange(25)
+    other = nce_bound(
+        students, positives, bank, log_z=torch.zeros(()), index_B=index_M[:5],
+        anchor_index_M=index_M,
+    )  # fmt: skip
+    assert not got.nats.requires_grad and not other.nats.requires_grad
 
 
 def test_the_weighted_form_printed_as_eq_11_is_no_bound(generator: torch.Generator) -> None:

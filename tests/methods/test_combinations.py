@@ -90,6 +90,14 @@ def test_a_head_trains_where_any_term_trains_it(world: World) -> None:
         world.method("gacd+regression", replace(ATTACK, objective="ce"))
 
 
+def test_without_a_head_the_first_term_predicts(world: World) -> None:
+    """Regression: what the teacher's head says of the student's projected features."""
+    method, x = world.method("regression+gacd").eval(), world.data.float_images()
+    linear, head = method.terms["regression"].projection, world.teacher.module.get_classifier()
+    features = method.student.forward_features(x) @ linear.weight.T + linear.bias
+    torch.testing.assert_close(method.predictor(x), features @ head.weight.T + head.bias)
+
+
 def test_names_are_read_as_they_are_meant() -> None:
     assert parse_method("gacd+rslad+aft") == ("gacd+rslad", ("gacd", "rslad"), True)
     named = parse_method("gacd+rslad", {"gacd": 0.0})

@@ -12,7 +12,7 @@ from torch import Tensor
 from gacd.anchors import principal_projection
 from gacd.errors import UserError
 from gacd.losses.contrastive import gacd_loss, project_anchors
-from gacd.methods import anchoring
+from gacd.methods import anchoring, create_method
 from gacd.methods.awp import AWP
 from methods.world import (
     ATTACK,
@@ -23,6 +23,7 @@ from methods.world import (
     attacked,
     embed,
     known_attack,
+    network,
     total,
 )
 from reference import soft_labels as reference
@@ -96,6 +97,73 @@ def by_hand(world: World, method: Any, weight: Tensor | None, bias: Tensor | Non
         negatives=NEGATIVES,
     )
     return losses.mean().item()
+
+
+def student_embeddings(method: Any, batch: Any) -> Tensor:
+    """s of `attacked` images; nothing moves."""
+    with torch.no_grad():
+        student = copy.deepcopy(method.student).train()
+        own = method.terms["gacd"].student_projection.linear
+        return embed(own, student.forward_features(attacked(batch)))
+
+
+def test_sampled_anchors_stand_for_the_whole_bank(world: World) -> None:
+    """By loops: Z from the positive and the other images drawn; k of N = 12 in h."""
+    temperature = 0.01  # at which embeddings that are much alike differ
+    options = {"estimator": "sampled", "positive": "bank", "temperature": temperature}
+    method, batch = world.method("gacd", **options), world.batch()
+    known_attack(method)
+    rows = world.bank.draw(NEGATIVES, torch.Generator().manual_seed(0))
+    s = student_embeddings(method, batch)
+    bank = embed(method.terms["gacd"].anchoring.projection.linear, world.bank.features_MD).detach()
+    log_z = []
+    for i, own in enumerate(batch.index.tolist()):
+        scores = [math.exp(float(bank[j] @ s[i]) / temperature) for j in rows if j != own]
+        z = math.exp(float(bank[own] @ s[i]) / temperature) + 11 * sum(scores) / len(scores)
+        log_z.append(math.log(z))
+    assert any(own in rows for own in batch.index)
+    weights, labels = world.bank.weights_M, world.data.labels
+    expected = eq9(
+        s, bank[batch.index], bank[rows], batch.labels, labels[rows], weights[batch.index],
+        weights[rows], log_z, NEGATIVES, 12, temperature,
+    )  # fmt: skip
+    assert total(method, batch).item() == pytest.approx(expected.mean().item(), rel=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["first-batch", "running"])
+def test_a_constant_normaliser_is_the_batches_mean_partition(world: World, kind: str) -> None:
+    method = world.method("gacd", normaliser=kind, positive="bank")
+    known_attack(method)
+    bank = embed(method.terms["gacd"].anchoring.projection.linear, world.bank.features_MD).detach()
+    weights, log_z = world.bank.weights_M, None
+    for rows in ((3, 0, 11, 7, 5), (1, 2, 4, 6)):
+        batch = world.batch(rows)
+        s = student_embeddings(method, batch)
+        sums = (s @ bank.T / TEMPERATURE).exp().sum(1).tolist()
+        now = math.log(math.fsum(sums) / len(sums))
+        if log_z is None:
+            log_z = now
+        elif kind == "running":
+            log_z = 0.99 * log_z + 0.01 * now
+        expected = eq9(
+            s, bank[batch.index], bank, batch.labels, world.data.labels, weights[batch.index],
+            weights, [log_z] * len(rows), NEGATIVES, 12, TEMPERATURE,
+        )  # fmt: skip
+        assert total(method, batch).item() == pytest.approx(expected.mean().item(), rel=1e-5)
+
+
+def test_a_loaded_projection_is_applied_anew(world: World) -> None:
+    method = world.method("gacd", teacher_projection="pca", positive="bank")
+    known_attack(method)
+    total(method, world.batch())  # what is projected once is kept
+    state = copy.deepcopy(method.state_dict())
+    weight, bias = (
+        state[f"terms.gacd.anchoring.projection.linear.{n}"] for n in ("weight", "bias")
+    )
+    weight.copy_(weight.flip(1))
+    method.load_state_dict(state)
+    expected = by_hand(world, method, weight, bias)
+    assert total(method, world.batch()).item() == pytest.approx(expected, rel=1e-4)
 
 
 @pytest.fixture
@@ -264,8 +332,10 @@ def test_the_memory_estimator_is_crd_with_the_teachers_weights(world: World) -> 
     expected = crd_by_loops(s, t, students, teachers, rows, weights, TEMPERATURE)
     assert total(method, batch).item() == pytest.approx(sum(expected) / len(rows), rel=1e-4)
 
-    moved = 0.5 * torch.tensor(students[3]) + 0.5 * torch.tensor(s[0])
-    torch.testing.assert_close(memory.student_ME[3], moved / moved.norm())
+    moves = (memory.student_ME, students, s), (memory.teacher_ME, teachers, t)
+    for memory_ME, old, new in moves:
+        moved = 0.5 * torch.tensor(old[3]) + 0.5 * torch.tensor(new[0])
+        torch.testing.assert_close(memory_ME[3], moved / moved.norm())
     assert torch.equal(memory.student_ME[1], torch.tensor(students[1]))  # not in the batch
 
 
@@ -332,7 +402,11 @@ def test_a_sample_of_the_bank_gives_the_loss_in_the_mean(world: World) -> None:
     assert abs(sampled.mean() - exact[0]) < 4 * error
 
 
-def test_the_class_of_the_nearest_embedding_is_what_gacd_predicts(world: World) -> None:
+@pytest.mark.parametrize("rows", [5, 2**16])  # of the bank, projected together
+def test_the_class_of_the_nearest_embedding_is_what_gacd_predicts(
+    world: World, monkeypatch: pytest.MonkeyPatch, rows: int
+) -> None:
+    monkeypatch.setattr(anchoring, "ROWS", rows)
     method = world.method("gacd").eval()
     term, images = method.terms["gacd"], world.data.float_images()
     with torch.no_grad():
@@ -348,3 +422,19 @@ def test_the_class_of_the_nearest_embedding_is_what_gacd_predicts(world: World) 
     leaf = images.requires_grad_()
     (grad,) = torch.autograd.grad(method.predictor(leaf).sum(), leaf)
     assert grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("name", ["gacd", "crd"])
+def test_the_seed_draws_both_projections_and_each_for_itself(world: World, name: str) -> None:
+    """Of networks as wide as each other, which would start alike."""
+    drawn = []
+    for seed in (0, 1):
+        student = network("digits-cnn-3", seed=4)
+        made = {"teacher": world.teacher, "bank": world.bank, "seed": seed}
+        method = create_method(name, student, ATTACK, **made, options={"crd": {"negatives": 7}})
+        weights = (
+            p for n, p in method.named_parameters() if n.endswith("projection.linear.weight")
+        )
+        drawn.append(tuple(weights))
+    for pair in (*drawn, *zip(*drawn, strict=True)):
+        assert len(pair) == 2 and not torch.equal(*pair)

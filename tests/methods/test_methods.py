@@ -1,5 +1,6 @@
 """Every method: what trains, what must stay as it is, which attack it is given, what it learns."""
 
+import copy
 import math
 from collections.abc import Callable
 from dataclasses import replace
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from gacd.anchors import AnchorBank, Fingerprint
 from gacd.attacks.pgd import pgd
 from gacd.attacks.threat import ThreatModel
+from gacd.attacks.transport import sinkhorn
 from gacd.data.batches import iterate
 from gacd.data.dataset import ArrayDataset
 from gacd.data.load import load_splits
@@ -20,7 +22,17 @@ from gacd.methods.base import OBJECTIVES, check_same_classes
 from gacd.models import create_model
 from gacd.models.base import Backbone
 from gacd.models.modes import evaluating
-from methods.world import ATTACK, CLASSES, SETTINGS, THREAT, World, network, step_of, total
+from methods.world import (
+    ATTACK,
+    CLASSES,
+    SETTINGS,
+    THREAT,
+    World,
+    attacked,
+    network,
+    step_of,
+    total,
+)
 
 
 def test_the_table_has_every_method() -> None:
@@ -114,6 +126,33 @@ def test_the_objective_of_the_attack_can_be_chosen(world: World, objective: str)
         values = {name: objective_of(x).mean().item() for name, x in found.items()}
         assert values[objective] > objective_of(batch.images).mean().item()
     assert values[objective] >= max(values.values()) - 0.02 * abs(values[objective])
+
+
+def test_every_objective_compares_what_it_says(world: World) -> None:
+    """The targets: labels, and what student or teacher, in evaluation mode, say of clean images."""
+    method, batch = world.method("ard"), world.batch()
+    x, x_adv, y = batch.images, attacked(batch), batch.labels
+    student, teacher = copy.deepcopy(method.student).eval(), world.teacher.module
+    with torch.no_grad():
+        s, s_adv, t, t_adv = (f(z).softmax(1) for f in (student, teacher) for z in (x, x_adv))
+        z, z_adv = (student.forward_features(z) for z in (x, x_adv))
+        others = student(x_adv).scatter(1, y[:, None], -torch.inf).amax(1)
+        expected = {
+            "ce": -s_adv.log()[torch.arange(5), y],
+            "margin": others - student(x_adv)[torch.arange(5), y],
+            "kl": (s * (s / s_adv).log()).sum(1),
+            "teacher-kl": (t * (t / s_adv).log()).sum(1),
+            "adaptive-kl": (t_adv * (t_adv / s_adv).log()).sum(1),
+            "cosine": 1 - nn.functional.cosine_similarity(z_adv, z),
+        }
+        cost = 1 - nn.functional.normalize(z_adv) @ nn.functional.normalize(z).T
+        expected["transport"] = 5 * (sinkhorn(cost) * cost).sum(1)
+        for name in OBJECTIVES[1:]:
+            other = world.method("ard", replace(ATTACK, objective=name))
+            step = Step(batch, other.student, other.teacher, torch.Generator(), 1.0)
+            with evaluating(other.student):
+                found = other._objective(step)(x_adv)
+            torch.testing.assert_close(found, expected[name], rtol=1e-3, atol=1e-5)
 
 
 def test_the_attack_is_pgd_on_the_student_in_evaluation_mode(world: World) -> None:

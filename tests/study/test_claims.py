@@ -119,6 +119,17 @@ def test_c2_is_judged_on_the_pairs_whose_figures_the_paper_quotes(true):
     assert len(judged(true, {})["C2"].evidence) == 4 * 3  # none of the paper's: every pair
 
 
+def test_c5_is_judged_against_the_papers_sources(true, tmp_path):
+    """A student trained without a teacher is none of them: it stands beside, and may be better."""
+    cell, better = Maker(tmp_path), {"natural": 90.0, "pgd7": 80.0, "autoattack": 70.0}
+    labels = {"role": "transfer", "method": "transfer", "source": "pgd-at", "dataset": "animals"}
+    claim = judged([*true, *(cell("table4", seed, better, **labels) for seed in range(3))])["C5"]
+    beside = [part for part in claim.evidence if "no teacher" in part.what]
+    assert len(beside) == 3 and not any(part.judged for part in beside)
+    assert {part.verdict for part in beside} == {"not held"}
+    assert claim.verdict == "held"
+
+
 def test_c6_is_judged_over_seeds_alone(true):
     part = judged(true)["C6"].evidence[0]
     assert part.estimate == pytest.approx(0.12)

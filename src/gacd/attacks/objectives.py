@@ -42,7 +42,9 @@ class PerImage:
 
 def cross_entropy(model: Classifier, labels: Labels) -> PerImage:
     """-log softmax(z)_y."""
-    return PerImage(lambda x, y: F.cross_entropy(model(x).float(), y, reduction="none"), labels)
+    return PerImage(
+        lambda x, y: F.cross_entropy(model(x).float(), y, reduction="none"), labels.long()
+    )
 
 
 def margin(model: Classifier, labels: Labels) -> PerImage:
@@ -99,7 +101,9 @@ def feature_cosine(encode: Encoder, clean_features: Features) -> PerImage:
     """
 
     def score(x: Images, clean: Features) -> PerSample:
-        return 1 - F.cosine_similarity(encode(x).float(), clean, dim=1)
+        features = encode(x).float()
+        _check_alike(features, clean)
+        return 1 - F.cosine_similarity(features, clean, dim=1)
 
     return PerImage(score, clean_features.detach().float())
 
@@ -117,7 +121,9 @@ def feature_transport(
     clean = clean_features.detach()
 
     def score(x: Images) -> PerSample:
-        cost_BB = cosine_cost(encode(x), clean)
+        features = encode(x)
+        _check_alike(features, clean)
+        cost_BB = cosine_cost(features, clean)
         with torch.autocast(x.device.type, enabled=False):
             plan_BB = sinkhorn(cost_BB.detach(), reg=reg, iterations=iterations)
             return len(clean) * (plan_BB * cost_BB).sum(1)
@@ -130,7 +136,14 @@ def misclassified(model: Classifier, labels: Labels) -> PerImage:
     return PerImage(lambda x, y: model(x).argmax(1) != y, labels)
 
 
+def _check_alike(features: Features, clean: Features) -> None:
+    if features.shape != clean.shape:
+        raise UserError(
+            f"clean features are {list(clean.shape)}, those of the images {list(features.shape)}"
+        )
+
+
 def _margin(logits: Logits, labels: Labels) -> PerSample:
-    true = labels[:, None]
+    true = labels[:, None].long()
     others = logits.scatter(1, true, -torch.inf).amax(1)
     return others - logits.gather(1, true)[:, 0]

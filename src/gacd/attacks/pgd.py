@@ -12,6 +12,7 @@ from gacd.attacks.threat import ThreatModel
 from gacd.errors import UserError
 from gacd.shapes import Images
 
+_SLACK = 1e-3
 Step = Callable[[Objective, Images, Images, Images], tuple[Images, Images]]
 
 
@@ -42,9 +43,12 @@ def pgd(
     normalisation's statistics stay, too. Under autocast the images stay float32. Without
     `is_broken` nothing waits for the device, and without a generator torch.compile takes it whole
     (torch 2.14, trace_autograd_ops = True). The result is detached, in the memory format of `x`.
-    Raises UserError for settings out of range. Source: Madry et al. 2018; Dong et al. 2018, Eq. 6.
+    Raises UserError for settings out of range, an objective that is not one number an image, and,
+    on the CPU (a look at a GPU waits for it), images out of [0, 1]. Source: Madry et al. 2018; Dong
+    et al. 2018, Eq. 6.
     """
-    _check(x, steps, step_size, restarts, momentum)
+    threat.check_step(step_size)
+    _check(x, steps, restarts, momentum)
     x = x.detach()
     step = partial(_step, threat=threat, step_size=step_size, momentum=momentum)
 
@@ -53,7 +57,10 @@ def pgd(
             return _climb(objective, x, x_adv, steps, step)
         if isinstance(objective, PerImage):
             return _climb_until(is_broken, objective, x, x_adv, steps, step)
-        raise UserError("is_broken needs an objective of single images: feature transport is none")
+        raise UserError(
+            "is_broken needs an objective of single images, a gacd.attacks.objectives.PerImage "
+            "(feature transport is none)"
+        )
 
     with torch.enable_grad():
         best = climb(_start(x, threat, random_start, generator))
@@ -72,6 +79,16 @@ def pgd(
 def fgsm(objective: Objective, x: Images, threat: ThreatModel) -> Images:
     """One step of length eps from `x` itself: x + eps sign(grad) (Goodfellow et al. 2015)."""
     return pgd(objective, x, threat, steps=1, step_size=threat.eps, random_start=False)
+
+
+def check_range(x: Images) -> None:
+    """Refuse images out of [0, 1], such as normalised ones."""
+    low, high = (float(end) for end in x.detach().aminmax()) if x.numel() else (0.0, 1.0)
+    if not (low > -_SLACK and high < 1 + _SLACK):
+        raise UserError(
+            f"images to attack must lie in [0, 1], not in [{low:.3g}, {high:.3g}]: divide bytes by "
+            "255, and normalise inside the model"
+        )
 
 
 def _start(
@@ -117,7 +134,12 @@ def _step(
     momentum: float,
 ) -> tuple[Images, Images]:
     leaf = x_adv.detach().requires_grad_()
-    (grad,) = torch.autograd.grad(objective(leaf).sum(), leaf)
+    score_B = objective(leaf)
+    if score_B.shape != (len(x_adv),):
+        raise UserError(
+            f"an objective gives one number an image, {[len(x_adv)]}, not {list(score_B.shape)}"
+        )
+    (grad,) = torch.autograd.grad(score_B.sum(), leaf)
     if momentum:
         scale = grad.abs().mean((1, 2, 3), keepdim=True)
         velocity = momentum * velocity + grad / scale.clamp_min(torch.finfo(grad.dtype).tiny)
@@ -129,10 +151,15 @@ def _where(choose: Bool[Tensor, " B"], x: Images, otherwise: Images) -> Images:
     return torch.where(choose[:, None, None, None], x, otherwise)
 
 
-def _check(x: Images, steps: int, step_size: float, restarts: int, momentum: float) -> None:
+def _check(x: Images, steps: int, restarts: int, momentum: float) -> None:
     if x.dtype not in (torch.float32, torch.float64):
         raise UserError(f"images to attack must be float32 in [0, 1], not {x.dtype}")
-    if steps < 0 or step_size < 0 or momentum < 0:
-        raise UserError("steps, step_size and momentum of an attack must not be negative")
+    if not torch.compiler.is_compiling():
+        if torch.is_inference_mode_enabled():
+            raise UserError("an attack needs gradients: torch.no_grad is fine, inference_mode not")
+        if x.device.type == "cpu":
+            check_range(x)
+    if steps < 0 or momentum < 0:
+        raise UserError("steps and momentum of an attack must not be negative")
     if restarts < 1:
         raise UserError(f"an attack needs at least one start, not restarts={restarts}")

@@ -36,6 +36,14 @@ class ThreatModel:
                 f"e.g. {'8/255' if self.norm == 'linf' else '0.5'}"
             )
 
+    def check_step(self, step_size: float) -> None:
+        """Refuse a step that is negative, or, for l_inf, longer than any image is wide."""
+        if step_size < 0 or (self.norm == "linf" and step_size > 1):
+            raise UserError(
+                f"step_size is {step_size:g}: it must not be negative and is in the units of eps, "
+                "of images in [0, 1], e.g. 2/255"
+            )
+
     def project(self, x_adv: Images, x: Images) -> Images:
         """`x_adv` brought into the ball around `x`, then into the box [0, 1].
 

@@ -19,6 +19,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from gacd.attacks.pgd import check_range
 from gacd.attacks.threat import ThreatModel
 from gacd.data.batches import global_randomness_kept
 from gacd.errors import UserError
@@ -86,7 +87,7 @@ def autoattack(
     names = standard_attacks(num_classes)
     check_autoattack(images, threat)
     targets = min(9, num_classes - 1)
-    device = next(model.parameters()).device
+    device = next(model.parameters(), images).device
     robust = torch.zeros(len(images), dtype=torch.bool)
     after: dict[str, float] = {}
     notes: dict[str, None] = {}
@@ -218,3 +219,5 @@ def check_autoattack(images: Tensor, threat: ThreatModel) -> None:
         )
     if len(images) == 0:
         raise UserError("AutoAttack needs at least one image")
+    if images.is_floating_point():
+        check_range(images)

@@ -46,7 +46,7 @@ def gacd_loss(
     weights_B: PerSample | None = None,
     anchor_weights_M: AnchorWeights | None = None,
     negatives: int = 16384,
-    log_z: Float[Tensor, ""] | None = None,
+    log_z: Float[Tensor, ""] | float | None = None,
     z_gradient: bool = False,
     **setting: Unpack[Setting],
 ) -> PerSample:
@@ -75,9 +75,11 @@ def gacd_loss(
         setting: rows, projection, temperature, size of the data set: see `losses.pairs`.
 
     Raises:
-        UserError: on a temperature or a k that is not positive, or on shapes that do not fit.
+        UserError: on a temperature or a k that is not positive, on shapes that do not fit, or where
+            a gradient is asked of anchors, their weights or the temperature, which are constants.
 
-    Source: Bai et al. 2020 (arXiv:2009.09922), Eq. 7 to 10; Z as in CRD's code.
+    There is a first derivative alone, and none for torch.func. Source: Bai et al. 2020
+    (arXiv:2009.09922), Eq. 7 to 10; Z as in CRD's code.
     """
     return Pairs(student_BE, positive_BE, anchors_MD, **setting).gacd_loss(
         labels_B=labels_B,
@@ -130,7 +132,7 @@ def nce(
     candidates_BJE: Float[Tensor, "B J E"],
     *,
     dataset_size: int,
-    log_z: Float[Tensor, ""],
+    log_z: Float[Tensor, ""] | float,
     weights_BJ: Float[Tensor, "B J"] | None = None,
     temperature: float = 0.07,
 ) -> PerSample:
@@ -146,8 +148,19 @@ def nce(
     """
     if candidates_BJE.shape[1] < 2:
         raise UserError("nce needs a positive and at least one negative of each image")
+    if dataset_size < 1:
+        raise UserError(f"dataset_size must be at least 1, not {dataset_size}")
+    if weights_BJ is not None and weights_BJ.shape != candidates_BJE.shape[:2]:
+        raise UserError(
+            f"weights_BJ is {list(weights_BJ.shape)}, but the candidates are "
+            f"{list(candidates_BJE.shape[:2])}"
+        )
     check_temperature(temperature)
-    scores_BJ = torch.bmm(candidates_BJE, query_BE.to(candidates_BJE.dtype)[:, :, None])[:, :, 0]
+    if candidates_BJE.dtype == torch.float16:
+        candidates_BJE = candidates_BJE.float()
+    with torch.autocast(query_BE.device.type, enabled=False):
+        query_BE1 = query_BE.to(candidates_BJE.dtype)[:, :, None]
+        scores_BJ = torch.bmm(candidates_BJE, query_BE1)[:, :, 0]
     k = candidates_BJE.shape[1] - 1
     logits_BJ = at_least_float32(scores_BJ) / temperature - log_z - math.log(k / dataset_size)
     signs_J = torch.ones(k + 1, dtype=logits_BJ.dtype, device=logits_BJ.device)

@@ -63,16 +63,8 @@ class Scores:
         temperature: float,
     ) -> None:
         check_temperature(temperature)
-        if anchors_MD.requires_grad:
-            raise UserError(
-                "anchors are constants: detach them, or pass raw features and a projection"
-            )
-        width = anchors_MD.shape[1] if weight_ED is None else weight_ED.shape[0]
-        if width != student_BE.shape[1]:
-            raise UserError(
-                f"student embeddings are {student_BE.shape[1]} wide and the anchors' {width}: "
-                "raw teacher features need projection_weight_ED"
-            )
+        check_constant(anchors=anchors_MD)
+        _check_widths(student_BE, anchors_MD, weight_ED, bias_E)
         # float16's range is too small for gradients over many anchors; bfloat16's is not.
         narrow = anchors_MD.dtype == torch.float16
         self.dtype = torch.float32 if narrow else anchors_MD.dtype
@@ -153,6 +145,7 @@ class Others:
 
     def __init__(self, labels_B: Tensor, anchor_labels_M: Tensor | None, anchors: int) -> None:
         self.anchor_labels_M, self.anchors = anchor_labels_M, anchors
+        labels_B = labels_B.long()  # bytes would not hold every anchor's
         sorted_B = labels_B.sort().values
         self.sorted_B, self.label_G = sorted_B, torch.cat((sorted_B, sorted_B[-1:]))
         self.group_B = torch.searchsorted(sorted_B, labels_B)  # the first of equal ones
@@ -279,7 +272,8 @@ def _exp(x_cB: Tensor) -> tuple[Tensor, Tensor]:
 
 def _softplus(x_cB: Tensor) -> tuple[Tensor, Tensor]:
     """log2(1 + e^y) and the slope of log(1 + e^y), from x = y log2(e)."""
-    if x_cB.device.type != "cpu" or float(x_cB.max()) > 126:
+    by_hand = x_cB.device.type == "cpu" and not torch.compiler.is_compiling()
+    if not by_hand or float(x_cB.max()) > 126:
         return F.softplus(x_cB, beta=1 / LOG2_E), (x_cB / LOG2_E).sigmoid_()
     # By hand, as torch's own takes five times as long there. Not beyond the range of 2^x.
     exp_cB = x_cB.exp2_()
@@ -363,9 +357,48 @@ class _Sum(torch.autograd.Function):
 
 
 def check_temperature(temperature: float) -> None:
-    """Refuse one that is not positive."""
+    """Refuse one that is not positive, or that would want a gradient."""
+    check_constant(temperature=temperature)
     if not temperature > 0:
         raise UserError(f"temperature must be above 0, not {temperature}")
+
+
+def check_constant(**values: object) -> None:
+    """Refuse tensors that ask for a gradient where there is none to give."""
+    for name, value in values.items():
+        if isinstance(value, Tensor) and value.requires_grad:
+            raise UserError(
+                f"{name}: constants get no gradient here; detach them"
+                + (" (or pass raw features and a projection)" if name == "anchors" else "")
+            )
+
+
+def _check_widths(
+    student_BE: Tensor, anchors_MD: Tensor, weight_ED: Tensor | None, bias_E: Tensor | None
+) -> None:
+    if student_BE.dim() != 2 or anchors_MD.dim() != 2:
+        raise UserError(
+            f"student embeddings must be [B, E] and anchors [M, D], not {list(student_BE.shape)} "
+            f"and {list(anchors_MD.shape)}"
+        )
+    if len(anchors_MD) == 0:
+        raise UserError("there are no anchors")
+    width, raw = student_BE.shape[1], anchors_MD.shape[1]
+    if weight_ED is None and width != raw:
+        raise UserError(
+            f"student embeddings are {width} wide and the anchors {raw}: "
+            "raw teacher features need projection_weight_ED"
+        )
+    if weight_ED is not None and weight_ED.shape != (width, raw):
+        raise UserError(
+            f"projection_weight_ED is {list(weight_ED.shape)}, but student embeddings are {width} "
+            f"wide and the anchors {raw}: it must be {[width, raw]}"
+        )
+    if bias_E is not None and (weight_ED is None or bias_E.shape != (width,)):
+        raise UserError(
+            f"projection_bias_E goes with projection_weight_ED and must be {[width]}, "
+            f"not {list(bias_E.shape)}"
+        )
 
 
 def at_least_float32(x: Tensor) -> Tensor:

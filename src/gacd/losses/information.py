@@ -63,7 +63,7 @@ def nce_bound(
     positive_BE: Embeddings,
     anchors_MD: AnchorFeatures,
     *,
-    log_z: Float[Tensor, ""],
+    log_z: Float[Tensor, ""] | float,
     index_B: Int[Tensor, " B"],
     anchor_index_M: Int[Tensor, " M"],
     negatives: int = 16384,

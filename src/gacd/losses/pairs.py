@@ -9,7 +9,14 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from gacd.errors import UserError
-from gacd.losses.fused import Others, Scores, log_sum_exp, positive_scores, softplus_sum
+from gacd.losses.fused import (
+    Others,
+    Scores,
+    check_constant,
+    log_sum_exp,
+    positive_scores,
+    softplus_sum,
+)
 from gacd.shapes import Labels, PerSample
 
 Embeddings = Float[Tensor, "B E"]
@@ -26,7 +33,7 @@ class Projected(TypedDict):
 
     projection_weight_ED: linear projection of raw anchors; they are embeddings already.
     projection_bias_E: its bias; none.
-    temperature: T; 0.1.
+    temperature: T, a number that is not learnt; 0.1.
     dataset_size: N, how many anchors those at hand stand for; as many as there are.
     """
 
@@ -82,12 +89,17 @@ class Pairs:
             )
         _check_length(images, "images", index_B=index_B)
         _check_length(anchors, "anchors", anchor_index_M=anchor_index_M)
-        self.size = len(anchors_MD) if dataset_size is None else dataset_size
-        if self.size < 1:
-            raise UserError(f"dataset_size must be at least 1, not {self.size}")
         self.scores = Scores(
             student_BE, anchors_MD, projection_weight_ED, projection_bias_E, temperature=temperature
         )
+        self.size = anchors if dataset_size is None else dataset_size
+        if self.size < 1:
+            raise UserError(f"dataset_size must be at least 1, not {self.size}")
+        if index_B is not None and anchor_index_M is None and self.size != anchors:
+            raise UserError(
+                f"{anchors} anchors are not the {self.size} of the whole bank in order: say with "
+                "anchor_index_M which rows they are"
+            )
         self.positive_B = self.scores_of(positive_BE)
         self.own = None if index_B is None else Others(index_B, anchor_index_M, len(anchors_MD))
         self._constant: tuple[Tensor, Tensor] | None = None
@@ -120,7 +132,7 @@ class Pairs:
         weights_B: PerSample | None = None,
         anchor_weights_M: AnchorWeights | None = None,
         negatives: int = 16384,
-        log_z: Float[Tensor, ""] | None = None,
+        log_z: Float[Tensor, ""] | float | None = None,
         z_gradient: bool = False,
     ) -> PerSample:
         """See `losses.contrastive.gacd_loss`."""
@@ -131,11 +143,14 @@ class Pairs:
         _check_length(
             anchors, "anchors", anchor_labels_M=anchor_labels_M, anchor_weights_M=anchor_weights_M
         )
+        check_constant(anchor_weights_M=anchor_weights_M)
         if log_z is None:
             with torch.set_grad_enabled(z_gradient and torch.is_grad_enabled()):
                 log_z = self.log_partition()
-        batch = len(self.positive_B)
-        offset_B = (log_z + math.log(negatives / self.size)).expand(batch).to(self.scores.wide)
+        elif isinstance(log_z, Tensor) and log_z.shape not in ((), (images,)):
+            raise UserError(f"log_z is one constant, not {list(log_z.shape)}")
+        shift_B = self.scores.zeros() + math.log(negatives / self.size)
+        offset_B = (log_z + shift_B).to(self.scores.wide)
         others = Others(labels_B, anchor_labels_M, len(self.scores.anchors_MD))
         sum_B, terms_B = softplus_sum(self.scores, offset_B, others, anchor_weights_M)
         loss_B = F.softplus(offset_B - self.positive_B)

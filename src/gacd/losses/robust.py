@@ -46,7 +46,7 @@ def mart(
 
 def _strongest_other(log_p: Logits, labels: Labels) -> Labels:
     """The likeliest class that is not the label."""
-    return log_p.scatter(1, labels[:, None], -torch.inf).argmax(1)
+    return log_p.scatter(1, labels[:, None].long(), -torch.inf).argmax(1)
 
 
 def _log_one_minus(log_p: Logits, classes: Labels) -> PerSample:

@@ -28,7 +28,7 @@ def log_probs(logits: Logits, *, temperature: float = 1.0) -> Logits:
 
 def cross_entropy(logits: Logits, labels: Labels) -> PerSample:
     """`-log softmax(logits)[y]`."""
-    return F.nll_loss(log_probs(logits), labels, reduction="none")
+    return F.nll_loss(log_probs(logits), labels.long(), reduction="none")
 
 
 def soft_kl(logits: Logits, target_logits: Logits, *, temperature: float = 1.0) -> PerSample:
@@ -186,6 +186,8 @@ def _mix(weight: float, first: PerSample, second: PerSample) -> PerSample:
 
 
 def _difference(a: Float[Tensor, "B E"], b: Float[Tensor, "B E"]) -> Float[Tensor, "B E"]:
+    if a.shape != b.shape:
+        raise UserError(f"outputs to compare are {list(a.shape)} and {list(b.shape)}")
     # Widened first: two half-precision outputs that are close lose what matters in subtraction.
     wide = torch.promote_types(torch.promote_types(a.dtype, b.dtype), torch.float32)
     return a.to(wide) - b.to(wide)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from gacd.errors import UserError
 from gacd.shapes import Features, Images, Logits
 
 
@@ -32,9 +33,18 @@ class Backbone(nn.Module, ABC):
         self.register_buffer("std", _per_channel(std), persistent=False)
 
     def normalise(self, x: Images) -> Images:
-        """(x - mean) / std per channel; the identity where the model was given neither."""
+        """(x - mean) / std per channel; the identity where the model was given neither.
+
+        Raises UserError for bytes, or images of other channels, where they would be taken as they
+        are.
+        """
         if self.mean is None or self.std is None:
             return x
+        if not x.is_floating_point() or x.dim() != 4 or x.shape[1] != self.mean.shape[1]:
+            raise UserError(
+                f"images must be floating-point [B, {self.mean.shape[1]}, H, W] in [0, 1], not "
+                f"{str(x.dtype).removeprefix('torch.')} {list(x.shape)}"
+            )
         return (x - self.mean) / self.std
 
     @abstractmethod

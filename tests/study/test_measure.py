@@ -1,0 +1,99 @@
+"""Means over seeds and images, on made-up outcomes, against sums written out."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from gacd.evaluation.outcomes import Evaluation
+from gacd.study.evidence import Part, weigh
+from gacd.study.measure import Arm, Measured, contrast, select, trend
+from gacd.study.results import Result
+from gacd.study.rule import NOT_DECIDED, NOT_HELD, Variance
+from made_up import Maker
+
+
+@pytest.fixture
+def maker(tmp_path: Path) -> Maker:
+    return Maker(tmp_path)
+
+
+def met(result: Result, rows: list[int], right: list[int], images: str = "0123") -> Result:
+    """The same cell, whose AutoAttack met these images and left those right."""
+    index, settings = torch.tensor(rows), {"test_images": images}
+    robust = torch.isin(index, torch.tensor(right))
+    found = Evaluation(500, {"autoattack": robust}, {"autoattack": index}, settings)
+    found.save(result.folder / "outcomes.safetensors")
+    record = {**(result.record or {}), "autoattack": found.accuracy("autoattack"), "n": 500}
+    return dataclasses.replace(result, record={**record, "autoattack_n": len(rows)})
+
+
+def two(maker: Maker, images: str = "0123") -> list[tuple[float, Arm]]:
+    """One model minus another of two seeds, each on images of its own but for 2, 3, 4 and 6."""
+    cells = [maker("t", seed, {"natural": 50.0}, method=m) for m in "ab" for seed in (0, 1)]
+    a0, a1 = met(cells[0], [0, 2, 3, 4, 6], [0, 2, 3]), met(cells[1], [1, 2, 3, 4, 6], [2, 3, 4])
+    b0 = met(cells[2], [2, 3, 4, 5, 6], [3, 5], images)
+    b1 = met(cells[3], [2, 3, 4, 6, 7], [4, 7], images)
+    return [(1.0, Arm("a", (a0, a1))), (-1.0, Arm("b", (b0, b1)))]
+
+
+def test_models_are_compared_on_the_images_that_all_of_them_met(maker: Maker) -> None:
+    found = contrast(two(maker), "autoattack")
+    assert found is not None and found.n == 4 and found.basis == "seeds and images"
+    a, b = np.array([[1, 1, 0, 0], [1, 1, 1, 0]]), np.array([[0, 1, 0, 0], [0, 0, 1, 0]])
+    by_seed = 100 * (a - b).mean(1)
+    assert found.mean == pytest.approx(by_seed.mean())
+    images, seeds = found.variances
+    six = np.array([*(a - b).mean(0), -1, 1])  # Bonett and Price
+    assert images == pytest.approx((1e4 * six.var(ddof=1) / 6, 5))
+    assert seeds == pytest.approx((by_seed.var(ddof=1) / 2, 1))
+
+
+def test_other_test_sets_are_not_paired_and_the_fewest_images_count(maker: Maker) -> None:
+    found = contrast(two(maker, images="4567"), "autoattack")
+    assert found is not None and found.basis == "seeds and images, the images unpaired"
+    shares = [(p * 5 + 2) / 9 for p in (0.6, 0.4)]  # Agresti and Coull
+    expected = 1e4 * sum(p * (1 - p) / 9 for p in shares)
+    assert found.n == 5
+    assert found.variances[0] == pytest.approx((expected, 4))
+
+
+def test_a_slopes_images_count_by_their_squared_weights(maker: Maker) -> None:
+    """Of runs at 1 and 5 without outcomes, on 100 and 400 images: slope (y5 - y1) / 4."""
+    arms = {
+        x: Arm(str(x), (maker("f", 0, {"natural": y}, n=n, outcomes=False, x=x),))
+        for x, y, n in ((1.0, 50.0, 100), (5.0, 70.0, 400))
+    }
+    found = trend(arms | {9.0: Arm("not run", ())}, "natural")
+    assert found is not None and found.mean == pytest.approx(5.0) and found.n == 100
+    shares = [(p * 100 + 2) / 104 for p in (0.5, 0.7)]
+    expected = 1e4 / 16 * sum(p * (1 - p) / 104 for p in shares)
+    assert found.variances == (pytest.approx((expected, 99)),)
+
+
+def test_the_study_that_is_named_first_goes_first(maker: Maker) -> None:
+    cells = [maker(s, seed, {"natural": 50.0}, role="x") for s in "ab" for seed in (1, 0)]
+    found = select(cells, ("b", "a"), "x", role="x").results
+    assert [(r.study, r.seed) for r in found] == [("b", 0), ("b", 1)]
+
+
+def test_an_accuracy_ends_at_0_and_100_percent() -> None:
+    rest: Any = {"seeds": (0, 1), "n": 9, "basis": "", "alone": False}
+    wide = (Variance(400.0, 30),)
+    for mean in (1.0, 99.0):
+        found = Measured(mean=mean, variances=wide, **rest)
+        low, high = found.interval()
+        assert low < 0 or high > 100
+        assert found.accuracy_interval() == (max(low, 0.0), min(high, 100.0))
+
+
+def test_the_parts_of_a_claim_share_the_chance_to_refute_it() -> None:
+    measured = Measured(
+        mean=-0.22, variances=(Variance(0.01, 30),), seeds=(0, 1), n=9, basis="", alone=False
+    )
+    part = Part(what="a - b", metric="natural", measured=measured, arms=())
+    assert weigh(part, 1).verdict == NOT_HELD
+    assert weigh(part, 4).verdict == NOT_DECIDED

@@ -2,6 +2,7 @@
 
 import inspect
 import re
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 import torchvision
+from PIL import Image
 from safetensors.torch import save_file
 
 from gacd import build, sections
@@ -122,3 +124,25 @@ def test_a_method_has_the_defaults_of_its_flags_and_of_its_documentation(name: s
     for key, value in said:
         plain = value if value == "teacher" else float(Fraction(value))
         assert own[CALLED.get(key, key)] == pytest.approx(plain), key
+
+
+def test_images_too_small_for_any_network_are_refused(tmp_path: Path) -> None:
+    for part in ("train", "test"):
+        for name in ("cat", "dog"):
+            (tmp_path / part / name).mkdir(parents=True)
+            for i in range(4):
+                Image.new("L", (7, 9), i).save(tmp_path / part / name / f"{i}.png")
+    cfg = c.Data(name="folder", root=tmp_path, val_fraction=0.5)
+    with pytest.raises(UserError, match=r"7 pixels wide, .* at least 8: say --data\.size"):
+        build.splits(cfg, 0)
+    assert build.splits(replace(cfg, size=8), 0).test.size == 8
+
+
+def test_precision_and_threads_are_those_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    threads: list[int] = []
+    monkeypatch.setattr(torch, "set_num_threads", threads.append)
+    for precision, dtype in (("bf16-mixed", torch.bfloat16), ("32-true", torch.float32)):
+        cfg = c.Fabric(accelerator="cpu", threads=3, precision=precision)
+        with build.fabric(cfg).autocast():
+            assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == dtype
+    assert threads == [3, 3]

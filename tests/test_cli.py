@@ -197,6 +197,41 @@ def test_bad_input_is_refused_in_one_line(
     assert re.search(message, refusal(capsys, *line.split()))
 
 
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("train --training.clip_norm 0", "clip_norm is 0.0, but must be above 0"),
+        ("train --training.ema 1", "ema is 1.0, but must be at least 0 and below 1"),
+        ("train --training.warmup 1", "warmup is 1.0, but must be at least 0 and below 1"),
+        ("train --training.awp_warmup 2", "awp_warmup is 2.0, but must be from 0 to 1"),
+        ("train --data.workers -1", "workers is -1, but must be 0 or more"),
+        ("train --evaluation.batch_size 0", "batch_size is 0, but must be above 0"),
+        ("train --evaluation.workers -1", "workers is -1, but must be 0 or more"),
+        ("train --evaluation.step_size 0", "step_size is 0.0, but must be above 0"),
+        ("train --fabric.devices 0", "devices is 0, but must be above 0"),
+        ("train --fabric.num_nodes 0", "num_nodes is 0, but must be above 0"),
+        ("train --threat.norm l2 --threat.eps 101", "eps is 101.0, but images are in"),
+        ("distill --gacd.negatives 0", "negatives is 0, but must be above 0"),
+        ("distill --gacd.dim 0", "dim is 0, but must be above 0"),
+        ("distill --crd.negatives 0", "negatives is 0, but must be above 0"),
+        ("distill --crd.beta -1", "beta is -1.0, but must be 0 or more"),
+        ("distill --iad.temperature 0", "temperature is 0.0, but must be above 0"),
+        ("distill --iad.warmup 2", "warmup is 2.0, but must be from 0 to 1"),
+        ("analyze --steps 0", "steps is 0, but must be above 0"),
+        ("analyze --perplexity 0", "perplexity is 0.0, but must be above 0"),
+        ("analyze --images 1", "images is 1, but must be at least 2"),
+        ("analyze --step_size 0", "step_size is 0.0, but must be above 0"),
+        ("evaluate --source_mean 0.5", "mean and std go together"),
+        ("transfer --attacks transfer", "'transfer' needs a model to make its images on"),
+        ("study list --workers 0", "workers is 0, but must be above 0"),
+    ],
+)
+def test_impossible_settings_are_refused_before_anything_runs(line: str, message: str) -> None:
+    command, *flags = line.split()
+    with pytest.raises(UserError, match=message):
+        cli.parse(command, flags)
+
+
 def test_help_names_every_method(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["distill", "--help"]) == 0
     text = capsys.readouterr().out
@@ -237,6 +272,10 @@ def test_bad_files_are_refused_in_one_line(
 def test_budgets(eps: str, value: float) -> None:
     cfg = cli.parse("train", ["--threat.eps", eps])
     assert c.fraction(cfg.threat.eps) == pytest.approx(value)
+
+
+def test_a_euclidean_budget_may_be_above_1() -> None:
+    assert cli.parse("train", ["--threat.norm", "l2", "--threat.eps", "2"]).threat.eps == 2
 
 
 @pytest.mark.parametrize("recipe", cli.recipes())
@@ -454,6 +493,18 @@ def test_a_folder_of_another_run(capsys: pytest.CaptureFixture[str], tmp_path: P
     (tmp_path / "killed" / ".run.json.7.tmp").touch()
     assert cli.main([*TRAIN, "--out", "killed"]) == 0  # what a kill left of the first file
     assert [file.name for file in (tmp_path / "thesis").iterdir()] == ["chapter.tex"]
+
+
+def test_data_that_changed_are_another_run(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """Also where only a test image did: half of the verdicts would be of the other one."""
+    folders(tmp_path / "pets")
+    pets = ["--data.name", "folder", "--data.root", "pets", "--training.batch_size", "4"]
+    start = [*TRAIN, *pets, "--out", "mine"]
+    assert cli.main(start) == 0
+    Image.new("RGB", (8, 8), (9, 200, 9)).save(tmp_path / "pets" / "test" / "cat" / "0.png")
+    assert "mine holds another run (images is " in refusal(capsys, *start)
 
 
 def test_a_folder_that_another_process_has_just_begun_stays_its_own(

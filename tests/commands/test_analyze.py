@@ -132,6 +132,7 @@ def test_transfer_to_other_classes(saved: Path, tmp_path: Path) -> None:
     source = saved / "gacd.safetensors"
     command = ["transfer", "--checkpoint", str(source), "--out", str(out), *SMALL]
     command += ["--data.classes", "[5, 6, 7]", "--data.train_limit", "150"]
+    command += ["--linear_select", "natural"]
     assert cli.main(command) == 0
     network, meta = load_model(out / "transfer" / "model.safetensors")
     original = load_model(source)[0].eval()
@@ -145,7 +146,9 @@ def test_transfer_to_other_classes(saved: Path, tmp_path: Path) -> None:
     assert record["natural"] > 60 > 100 / 3
     assert record["pgd7"] < record["natural"]
     assert record["intervals"]["pgd7"][0] < record["pgd7"] < record["intervals"]["pgd7"][1]
-    assert read_json(out / "transfer" / "linear.json")["val_natural"]
+    fit = read_json(out / "transfer" / "linear.json")
+    assert fit["val_natural"] and not fit["val_robust"]  # no attack had a say
+    assert record["train_seconds"] == round(fit["seconds"], 1) > 0
     before = (out / "transfer" / "record.json").read_bytes()
     assert cli.main(command) == 0  # nothing is done twice
     assert (out / "transfer" / "record.json").read_bytes() == before

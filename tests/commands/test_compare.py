@@ -9,7 +9,7 @@ import torch
 from scipy.stats import binom
 
 from gacd import cli
-from gacd.commands.compare import find_outcomes
+from gacd.commands.compare import find_outcomes, paired
 from gacd.errors import UserError
 from gacd.evaluation.outcomes import Evaluation
 from gacd.report.tables import heading
@@ -90,6 +90,14 @@ def test_files_and_run_folders_of_one_row_will_do(two: tuple[Path, Path]) -> Non
     run = a.rename(a.parent / "run")
     run = run.rename((a.parent / "alone").mkdir() or a.parent / "alone" / "model")
     assert find_outcomes(run.parent) == run / "outcomes.safetensors"
+
+
+def test_the_worst_case_is_of_the_same_attacks_or_of_none(tmp_path: Path) -> None:
+    right = {"natural": range(N), "fgsm": range(40), "pgd20": range(30)}
+    a = outcomes(tmp_path / "a", right=right)
+    b = outcomes(tmp_path / "b", right={**right, "cw": range(9)})
+    assert list(paired(a, a)) == [*right, "worst"]
+    assert list(paired(a, b)) == list(right)
 
 
 def test_other_images_other_attacks_and_no_model_are_refused(

@@ -4,21 +4,26 @@ import json
 import os
 import signal
 from collections.abc import Callable
+from copy import deepcopy
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import pyautoattack
 import pytest
 import torch
 from PIL import Image
 
+from evaluation.conftest import QuickAutoAttack
 from gacd import cli
 from gacd.anchors import AnchorBank
 from gacd.commands import distill as command
 from gacd.commands import run
 from gacd.data.load import load_splits
+from gacd.models import create_model
 from gacd.models.checkpoints import load_model, method_of
-from gacd.storage import load_tensors, read_json
+from gacd.models.projection import Projection
+from gacd.storage import load_meta, load_tensors, read_json
 
 COMMON = [
     "--data.train_limit",
@@ -182,6 +187,98 @@ def test_the_saved_model_is_the_one_that_was_measured(finished: Path) -> None:
         record = read_json(finished / name / "record.json")
         assert 100 * right.item() == pytest.approx(record["natural"]), name
         assert meta["architecture"] == record["model"]
+        assert meta["classes"] == list("0123456789")
+    stages = [finished / "gacd" / file for file in ("features/done.json", "linear.json")]
+    spent = load_meta(finished / "gacd" / "model.safetensors")["spent"]["seconds"]
+    assert spent == pytest.approx(sum(read_json(stage)["seconds"] for stage in stages))
+
+
+@pytest.mark.usefixtures("no_page")
+def test_what_is_said_of_a_stage_reaches_it_and_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fitted, starts, fit = {}, {}, run.fit
+
+    def noted(fabric: Any, method: Any, splits: Any, plan: Any, *, out: Path, name: str) -> Any:
+        fitted[name] = method, splits, plan
+        starts[name] = deepcopy(method.state_dict())
+        return fit(fabric, method, splits, plan, out=out, name=name)
+
+    monkeypatch.setattr(run, "fit", noted)
+    stages = ("teacher.training", "training", "distillation", "finetune")
+    said = [f"--{stage}.lr=0.0{n}" for n, stage in enumerate(stages, 1)]
+    said += ["--seed", "3", "--data.val_fraction", "0.2", "--weights.ard", "0.5"]
+    said += ["--kd.alpha", "0.25", "--gacd.anchors", "float16", "--finetune.awp_warmup", "0.5"]
+    methods = ["--methods", "kd+ard", "kd+aft", "gacd+aft", "--out", str(tmp_path)]
+    assert cli.main([*DISTILL, *said, *methods]) == 0
+
+    assert {name: plan.lr for name, (_, _, plan) in fitted.items()} == {
+        "teacher": 0.01, "kd+ard": 0.02, "kd+aft/distillation": 0.03, "kd+aft": 0.04,
+        "gacd/features": 0.03, "gacd+aft": 0.04,
+    }  # fmt: skip
+    data = load_splits("digits", val_fraction=0.2, train_limit=200, test_limit=40, seed=3)
+    images = data.train.float_images()
+    for name, (method, splits, plan) in fitted.items():
+        for part in ("train", "val", "test"):
+            assert getattr(splits, part).fingerprint() == getattr(data, part).fingerprint()
+        assert plan.seed == 3 and method.awp.warmup == (0.5 if name.endswith("+aft") else 0)
+        assert method.student.mean.item() == pytest.approx(images.mean().item(), rel=1e-4)
+        deviation = images.std(correction=0).item()
+        assert method.student.std.item() == pytest.approx(deviation, rel=1e-4)
+    fresh = ("teacher", "digits-cnn-4", 3), ("kd+ard", "digits-cnn-2", 4)
+    for name, net, seed in (*fresh, ("gacd/features", "digits-cnn-2", 4)):
+        for key, p in create_model(net, num_classes=10, channels=1, seed=seed).named_parameters():
+            assert torch.equal(starts[name][f"student.{key}"], p), (name, key)
+    projection = Projection(method.student.num_features, 128, seed=3).linear.weight
+    begun = starts["gacd/features"]["terms.gacd.student_projection.linear.weight"]
+    assert torch.equal(begun, projection)
+
+    both, gacd = fitted["kd+ard"][0], fitted["gacd/features"][0].terms["gacd"]
+    assert both.weights == {"kd": 1.0, "ard": 0.5} and both.terms["kd"].alpha == 0.25
+    assert gacd.bank.features_MD.dtype == torch.float16 and gacd.anchors.negatives == 64
+    tuned, head = fitted["gacd+aft"][0].student, starts["gacd+aft"]
+    weight = tuned.get_classifier().weight
+    assert not any(torch.equal(weight, value) for value in head.values())  # it trained, too
+
+
+@pytest.mark.usefixtures("no_page")
+@pytest.mark.parametrize(
+    ("changed", "what"),
+    [(("--seed", "1"), "data"), (("--gacd.anchors", "float32"), "preprocessing")],
+)
+def test_an_anchor_bank_of_another_run_is_taken_only_if_it_fits(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    changed: tuple[str, str], what: str,
+) -> None:  # fmt: skip
+    teacher = ["--teacher.checkpoint", str(finished / "teacher" / "model.safetensors")]
+    shared = [*DISTILL, *teacher, "--teacher.evaluate", "false", "--bank", str(finished)]
+    out = ["--methods", "gacd", "--out", str(tmp_path / "run")]
+    assert cli.main([*shared, *changed, *out]) == 2
+    assert f"another {what}" in capsys.readouterr().err
+    if what == "preprocessing":
+        assert cli.main([*shared, *out[:-1], str(tmp_path / "same")]) == 0
+        assert not (tmp_path / "same" / "anchors.safetensors").exists()
+        other = ["--teacher.checkpoint", str(finished / "pgd-at" / "model.safetensors")]
+        assert cli.main([*shared, *other, *out[:-1], str(tmp_path / "other")]) == 2
+        assert "another teacher" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("no_page")
+def test_the_teacher_makes_images_for_its_students_and_not_for_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pyautoattack, "AutoAttack", QuickAutoAttack)
+    attacks = ["--attacks", "transfer", "autoattack", "--evaluation.autoattack_limit", "20"]
+    assert cli.main([*DISTILL, *attacks, "--out", str(tmp_path), "--methods", "kd"]) == 0
+    teacher, student = read_json(tmp_path / "results.json")
+    assert "transfer" not in teacher and "transfer" in student
+    assert teacher["autoattack_n"] == student["autoattack_n"] == 20
+    checks = {
+        name: [check["name"] for check in read_json(tmp_path / name / "diagnosis.json")]
+        for name in ("teacher", "kd")
+    }
+    (more,) = set(checks["kd"]) - set(checks["teacher"])
+    assert "transfer" in more and len(checks["teacher"]) == 6
 
 
 @pytest.mark.usefixtures("no_page")
@@ -289,8 +386,10 @@ def test_a_public_checkpoint_is_evaluated(finished: Path, tmp_path: Path) -> Non
 def test_a_model_is_fine_tuned(finished: Path, tmp_path: Path, method: str) -> None:
     path = finished / "natural" / "model.safetensors"
     stage = ["--training.epochs", "1", "--training.attack.steps", "1", "--method", method]
+    stage += ["--source", str(finished / "teacher" / "model.safetensors")]
     command = ["finetune", "--checkpoint", str(path), "--out", str(tmp_path), *stage, *COMMON]
     assert cli.main(command) == 0
+    assert method_of(tmp_path / "source" / "model.safetensors") == "pgd-at"
     (row,) = read_json(tmp_path / "results.json")
     assert row["method"] == f"{method} fine-tuned"
     before = read_json(finished / "natural" / "record.json")

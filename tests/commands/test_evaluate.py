@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,12 +15,15 @@ import torch
 
 from gacd import cli
 from gacd import config as c
+from gacd.attacks.threat import ThreatModel
 from gacd.commands import run
 from gacd.commands.identity import claim
+from gacd.data.load import load_splits
 from gacd.errors import UserError
 from gacd.evaluation.outcomes import Evaluation
+from gacd.evaluation.robust import evaluate
 from gacd.models import create_model
-from gacd.models.checkpoints import save_model
+from gacd.models.checkpoints import load_model, save_model
 from gacd.storage import read_json, write_json
 
 COMMON = [
@@ -32,7 +36,6 @@ COMMON = [
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """A model to attack, with the features of chance and a head fitted to them; and a stranger."""
-    from gacd.data.load import load_splits
     from gacd.linear import fit_head
 
     folder = tmp_path_factory.mktemp("models")
@@ -90,6 +93,37 @@ def test_data_may_move_but_not_change(tmp_path: Path) -> None:
     claim(tmp_path, there, images="1f")
     with pytest.raises(UserError, match="images is 1f there and 2e here"):
         claim(tmp_path, there, images="2e")
+
+
+def test_a_run_goes_on_with_other_hardware_and_not_with_other_arithmetic(tmp_path: Path) -> None:
+    cfg = c.Distill()
+    claim(tmp_path, cfg)
+    (tmp_path / "teacher").mkdir()
+    machine = c.Fabric(
+        accelerator="gpu", devices=4, num_nodes=2, strategy="ddp", threads=3, compile=True
+    )
+    evaluation, data = c.Evaluation(workers=2), c.Data(workers=5)
+    elsewhere = replace(cfg, fabric=machine, evaluation=evaluation, data=data, bank=Path("banks"))
+    claim(tmp_path, elsewhere)
+    for setting in ({"precision": "32-true"}, {"batch_norm": "synchronised"}):
+        with pytest.raises(UserError, match=f"holds another run .fabric.{min(setting)} is"):
+            claim(tmp_path, replace(cfg, fabric=c.Fabric(**setting)))
+
+
+@pytest.mark.usefixtures("no_page")
+def test_the_verdicts_are_of_the_step_and_seed_asked_for(
+    models: tuple[Path, Path], tmp_path: Path
+) -> None:
+    flags = "--seed", "5", "--evaluation.step_size", "0.02", "--data.title", "ours"
+    assert cli.main(command(models[0], tmp_path, "pgd3 noise", *flags)) == 0
+    ours = Evaluation.load(tmp_path / "model" / "outcomes.safetensors")
+    test = load_splits("digits", train_limit=200, test_limit=60, seed=5).test.named("ours")
+    theirs = evaluate(
+        load_model(models[0])[0], test, attacks=["pgd3", "noise"], threat=ThreatModel(eps=0.1),
+        step_size=0.02, batch_size=16, seed=5,
+    )  # fmt: skip
+    assert ours.settings == theirs.settings
+    assert all(torch.equal(ours.robust[name], right) for name, right in theirs.robust.items())
 
 
 @pytest.mark.usefixtures("no_page")

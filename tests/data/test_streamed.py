@@ -148,6 +148,17 @@ def test_only_what_is_asked_for_is_decoded(folder: Path, monkeypatch: pytest.Mon
     assert asked == [int(train.rows[row]) for batch in batches for row in batch.index]
 
 
+def test_statistics_are_of_images_from_everywhere(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Files come class by class: the first of them would be of one class."""
+    train = load_splits("folder", root=folder, stream=True, workers=1, **SETTINGS).train
+    assert isinstance(train, StreamedDataset) and train.workers == 1
+    monkeypatch.setattr("gacd.data.streamed._SAMPLE", 3)
+    rows = torch.tensor([0, (len(train) - 1) // 2, len(train) - 1])
+    assert train.mean_std() == train.load().subset(rows).mean_std()
+
+
 def test_fingerprints_and_limits(folder: Path) -> None:
     def prints(**changes: Any) -> str:
         return load_splits(

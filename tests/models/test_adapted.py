@@ -243,6 +243,17 @@ def test_a_network_that_does_is_left_as_it_was() -> None:
     assert model.training and all(torch.equal(model.state_dict()[n], before[n]) for n in before)
 
 
+def test_a_network_with_dropout_and_statistics_is_left_as_it_was_too() -> None:
+    """It is looked at in evaluation mode, and behind its normalisation."""
+    network = nn.Sequential(
+        nn.Conv2d(3, 5, 4), nn.BatchNorm2d(5), nn.Flatten(), nn.Dropout(0.5), nn.Linear(5, 4)
+    )
+    model = Adapted(network, "4", mean=MEAN, std=STD).train()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    model.check(4)
+    assert model.training and all(torch.equal(model.state_dict()[n], before[n]) for n in before)
+
+
 def test_a_bad_network_is_refused_before_the_teacher_trains(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -83,6 +83,51 @@ def test_scatter_leaves_out_what_was_not_measured(results):
     assert "unmeasured" not in figure.alt
 
 
+@pytest.fixture
+def drawn(monkeypatch):
+    """What figures are drawn on: the wide drawing of each."""
+    kept, draw = [], figures.draw
+    monkeypatch.setattr(
+        figures,
+        "draw",
+        lambda drawing, **more: kept.append(drawing(False)) or draw(drawing, **more),
+    )
+    return kept
+
+
+def test_lines_are_called_by_what_they_show(curves, drawn):
+    figures.training_curves(curves)
+    (whole,) = drawn
+    axes = [ax for part in whole.subfigs for ax in part.axes if ax.lines]
+    lines = {line.get_label(): list(line.get_ydata()) for line in axes[0].lines}
+    assert lines == {"clean": [91.0, 92.0, 93.0], "attacked": [51.0, 52.0, 53.0]}
+    lines = {line.get_label(): list(line.get_ydata()) for line in axes[-1].lines}
+    assert lines == {"estimate": [1.0, 2.0, 3.0], "ceiling": [7.2] * 3}
+
+
+def test_a_curve_runs_through_its_points_inside_its_band(drawn):
+    points = [(8 / 255, 30.0, 25.0, 36.0), (0.0, 90.0, 85.0, 95.0), (4 / 255, 60.0, 54.0, 65.0)]
+    figures.accuracy_against_eps({"gacd": points}, 4 / 255)
+    (ax,) = drawn[0].axes
+    line, mark = ax.lines
+    assert list(line.get_xdata()) == pytest.approx([0, 4, 8])
+    assert list(line.get_ydata()) == [90, 60, 30]
+    assert list(mark.get_xdata()) == pytest.approx([4, 4])
+    (band,) = ax.collections
+    corners = {(round(x), y) for x, y in band.get_paths()[0].vertices.tolist()}
+    assert corners == {(0, 85), (0, 95), (4, 54), (4, 65), (8, 25), (8, 36)}
+
+
+def test_points_are_natural_across_and_autoattack_up_with_their_bars(results, drawn):
+    intervals = {"natural": [93.1, 96.0], "autoattack": [46.6, 58.0]}
+    figures.natural_against_autoattack([{**results[2], "intervals": intervals}])
+    ((points,),) = (ax.containers for ax in drawn[0].axes)
+    line, _, (across, up) = points.lines
+    assert (list(line.get_xdata()), list(line.get_ydata())) == ([95.3], [53.5])
+    np.testing.assert_allclose(across.get_segments(), [[[93.1, 53.5], [96.0, 53.5]]])
+    np.testing.assert_allclose(up.get_segments(), [[[95.3, 46.6], [95.3, 58.0]]])
+
+
 def test_wrong_answers_are_counted_and_framed():
     clean = np.full((2, 8, 8, 3), 128, np.uint8)
     truth = ["cat", "$5 dog$"]

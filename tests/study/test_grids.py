@@ -7,6 +7,7 @@ import pytest
 
 from gacd import cli
 from gacd import config as c
+from gacd.methods.registry import parse_method
 from gacd.models import create_model
 from gacd.study.cells import Cell
 from gacd.study.grids import STUDIES, Entry, entries
@@ -128,6 +129,54 @@ def test_a_teacher_that_differs_makes_other_students() -> None:
         if e.cell.key != key and e.labels["role"] != "teacher"
     }
     assert changed == {"kd", "ard", "gacd", "gacd+aft"}
+
+
+def test_what_a_study_is_told_reaches_its_cells() -> None:
+    cfg = configured("--scale", "small", "--linear_select", "natural", "--analyzed_images", "7")
+
+    def cell(study: str, **labels: object) -> Cell:
+        return only(cfg, study, **labels).cell
+
+    def rival(method: str) -> Cell:
+        return cell("rivals", method=method, student=cfg.main_pair[1])
+
+    for method, epochs in cfg.epochs.items():
+        config = rival(method).config
+        if isinstance(config, c.Finetune):  # the second stage has the study's own
+            assert config.training == cfg.finetune
+            config = rival(method).parents["student"].config
+        first = method.removesuffix("+awp").removesuffix("+aft")
+        alone = parse_method(first).trains_head
+        assert (config.training if alone else config.distillation).epochs == epochs, method
+    assert rival("gacd").config.distillation == cfg.distillation
+    assert rival("natural").config.training.select == "natural"
+    assert [rival(m).config.training.awp for m in ("pgd-at", "pgd-at+awp")] == [0, 0.005]
+    assert rival("gacd").config.linear_select == "natural"
+    assert rival("crd+kd").config.crd.negatives == 1024
+    moved = cell("table4", source="gacd")
+    assert moved.config.linear_select == "natural"
+    assert moved.config.data.classes == ["automobile", "cat", "dog", "horse", "truck"]
+    source = moved.parents["student"].config
+    assert source.data.classes == ["airplane", "bird", "deer", "frog", "ship"]
+    assert cell("figure5").config.images == 7
+
+
+def test_a_cell_starts_from_the_files_of_its_parents() -> None:
+    tuned = only(configured("--scale", "small"), "rivals", method="gacd+aft").cell
+    here = c.Fabric(threads=3)
+
+    def resolved(cell: Cell) -> c.Finetune | c.Distill:
+        found = cell.resolved(Path("out"), {name: Path(name) for name in cell.parents}, here)
+        assert isinstance(found, c.Finetune | c.Distill)
+        assert (found.out, found.fabric) == (Path("out"), here)
+        return found
+
+    config = resolved(tuned)
+    assert config.checkpoint == Path("student/gacd/model.safetensors")
+    assert config.source == Path("source/pgd-at/model.safetensors")
+    config = resolved(tuned.parents["student"])
+    assert config.teacher.checkpoint == Path("teacher/pgd-at/model.safetensors")
+    assert config.bank == Path("teacher")  # one bank for all of its students
 
 
 def test_a_setting_that_is_new_leaves_old_addresses_alone(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,6 +12,7 @@ from gacd.evaluation.outcomes import Evaluation
 from gacd.study.evidence import Part, weigh
 from gacd.study.measure import Arm, Measured, contrast, select, trend
 from gacd.study.results import Result
+from gacd.study.rows import row_table
 from gacd.study.rule import NOT_DECIDED, NOT_HELD, Variance
 from made_up import Maker
 
@@ -97,3 +98,15 @@ def test_the_parts_of_a_claim_share_the_chance_to_refute_it() -> None:
     part = Part(what="a - b", metric="natural", measured=measured, arms=())
     assert weigh(part, 1).verdict == NOT_HELD
     assert weigh(part, 4).verdict == NOT_DECIDED
+
+
+def test_without_outcomes_the_smaller_set_of_images_counts(maker: Maker) -> None:
+    cells = [
+        maker("r", 0, {"natural": 60.0, "autoattack": 50.0}, outcomes=False, method=m) for m in "ab"
+    ]
+    ours, theirs = (Arm(m, (cell,)) for m, cell in zip("ab", cells, strict=True))
+    ours.results[0].record["autoattack_n"] = 100
+    found = {m: contrast([(1.0, ours), (-1.0, theirs)], m) for m in ("natural", "autoattack")}
+    assert (found["natural"].n, found["autoattack"].n) == (500, 100)
+    table = row_table("", [("KD", ours, {})], metrics=("natural", "autoattack"))
+    assert table.notes == ("Test images: natural 500, AutoAttack 100.",)

@@ -165,6 +165,7 @@ def test_costs_are_relative_to_the_student_trained_alone(results):
     (table,) = rival_tables(costly, STAND_INS)
     costs = {name: row["cost"] for name, row in rows(table).items()}
     assert costs["RSLAD"] == "2.5×"
+    assert costs["teacher"] == "–"  # is none of the students' rivals
     assert costs["no teacher"] == costs["GACD+AFT"] == "1×"
 
 

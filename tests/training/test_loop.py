@@ -77,6 +77,59 @@ def test_two_steps_are_nesterovs_by_hand(stage: Any, tmp_path: Path) -> None:
         torch.testing.assert_close(method.state_dict()[name], value, msg=name)
 
 
+def test_without_momentum_a_step_is_plain_descent(stage: Any, tmp_path: Path) -> None:
+    method = stage.method("natural")
+    twin, batches = copy.deepcopy(method).train(), []
+    with steps_of(method, batches, lambda _, batch: batch):
+        stage.fit(
+            tmp_path, method, epochs=1, batch_size=70, lr=0.3, momentum=0.0, weight_decay=0.1,
+            clip_norm=1e6, ema=0.0, warmup=0.0, select="last",
+        )  # fmt: skip
+    [batch] = batches
+    F.cross_entropy(twin.student(batch.images), batch.labels).backward()
+    rate = learning_rate(0.5, peak=0.3, schedule="cosine", warmup=0.0)
+    for name, p in twin.named_parameters():
+        expected = p - rate * (p.grad + 0.1 * p)
+        torch.testing.assert_close(method.get_parameter(name), expected, msg=name)
+
+
+def test_a_stages_batches_are_its_epochs_own(stage: Any, tmp_path: Path) -> None:
+    """In the order of (seed, epoch), augmented as the plan says."""
+    method, seen = stage.method("natural"), []
+    with steps_of(method, seen, lambda _, batch: batch):
+        stage.fit(tmp_path, method, epochs=2)
+    order = {"shuffle": True, "seed": 4, "drop_last": True, "pad": 1, "flip": True}
+    train = stage.splits.train
+    expected = [batch for epoch in (0, 1) for batch in iterate(train, 16, epoch=epoch, **order)]
+    assert len(seen) == len(expected) == 8
+    for ours, theirs in zip(seen, expected, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+
+
+def test_every_step_has_noise_of_its_own_and_is_told_what_share_is_done(
+    stage: Any, tmp_path: Path
+) -> None:
+    """Of (seed, epoch, step), and not the augmentation's."""
+
+    def told(seed: int) -> list[tuple[int, float]]:
+        method, seen = stage.method("natural"), []
+        forward = method.forward
+
+        def noted(batch: Batch, generator: Generator, progress: float) -> Loss:
+            seen.append((generator.initial_seed(), progress))
+            return forward(batch, generator, progress)
+
+        method.forward = noted  # type: ignore[method-assign]
+        stage.fit(tmp_path / str(seed), method, epochs=3, seed=seed)
+        return seen
+
+    steps = [*told(4), *told(5)]
+    assert [share for _, share in steps] == pytest.approx([step / 12 for step in range(12)] * 2)
+    keys = [(seed, epoch, step, 0) for seed in (4, 5) for epoch in range(3) for step in range(4)]
+    others = {keyed_generator("cpu", *key).initial_seed() for key in keys}
+    assert len({seed for seed, _ in steps} | others) == 48
+
+
 def test_the_average_is_its_closed_form_and_is_what_is_kept(stage: Any, tmp_path: Path) -> None:
     method = stage.method("natural")
     seen: list[dict[str, Tensor]] = []
@@ -130,6 +183,21 @@ def test_validation_chooses_the_epoch(
     assert not any(same(states[epoch - 1], s) for i, s in enumerate(states) if i != epoch - 1)
     row = read_json_lines(tmp_path / "log.jsonl")[epoch - 1]
     assert (row["val_natural"], row["val_robust"]) == (summary.val_natural, summary.val_robust)
+
+
+def test_validation_is_of_the_held_out_images(
+    stage: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the attack of the stage's threat model, with noise of the plan's seed."""
+    asked = []
+
+    def noted(fabric: Any, method: Method, dataset: Any, threat: Any, **more: Any) -> Any:
+        asked.append((dataset.fingerprint(), threat, more))
+        return validate(fabric, method, dataset, threat, **more)
+
+    monkeypatch.setattr(loop, "validate", noted)
+    method, _ = stage.fit(tmp_path, "pgd-at", epochs=2)
+    assert asked == [(stage.splits.val.fingerprint(), method.attack.threat, {"seed": 4})] * 2
 
 
 def test_the_test_images_are_never_read(stage: Any, tmp_path: Path) -> None:
@@ -259,7 +327,9 @@ def test_no_step_waits_for_the_device(
     stage: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     """Four times the steps in an epoch, and not one look more at a tensor's value."""
-    monkeypatch.setattr(fused, "_softplus", lambda x: (F.softplus(x), x.sigmoid()))  # no CPU's way
+    # Not the CPU's ways, which look at what does not have to be waited for.
+    monkeypatch.setattr(fused, "_softplus", lambda x: (F.softplus(x), x.sigmoid()))
+    monkeypatch.setattr("gacd.attacks.pgd.check_range", lambda x: None)
     monkeypatch.setattr(loop, "validate", lambda *_, **__: {"val_natural": 1.0, "val_robust": 1.0})
     reads = []
     for method in ("tolist", "numpy", "cpu", "__array__"):

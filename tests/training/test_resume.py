@@ -19,7 +19,7 @@ from gacd.methods import Method, create_method
 from gacd.methods.awp import AWP
 from gacd.models import create_model
 from gacd.shapes import Batch
-from gacd.storage import load_meta, load_tensors, read_json_lines
+from gacd.storage import load_meta, load_tensors, read_json_lines, save_tensors
 from gacd.training import loop
 from training.conftest import ATTACK
 
@@ -92,6 +92,17 @@ def test_ctrl_c_in_the_middle_of_an_epoch(
         assert (meta["epoch"], meta["step"]) == where
     stage.fit(tmp_path, name, precision=precision)
     assert_same(tmp_path, whole[name, precision])
+
+
+def test_the_seconds_before_an_interrupt_count(stage: Any, tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        stage.fit(tmp_path, after(6, stage.method("pgd-at"), ctrl_c))
+    checkpoint = tmp_path / "checkpoint.safetensors"
+    tensors, meta = load_tensors(checkpoint)
+    assert meta["seconds"] > 0
+    save_tensors(checkpoint, tensors, {**meta, "seconds": 5000.0})
+    _, summary = stage.fit(tmp_path, "pgd-at")
+    assert 5000 < read_json_lines(tmp_path / "log.jsonl")[1]["seconds"] < summary.seconds < 5600
 
 
 @pytest.mark.parametrize("epoch", [1, 3])

@@ -21,7 +21,7 @@ from gacd.errors import UserError
 from gacd.methods import METHODS
 from gacd.models import create_model
 from gacd.models.base import Backbone
-from gacd.models.checkpoints import save_model
+from gacd.models.checkpoints import load_model, save_model
 
 
 def data(*classes: str) -> ArrayDataset:
@@ -146,3 +146,14 @@ def test_precision_and_threads_are_those_asked_for(monkeypatch: pytest.MonkeyPat
         with build.fabric(cfg).autocast():
             assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == dtype
     assert threads == [3, 3]
+
+
+def test_images_of_another_size_than_a_network_saw_must_be_meant(tmp_path: Path) -> None:
+    made(tmp_path)
+    model, _ = load_model(tmp_path / "m.safetensors")
+    path = tmp_path / "small.safetensors"
+    save_model(path, model, {"architecture": "digits-cnn-2", "size": 16})
+    pets = data("cat", "dog", "fox")
+    with pytest.raises(UserError, match="images of 16 pixels a side, and these have 8: say --data"):
+        build.from_checkpoint(path, build.Given(), pets)
+    build.from_checkpoint(path, build.Given(), pets, size=8)

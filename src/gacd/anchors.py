@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from gacd.errors import UserError, unknown
-from gacd.models.base import Backbone
+from gacd.models.base import Backbone, check_backbone
 from gacd.models.modes import evaluating
 from gacd.progress import progress
 from gacd.shapes import Batch, Labels, PerSample
@@ -94,6 +94,7 @@ class AnchorBank:
         """
         if dtype not in DTYPES:
             raise unknown("dtype of the anchor bank", dtype, DTYPES)
+        check_backbone(teacher)
         bank: AnchorBank | None = None
         seen_M = torch.zeros(size, dtype=torch.int64)
         with (
@@ -139,7 +140,7 @@ class AnchorBank:
                 fingerprint,
             )
 
-    def save(self, path: Path) -> None:
+    def save(self, path: Path | str) -> None:
         """Write the bank as one safetensors file."""
         tensors = {"features": self.features_MD, "weights": self.weights_M}
         if self.labels_M is not None:
@@ -149,7 +150,7 @@ class AnchorBank:
     @classmethod
     def load(
         cls,
-        path: Path,
+        path: Path | str,
         *,
         expected: Fingerprint | None = None,
         device: torch.device | None = None,

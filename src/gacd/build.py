@@ -87,6 +87,7 @@ def linear_threat(cfg: c.Distill | c.Transfer) -> ThreatModel | None:
 def attack(cfg: c.Attack, threat: ThreatModel) -> TrainingAttack:
     """The attack in the training loop."""
     step_size = c.fraction(cfg.step_size)
+    threat.check_step(step_size)
     reach = cfg.steps * step_size
     if reach < threat.eps:
         print(
@@ -183,9 +184,9 @@ def network(
 
 
 def from_checkpoint(
-    path: Path, given: Given, data: ImageDataset, *, flag: str = "--model"
+    path: Path, given: Given, data: ImageDataset, *, size: int | None = None, flag: str = "--model"
 ) -> tuple[Backbone, str]:
-    """A saved network for this data set, and its architecture's name."""
+    """A saved network for this data set, and its architecture's name; `size` as `check_size`."""
     num_classes, channels = data.num_classes, data.channels
     given = given._replace(num_classes=num_classes)
     loaded, meta = network(path, given, channels=channels, flag=flag)
@@ -194,11 +195,22 @@ def from_checkpoint(
             f"{path}: a model of {loaded.num_classes} classes and {loaded.channels} channels, but "
             f"the data has {num_classes} and {channels}: choose a checkpoint of this data set"
         )
+    check_size(path, meta, data, size)
     _check_adapted(loaded, data)
     classes: Sequence[str] = meta.get("classes", data.classes)  # as far as is known
     if list(classes) != list(data.classes):
         _check_classes(path, classes, data.classes)
     return loaded, str(meta["architecture"])
+
+
+def check_size(path: Path, meta: dict[str, Any], data: ImageDataset, size: int | None) -> None:
+    """Refuse images of another size than a network saw, unless that `size` was asked for."""
+    seen = meta.get("size", data.size)
+    if size is None and seen != data.size:
+        raise UserError(
+            f"{path}: trained on images of {seen} pixels a side, and these have {data.size}: say "
+            f"--data.size {seen} (or {data.size}, if that is meant)"
+        )
 
 
 def _check_classes(path: Path, theirs: Sequence[str], ours: Sequence[str]) -> None:

@@ -82,7 +82,7 @@ def read_json_lines(path: Path) -> list[Any]:
     return values
 
 
-def save_tensors(path: Path, tensors: "Mapping[str, Any]", meta: Mapping[str, Any]) -> None:
+def save_tensors(path: Path | str, tensors: "Mapping[str, Any]", meta: Mapping[str, Any]) -> None:
     """Write tensors and a JSON-able `meta` as one safetensors file, atomically."""
     from safetensors import SafetensorError
     from safetensors.torch import save_file
@@ -108,16 +108,17 @@ def save_tensors(path: Path, tensors: "Mapping[str, Any]", meta: Mapping[str, An
             raise OSError(text) from error
         temporary.chmod(mode)
 
-    _atomically(path, write)
+    _atomically(Path(path), write)
 
 
-def load_tensors(path: Path, *, kept: bool = True) -> "tuple[dict[str, Any], dict[str, Any]]":
+def load_tensors(path: Path | str, *, kept: bool = True) -> "tuple[dict[str, Any], dict[str, Any]]":
     """The tensors (on the CPU, mapped from the file) and the `meta` that `save_tensors` wrote.
 
     A damaged file that a run makes for itself need not be `kept`: the user is told to delete it.
     """
     from safetensors import SafetensorError, safe_open
 
+    path = Path(path)
     if not path.is_file():
         raise UserError(f"{path}: no such file")
     path.open("rb").close()  # one that may not be read is "not there" to safetensors

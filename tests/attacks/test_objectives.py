@@ -153,3 +153,16 @@ def test_adaptive_kl_takes_both_networks_at_the_attacked_image() -> None:
     assert not torch.allclose(slope, other, atol=1e-3)
     same = objectives.adaptive_kl(of(ours), of(ours))
     assert same(x).abs().max() < 1e-6
+
+
+@pytest.mark.parametrize("objective", [objectives.feature_cosine, objectives.feature_transport])
+def test_clean_features_are_of_the_same_images(objective) -> None:
+    with pytest.raises(UserError, match=r"clean features are \[3, 12\], .* \[2, 12"):
+        objective(lambda x: x.flatten(1), torch.rand(3, 12))(torch.rand(2, 3, 2, 2))
+
+
+@pytest.mark.parametrize("objective", [objectives.cross_entropy, objectives.margin])
+def test_labels_of_any_width(objective) -> None:
+    x, labels = torch.rand(2, 1, 2, 2), torch.tensor([0, 3])
+    found = objective(lambda x: x.flatten(1), labels.int())(x)
+    assert torch.equal(found, objective(lambda x: x.flatten(1), labels)(x))

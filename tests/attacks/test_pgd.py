@@ -380,6 +380,9 @@ def test_memory_format_is_kept() -> None:
         ({"momentum": -0.1}, "negative"),
         ({"restarts": 0}, "at least one"),
         ({"x": torch.rand(SHAPE).half()}, "float32"),
+        ({"x": 255 * images()}, r"must lie in \[0, 1\], not in .*: divide bytes by 255"),
+        ({"x": images() - 0.5}, "normalise inside the model"),
+        ({"step_size": 2.0}, "step_size is 2: .* e.g. 2/255"),
         ({"is_broken": PerImage(lambda x, y: y > 0, torch.zeros(5))}, "transport"),
     ],
 )
@@ -387,3 +390,14 @@ def test_bad_settings_are_refused(wrong: dict[str, object], message: str) -> Non
     settings = {"x": images(), "steps": 1, "step_size": 0.1, "generator": seeded()} | wrong
     with pytest.raises(UserError, match=message):
         pgd(linear(direction()), threat=ThreatModel(eps=0.1), **settings)
+
+
+@pytest.mark.parametrize("score", [lambda x: x.flatten(1)[:, :1], lambda x: x.sum()])
+def test_an_objective_gives_one_number_an_image(score: Objective) -> None:
+    with pytest.raises(UserError, match=r"one number an image, \[5\], not"):
+        pgd(score, images(), ThreatModel(eps=0.1), steps=1, step_size=0.1, random_start=False)
+
+
+def test_inference_mode_is_told_apart_from_no_grad() -> None:
+    with torch.inference_mode(), pytest.raises(UserError, match="inference_mode"):
+        fgsm(linear(direction()), images(), ThreatModel(eps=0.1))

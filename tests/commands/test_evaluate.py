@@ -24,7 +24,7 @@ from gacd.evaluation.outcomes import Evaluation
 from gacd.evaluation.robust import evaluate
 from gacd.models import create_model
 from gacd.models.checkpoints import load_model, save_model
-from gacd.storage import read_json, write_json
+from gacd.storage import load_meta, read_json, write_json
 
 COMMON = [
     *("--data.train_limit", "200", "--data.test_limit", "60", "--threat.eps", "0.1"),
@@ -225,3 +225,33 @@ def test_killed_and_resumed_to_the_same_outcomes(
     assert cli.main(["compare", str(killed), str(whole), "--json"]) == 0
     pairs = json.loads(capsys.readouterr().out)["attacks"]
     assert [pair["p"] for pair in pairs.values()] == [1.0] * 4
+
+
+def test_what_a_network_cost_goes_with_it_and_nothing_is_made_up(
+    models: tuple[Path, Path], no_page: None, tmp_path: Path
+) -> None:
+    trained = tmp_path / "trained.safetensors"
+    model, about = load_model(models[0])
+    spent = {"seconds": 7.0, "images": 10, "cost": {"flops": 3.0}}
+    save_model(trained, model, about | {"spent": spent})
+    for path in (trained, models[0]):
+        assert cli.main(command(path, tmp_path / path.stem, "natural")) == 0
+    known, unknown = (
+        read_json(tmp_path / name / "model" / "record.json") for name in ("trained", "ours")
+    )
+    assert (known["train_seconds"], known["train_flops"]) == (7.0, 3.0)
+    assert "train_seconds" not in unknown
+    assert load_meta(tmp_path / "trained" / "model" / "model.safetensors")["spent"]["images"] == 10
+
+
+def test_a_radius_of_the_wrong_norm_is_noted(
+    models: tuple[Path, Path], no_page: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for eps, noted in (("8/255", True), ("0.5", False)):
+        words = command(models[0], tmp_path / eps[0], "natural")
+        words[words.index("0.1")] = eps
+        assert cli.main([*words, "--threat.norm", "l2"]) == 0
+        assert ("an l2 eps of 0.0314 is next to nothing" in capsys.readouterr().out) is noted
+    words = command(models[0], tmp_path / "step", "natural", "--evaluation.step_size", "2")
+    assert cli.main(words) == 2
+    assert "step_size is 2: " in capsys.readouterr().err

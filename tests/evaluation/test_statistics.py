@@ -50,3 +50,9 @@ def test_mcnemar_needs_the_same_images() -> None:
     # Shape-checked first where the test suite checks shapes; a user without that gets the line.
     with pytest.raises(Exception, match=r"same images|Type-check"):
         mcnemar(torch.ones(3, dtype=torch.bool), torch.ones(4, dtype=torch.bool))
+
+
+@pytest.mark.parametrize("confidence", [0.0, 1.0, 95.0])
+def test_confidence_is_a_share(confidence: float) -> None:
+    with pytest.raises(UserError, match="a share such as"):
+        binomial_interval(3, 5, confidence)

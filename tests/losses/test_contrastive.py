@@ -471,6 +471,10 @@ def test_projected_anchors_give_the_same_loss() -> None:
     [
         ({"temperature": 0.0}, "temperature"),
         ({"negatives": 0}, "negatives"),
+        ({"anchor_weights_M": torch.ones(23, requires_grad=True)}, "constants get no gradient"),
+        ({"projection_weight_ED": torch.ones(6, 5)}, r"\[6, 5\], .* it must be \[6, 6\]"),
+        ({"projection_bias_E": torch.ones(6)}, "goes with projection_weight_ED"),
+        ({"index_B": torch.arange(5), "dataset_size": 99}, "say with anchor_index_M which rows"),
         ({"dataset_size": 0}, "dataset_size"),
         ({"student_BE": torch.ones(5, 7), "positive_BE": torch.ones(5, 7)}, "projection_weight_ED"),
     ],
@@ -500,6 +504,9 @@ def test_bad_input_is_refused(change: dict[str, Any], message: str) -> None:
             "anchor_index_M is [24], but there are 23 anchors",
         ),
         ({"student_BE": torch.ones(0, 6), "positive_BE": torch.ones(0, 6)}, "holds no image"),
+        ({"projection_weight_ED": torch.ones(6, 6), "projection_bias_E": torch.ones(5)}, "be [6]"),
+        ({"log_z": torch.ones(7)}, "log_z is one constant, not [7]"),
+        ({"temperature": torch.tensor(0.1, requires_grad=True)}, "temperature: constants get no"),
     ],
 )
 def test_shapes_that_do_not_fit_are_refused_where_types_are_not_checked(
@@ -529,3 +536,22 @@ def test_nce_refuses_what_has_no_value(candidates: int, temperature: float, mess
             log_z=torch.zeros(()),
             temperature=temperature,
         )
+
+
+def test_labels_of_any_width_and_a_constant_given_as_a_number() -> None:
+    p = problem()
+    expected_B = gacd_loss(**p, log_z=torch.tensor(0.5, dtype=DOUBLE))
+    labels = {name: p[name].int() for name in ("labels_B", "anchor_labels_M")}
+    torch.testing.assert_close(gacd_loss(**p | labels, log_z=0.5), expected_B, rtol=0, atol=0)
+
+
+def test_nce_keeps_its_precision_under_autocast_and_refuses_what_would_broadcast() -> None:
+    query, candidates = torch.randn(2, 8), torch.randn(2, 3, 8)
+    setting: dict[str, Any] = {"dataset_size": 9, "log_z": 0.0}
+    expected_B = nce(query, candidates, **setting)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        torch.testing.assert_close(nce(query, candidates, **setting), expected_B, rtol=0, atol=0)
+        half_B = nce(query, candidates.half(), **setting)
+    torch.testing.assert_close(half_B, nce(query, candidates.half().float(), **setting))
+    with pytest.raises(UserError, match="dataset_size must be at least 1"):
+        nce(query, candidates, **setting | {"dataset_size": 0})

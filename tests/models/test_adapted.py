@@ -225,6 +225,10 @@ class Ends(nn.Module):
         (lambda net, x: net.fc(x.flatten(1))[:, :3], r"for two images, not \(2, 3\)"),
         (lambda net, x: net.fc(x.view(2, -1)), "Ends fails on channels-last images of 3x4x4: view"),
         (lambda net, x: x.flatten(1) @ net.fc.weight.T, "Ends fails on .*'weight'"),
+        (
+            lambda net, x: (net.fc(x.flatten(1)),) if net.training else net.fc(x.flatten(1)),
+            "Ends fails when it trains on channels-last images of 3x4x4",
+        ),
     ],
 )
 def test_a_network_that_does_not_end_in_its_classifier_is_refused(
@@ -334,3 +338,49 @@ def test_the_example_in_the_documentation_runs(
     models._REGISTERED.clear()
     assert cli.main([*evaluate, *shape[:-1], str(tmp_path / "third")]) == 2
     assert "unknown model 'small-stem'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (
+            lambda num_classes: Hidden(num_classes),
+            "cannot be built with num_classes=4",
+        ),
+        (lambda num_classes, channels: None, "must build a network, not NoneType"),
+        (resnet18, "unexpected keyword argument 'channels'"),  # by place it would fetch weights
+    ],
+)
+def test_what_builds_no_network_is_refused(build: Callable[..., nn.Module], message: str) -> None:
+    register_model("odd", build, classifier="fc")
+    with pytest.raises(UserError, match=message):
+        create_model("odd", num_classes=4, seed=1)
+
+
+def test_a_network_that_cannot_train_is_refused() -> None:
+    with pytest.raises(UserError, match="no parameter that takes a gradient"):
+        Adapted(resnet18(num_classes=4).requires_grad_(False), "fc").check(32)
+
+
+class Gated(nn.Module):
+    """A gate without gradient reads the convolution's output beside its normalisation."""
+
+    def __init__(self, classes: int) -> None:
+        super().__init__()
+        self.conv, self.bn = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)
+        self.fc = nn.Linear(4, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.conv(x)
+        return self.fc((self.bn(h) * h.detach().sigmoid()).mean((2, 3)))
+
+
+def test_a_network_that_cannot_be_folded_is_attacked_as_it_is() -> None:
+    model, x = Adapted(Gated(5), "fc"), torch.rand(4, 3, 8, 8)
+    for _ in range(3):
+        model.train()(x)
+    model.check(8)
+    model = copy.deepcopy(model).eval()
+    with frozen(model, x):
+        found = model(x)
+    assert torch.equal(found, model(x))

@@ -3,6 +3,7 @@
 import copy
 import subprocess
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from gacd.models import create_model
 from gacd.models.base import Backbone
-from gacd.models.frozen import find_pairs, frozen
+from gacd.models.frozen import find_pairs, folds_exactly, frozen
 from gacd.models.modes import evaluating
 
 # name -> batch normalisations, and how many of them follow a convolution that nothing else reads
@@ -182,3 +183,42 @@ def test_a_compiled_network_is_not_compiled_at_every_step() -> None:
     command = [sys.executable, "-c", PROGRAM]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+class Read(nn.Module):
+    """A convolution and its normalisation, and whatever else reads the convolution's output."""
+
+    def __init__(self, also: Callable[[Tensor], Tensor | float]) -> None:
+        super().__init__()
+        self.conv, self.bn, self.also = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), also
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.conv(x)
+        return (self.bn(h) + self.also(h)).flatten(1)
+
+
+@pytest.mark.parametrize(
+    ("also", "exact"),
+    [
+        (lambda h: 0.0, True),
+        (lambda h: h, True),  # the graph shows it, so there is no pair
+        (lambda h: h.detach(), False),
+        (lambda h: h if len(h) > 1 else 0.0, False),
+    ],
+)
+def test_readers_that_the_graph_does_not_show_are_found(
+    also: Callable[[Tensor], Tensor | float], exact: bool
+) -> None:
+    model, x = Read(also), torch.rand(2, 3, 5, 5)
+    before = copy.deepcopy(model.state_dict())
+    assert folds_exactly(model, x) is exact
+    assert all(torch.equal(model.state_dict()[name], before[name]) for name in before)
+
+
+def test_a_network_that_says_so_is_not_folded() -> None:
+    model, x = Read(lambda h: h.detach()).eval(), torch.rand(2, 3, 5, 5)
+    model.bn.running_var.fill_(9.0)
+    model.folds = False
+    with frozen(model, x):
+        found = model(x)
+    assert torch.equal(found, model(x))

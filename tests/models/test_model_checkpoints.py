@@ -70,8 +70,10 @@ def test_own_file_of_another_normalisation(tmp_path: Path) -> None:
 
 
 def test_saving_needs_the_architecture(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="architecture"):
+    with pytest.raises(UserError, match="architecture"):
         save_model(tmp_path / "x.safetensors", source(), {})
+    with pytest.raises(UserError, match=r"x\.pt: name the file \.safetensors"):
+        save_model(str(tmp_path / "x.pt"), source(), {"architecture": "wrn-10-1"})
 
 
 @pytest.mark.parametrize("averaged", [False, True])
@@ -90,7 +92,7 @@ def test_training_checkpoint_gives_the_student_preferably_averaged(
 
 
 @pytest.mark.parametrize("key", [None, "state_dict", "model", "net"])
-@pytest.mark.parametrize("prefix", ["", "module.", "model.", "module.model.", "_orig_mod."])
+@pytest.mark.parametrize("prefix", ["", "module.", "model.", "module.model.", "backbone.", "1."])
 @pytest.mark.parametrize("new", [True, False])
 def test_files_from_elsewhere(tmp_path: Path, key: str | None, prefix: str, new: bool) -> None:
     state = renamed(source().state_dict(), prefix)
@@ -126,7 +128,10 @@ def test_unused_blocks_and_missing_counters_are_tolerated(tmp_path: Path) -> Non
             {"name": "wrn-10-2"},
             r"'block1.layer.0.conv1.weight' is \(16, 16, 3, 3\) .* architecture",
         ),
-        ({"name": "wrn-16-1"}, r"it has no 'block1.layer.1.bn1.weight'; name the architecture"),
+        (
+            {"name": "wrn-16-1"},
+            r"it has no 'block1.layer.1.bn1.weight' \(but '.*'\); name",
+        ),
         ({"name": "mobilenetv2"}, "not the weights of this network: .* architecture"),
     ],
 )

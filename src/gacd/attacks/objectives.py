@@ -100,7 +100,7 @@ def feature_cosine(encode: Encoder, clean_features: Features) -> PerImage:
     Its gradient is exactly 0 at the clean image: begin with a random start.
     """
 
-    def score(x: Images, clean: Features) -> PerSample:
+    def score(x: Images, clean: Tensor) -> PerSample:
         features = encode(x).float()
         _check_alike(features, clean)
         return 1 - F.cosine_similarity(features, clean, dim=1)
@@ -136,7 +136,7 @@ def misclassified(model: Classifier, labels: Labels) -> PerImage:
     return PerImage(lambda x, y: model(x).argmax(1) != y, labels)
 
 
-def _check_alike(features: Features, clean: Features) -> None:
+def _check_alike(features: Tensor, clean: Tensor) -> None:
     if features.shape != clean.shape:
         raise UserError(
             f"clean features are {list(clean.shape)}, those of the images {list(features.shape)}"

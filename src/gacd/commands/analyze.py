@@ -48,7 +48,7 @@ def analyze(cfg: c.Analyze, *, goal: Goal = "report") -> None:
     test = build.splits(cfg.data, cfg.seed).test.to(device)
     models, metas = {}, {}
     for name, path in files.items():
-        models[name], metas[name] = _finished(path, test)
+        models[name], metas[name] = _finished(path, test, cfg.data.size)
         models[name].to(device)
     record = _structure(cfg, models, test)
     record["teacher"] = metas[TEACHER]
@@ -74,13 +74,13 @@ def _named(text: str) -> tuple[str, Path]:
     return name, from_home(Path(path))
 
 
-def _finished(path: Path, data: ArrayDataset) -> tuple[Backbone, dict[str, str]]:
+def _finished(path: Path, data: ArrayDataset, size: int | None) -> tuple[Backbone, dict[str, str]]:
     if not names_itself(path):
         raise UserError(
             f"{path}: only a .safetensors of this package says which network it holds; "
             "'gacd evaluate' makes one of a public .pt"
         )
-    model, name = build.from_checkpoint(path, build.Given(), data)
+    model, name = build.from_checkpoint(path, build.Given(), data, size=size)
     return model, {"architecture": name, "method": method_of(path)}
 
 

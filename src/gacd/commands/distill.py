@@ -17,7 +17,7 @@ from gacd.commands.rows import (
     Spent,
 )
 from gacd.commands.run import Run, check_attack, refuse_teacher
-from gacd.data.batches import iterate, steps_per_epoch
+from gacd.data.batches import iterate
 from gacd.errors import UserError
 from gacd.evaluation.batches import model_fingerprint
 from gacd.linear import fit_head
@@ -27,7 +27,7 @@ from gacd.methods.registry import Named, parse_method
 from gacd.models.base import Backbone
 from gacd.models.checkpoints import load_weights, method_of, names_itself
 from gacd.storage import read_json, write_json
-from gacd.training.ranks import per_rank, refuse_memory
+from gacd.training.ranks import refuse_memory
 
 
 def distill(cfg: c.Distill, title: str = "", *, goal: Goal = "report") -> None:
@@ -56,14 +56,16 @@ def distill(cfg: c.Distill, title: str = "", *, goal: Goal = "report") -> None:
 
 def _refuse_early(run: Run, cfg: c.Distill) -> None:
     """Refuse, before the teacher trains, what would fail only after it."""
-    images, ranks = len(run.splits.train), run.fabric.world_size
+    ranks = run.fabric.world_size
     build.model(cfg.student, run.splits.train, seed=cfg.seed)
     named = [parse_method(method, cfg.weights) for method in cfg.methods]
-    stages = [_first_stage(cfg, method) for method in named]
-    stages += [cfg.finetune] * any(method.aft for method in named)
-    for stage in stages:
-        share = per_rank(stage.batch_size, ranks)
-        steps_per_epoch(images, share, drop_last=True, world_size=ranks)
+    first = {method.trains_head and not method.aft for method in named}
+    stages = {"training": True in first, "distillation": False in first}
+    stages["finetune"] = any(method.aft for method in named)
+    if cfg.teacher.checkpoint is None:
+        run.check_stage(cfg.teacher.training, "teacher.training")
+    for name in (name for name, trains in stages.items() if trains):
+        run.check_stage(getattr(cfg, name), name)
     terms = {term for method in named for term in method.terms}
     if ranks > 1:
         refuse_memory("crd" in terms or ("gacd" in terms and cfg.gacd.estimator == "memory"))
@@ -80,9 +82,10 @@ def _teacher(run: Run, cfg: c.Distill) -> tuple[Backbone, str, Spent]:
         if names_itself(cfg.teacher.checkpoint):
             given = given._replace(model=None)  # what the teacher would be if it were trained
         teacher, name = run.load(cfg.teacher.checkpoint, given, "--teacher.model")
-        run.keep(cfg.out / TEACHER, teacher, name, method_of(cfg.teacher.checkpoint))
+        spent = Spent.read(cfg.teacher.checkpoint)
+        run.keep(cfg.out / TEACHER, teacher, name, method_of(cfg.teacher.checkpoint), spent)
         teacher.to(run.fabric.device).to(memory_format=torch.channels_last)
-        return teacher, name, Spent()
+        return teacher, name, spent
     teacher = build.model(cfg.teacher.model, data, seed=cfg.seed)
     spent = run.train(TEACHER, cfg.teacher.method, teacher, cfg.teacher.model, cfg.teacher.training)
     return teacher, cfg.teacher.model, spent

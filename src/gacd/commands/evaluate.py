@@ -5,6 +5,7 @@ from gacd import config as c
 from gacd.commands.rows import (
     SOURCE,
     Row,
+    Spent,
     row_order,
 )
 from gacd.commands.run import Run
@@ -21,9 +22,9 @@ def evaluate(cfg: c.Evaluate) -> None:
         given = build.Given(cfg.source_model, cfg.source_mean, cfg.source_std)
         source, source_name = run.load(cfg.source, given, "--source_model")
         run.keep(cfg.out / SOURCE, source, source_name, method_of(cfg.source))
-    method = method_of(cfg.checkpoint)
-    run.keep(cfg.out / "model", model, name, method)
-    run.measure(Row("model", name, method, "student"))
+    method, spent = method_of(cfg.checkpoint), Spent.read(cfg.checkpoint)
+    run.keep(cfg.out / "model", model, name, method, spent)
+    run.measure(Row("model", name, method, "student", spent))
     run.finish(f"{cfg.checkpoint.name} on {run.splits.test.name}")
 
 

@@ -50,8 +50,10 @@ class Spent:
         return cls() if meta is None else cls(**{**meta, "cost": Cost(**meta["cost"])})
 
     def record(self) -> dict[str, Any]:
-        """For a record: the cost of an image, a mean over the stages, and FLOPs in all."""
-        figures: dict[str, Any] = {"train_seconds": round(self.seconds, 1)}
+        """For a record, as far as known: seconds, cost of an image (a mean), FLOPs in all."""
+        figures: dict[str, Any] = {}
+        if self.seconds:
+            figures["train_seconds"] = round(self.seconds, 1)
         if self.images:
             each = asdict(self.cost * (1 / self.images))
             figures |= {

@@ -25,6 +25,7 @@ from gacd.commands.rows import (
     row_order,
     summary,
 )
+from gacd.data.batches import steps_per_epoch
 from gacd.data.dataset import Splits
 from gacd.errors import UserError
 from gacd.evaluation.autoattack import check_autoattack
@@ -40,6 +41,7 @@ from gacd.report.run import write_run_report
 from gacd.report.tables import comparison_table
 from gacd.storage import fingerprint, write_json
 from gacd.training.loop import fit
+from gacd.training.ranks import per_rank
 
 
 class Run:
@@ -52,6 +54,10 @@ class Run:
         self.options = build.method_options(cfg)
         self.threat = build.threat(cfg.threat)
         self.fabric: Fabric = build.fabric(cfg.fabric)
+        if self.fabric.is_global_zero and self.threat.norm == "l2" and self.threat.eps < 0.1:
+            print(f"note: an l2 eps of {self.threat.eps:.3g} is next to nothing; 0.5 is usual")
+        if cfg.evaluation.step_size is not None:
+            self.threat.check_step(c.fraction(cfg.evaluation.step_size))
         for eps in cfg.evaluation.eps_curve:
             replace(self.threat, eps=c.fraction(eps))  # refused now, not after training
         self.splits: Splits = build.splits(cfg.data, cfg.seed)
@@ -98,6 +104,16 @@ class Run:
         refused = self.fabric.broadcast(refused)
         if refused is not None:
             raise UserError(refused)
+
+    def check_stage(self, stage: c.Training, name: str) -> None:
+        """Refuse, before anything trains, what would fail in the first step of a stage."""
+        self.threat.check_step(c.fraction(stage.attack.step_size))
+        ranks = self.fabric.world_size
+        try:
+            share = per_rank(stage.batch_size, ranks)
+            steps_per_epoch(len(self.splits.train), share, drop_last=True, world_size=ranks)
+        except UserError as error:
+            raise UserError(f"{name}.batch_size: {error}") from None
 
     def train(
         self,
@@ -158,6 +174,7 @@ class Run:
                 "method": method,
                 "seed": self.cfg.seed,
                 "classes": list(self.splits.train.classes),
+                "size": self.splits.train.size,
             }
             known = {} if spent is None else {"spent": asdict(spent)}
             save_model(out / MODEL, model, meta | known)
@@ -173,7 +190,8 @@ class Run:
             raise UserError(
                 "which model? give --checkpoint FILE, a .safetensors of gacd or a public .pt"
             )
-        return build.from_checkpoint(path, given, self.splits.train, flag=flag)
+        size = self.cfg.data.size
+        return build.from_checkpoint(path, given, self.splits.train, size=size, flag=flag)
 
     def measure(self, row: Row) -> None:
         """Attack a finished model and write its record; done once per row.

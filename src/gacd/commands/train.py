@@ -17,6 +17,7 @@ def train(cfg: c.Train, *, goal: Goal = "report") -> None:
     """Train one network and evaluate it."""
     refuse_teacher(cfg.method, cfg.training)
     run = Run(cfg, goal)
+    run.check_stage(cfg.training, "training")
     model = build.model(cfg.model, run.splits.train, seed=cfg.seed)
     spent = run.train(cfg.method, cfg.method, model, cfg.model, cfg.training)
     run.measure(Row(cfg.method, cfg.model, cfg.method, "student", spent))
@@ -27,6 +28,7 @@ def finetune(cfg: c.Finetune, *, goal: Goal = "report") -> None:
     """Fine-tune a saved network adversarially and evaluate it."""
     refuse_teacher(cfg.method, cfg.training)
     run = Run(cfg, goal)
+    run.check_stage(cfg.training, "training")
     model, name = run.load(cfg.checkpoint, build.Given(cfg.model, cfg.mean, cfg.std))
     if cfg.source is not None:
         if not names_itself(cfg.source):

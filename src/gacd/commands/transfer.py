@@ -27,6 +27,7 @@ def transfer(cfg: c.Transfer, *, goal: Goal = "report") -> None:
     channels = run.splits.train.channels
     given = build.Given(cfg.model, cfg.mean, cfg.std, cfg.num_classes)
     model, about = build.network(cfg.checkpoint, given, channels=channels)
+    build.check_size(cfg.checkpoint, about, run.splits.train, cfg.data.size)
     name, method = str(about["architecture"]), str(about.get("method", cfg.checkpoint.stem))
     out = cfg.out / _NAME
     if run.fabric.is_global_zero and not (out / MODEL).is_file():

@@ -99,7 +99,7 @@ def iterate(
     order = order.to(device)
     together = batch_size * world_size
     indices = [
-        order[step * together : (step + 1) * together][rank::world_size]
+        order[step * together : (step + 1) * together][rank::world_size].contiguous()
         for step in range(start, steps)
     ]
     indices = [index for index in indices if len(index)]  # only a last step may lack images

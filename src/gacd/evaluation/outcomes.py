@@ -61,7 +61,7 @@ class Evaluation:
         robust, _ = self.outcomes(name)
         return {**_summary(robust), "n": len(robust)}
 
-    def save(self, path: Path) -> None:
+    def save(self, path: Path | str) -> None:
         """Write every image's outcome as a safetensors file."""
         tensors = {f"robust/{name}": t for name, t in self.robust.items()}
         tensors |= {f"index/{name}": t for name, t in self.index.items()}
@@ -74,7 +74,7 @@ class Evaluation:
         save_tensors(path, tensors, meta)
 
     @classmethod
-    def load(cls, path: Path) -> "Evaluation":
+    def load(cls, path: Path | str) -> "Evaluation":
         """Read what `save` wrote."""
         tensors, meta = load_tensors(path)
         if "attacks" not in meta:

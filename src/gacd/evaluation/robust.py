@@ -37,7 +37,7 @@ from gacd.evaluation.batches import (
 from gacd.evaluation.names import Attack, parse_attack
 from gacd.evaluation.outcomes import Evaluation
 from gacd.evaluation.statistics import binomial_interval
-from gacd.models.base import Backbone
+from gacd.models.base import Backbone, check_backbone
 from gacd.models.modes import evaluating
 from gacd.progress import progress
 from gacd.ranks import ALONE, Ranks
@@ -59,7 +59,7 @@ def evaluate(
     autoattack_limit: int | None = None,
     cascade: bool = False,
     source: Backbone | None = None,
-    cache: Path | None = None,
+    cache: Path | str | None = None,
     show_progress: bool = True,
     ranks: Ranks = ALONE,
 ) -> Evaluation:
@@ -93,6 +93,7 @@ def evaluate(
     if source is not None:
         settings["source"] = model_fingerprint(source)
     run = _Run(model, dataset, source, threat, step_size, batch_size, seed, show_progress, ranks)
+    cache = None if cache is None else Path(cache)
     key = cache and run.fingerprint()
 
     robust: dict[str, Tensor] = {}
@@ -229,7 +230,7 @@ class _Run:
             found = shared_out(live, compute, folder=folder, ranks=self.ranks, tell=tell)
         for (_, rows), value in zip(live, found, strict=True):
             survived[rows] = from_bits(value["robust"])
-        return survived, sum(value["seconds"] for value in found)
+        return survived, sum((value["seconds"] for value in found), 0.0)
 
     def attack(self, attack: Attack, number: int, x: Images, labels: Labels) -> Bool[Tensor, " B"]:
         """Which images of one batch survive all restarts; only survivors meet the next one."""
@@ -307,6 +308,7 @@ def _check(
     for network in (model, source):
         if network is None:
             continue
+        check_backbone(network)
         has, needs = (
             (network.num_classes, network.channels),
             (dataset.num_classes, dataset.channels),

@@ -10,8 +10,10 @@ def binomial_interval(correct: int, n: int, confidence: float = 0.95) -> tuple[f
     """Wilson's score interval of a proportion, as fractions in [0, 1].
 
     The bounds p solve |correct/n - p| = z sqrt(p (1 - p) / n) (Wilson, JASA 22, 1927).
-    Raises `UserError` unless 0 <= correct <= n and n > 0.
+    Raises `UserError` unless 0 <= correct <= n, n > 0 and 0 < confidence < 1.
     """
+    if not 0 < confidence < 1:
+        raise UserError(f"confidence is a share such as 0.95, not {confidence:g}")
     if not 0 <= correct <= n or n == 0:
         raise UserError(f"an interval needs 0 <= correct <= n and n > 0, not {correct} of {n}")
     from scipy.stats import binomtest

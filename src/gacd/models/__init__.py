@@ -26,7 +26,7 @@ _KNOWN = (
     "wrn-40-2",
 )
 _SIZED = r"(wrn-(?P<depth>\d+)|digits-cnn)-(?P<width>\d+)"
-_REGISTERED: "dict[str, tuple[Callable[[int, int], nn.Module], str]]" = {}
+_REGISTERED: "dict[str, tuple[Callable[..., nn.Module], str]]" = {}
 
 
 def model_names() -> tuple[str, ...]:
@@ -37,10 +37,10 @@ def model_names() -> tuple[str, ...]:
     return (*_KNOWN, *_REGISTERED)
 
 
-def register_model(name: str, build: "Callable[[int, int], nn.Module]", *, classifier: str) -> None:
+def register_model(name: str, build: "Callable[..., nn.Module]", *, classifier: str) -> None:
     """Make a network from elsewhere one of that name, on the command line as well.
 
-    `build(num_classes, channels)` makes it; its forward pass ends in the linear layer that
+    `build(num_classes=K, channels=C)` makes it; its forward pass ends in the linear layer that
     `classifier` names, and it takes images as its mean and std make them of [0, 1]. See
     docs/methods.md. Raises UserError for a name that is taken or cannot be one.
     """
@@ -108,13 +108,25 @@ def _registered(
     std: Sequence[float] | None,
 ) -> "gacd.models.base.Backbone":
     import torch
+    from torch import nn
 
     from gacd.models.adapted import Adapted
 
     build, classifier = _REGISTERED[name]
 
     def made() -> Adapted:
-        network = build(num_classes, channels)
+        try:
+            network = build(num_classes=num_classes, channels=channels)
+        except Exception as error:
+            said = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise UserError(
+                f"the registered '{name}' cannot be built with num_classes={num_classes} and "
+                f"channels={channels}: {said}"
+            ) from error
+        if not isinstance(network, nn.Module):
+            raise UserError(
+                f"the registered '{name}' must build a network, not {type(network).__name__}"
+            )
         return Adapted(network, classifier, channels=channels, mean=mean, std=std)
 
     model = made()

@@ -1,13 +1,16 @@
 """Networks from elsewhere: timm's, torchvision's, one's own."""
 
+import copy
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from gacd.data.batches import global_randomness_kept
 from gacd.errors import UserError
 from gacd.models.base import Backbone
+from gacd.models.frozen import folds_exactly
 from gacd.models.modes import evaluating
 from gacd.shapes import Features, Images, Logits
 
@@ -46,7 +49,7 @@ class Adapted(Backbone):
                 "parametrisation out"
             )
         self.num_classes, self.num_features = found.out_features, found.in_features
-        self.channels = channels
+        self.channels, self.folds = channels, True
         network.set_submodule(classifier, nn.Identity())
         self.body, self.head = network, found
         self.classifier = classifier
@@ -57,20 +60,18 @@ class Adapted(Backbone):
     def check(self, size: int) -> None:
         """Refuse a network that fails on images [2, channels, size, size], or is not what it was.
 
-        Raises UserError where its forward pass raises, gives anything but logits [2, K], or other
-        ones than those of the classifier: where something follows it, or reads its weights.
+        Raises UserError where its forward pass raises, gives anything but logits [2, K] (when it
+        trains, too), or other ones than those of the classifier: where something follows it, or
+        reads its weights. Notes whether batch normalisation may be folded for attacks.
         """
         x = torch.rand(2, self.channels, size, size, generator=torch.Generator().manual_seed(0))
         x = x.to(next(self.parameters()).device, memory_format=torch.channels_last)
         network = type(self.body).__name__
+        if not any(parameter.requires_grad for parameter in self.parameters()):
+            raise UserError(f"{network} has no parameter that takes a gradient")
         with evaluating(self):
             whole = self._tried(self._uncut, x)
-            if not isinstance(whole, Tensor) or whole.shape != (2, self.num_classes):
-                found = tuple(whole.shape) if isinstance(whole, Tensor) else type(whole).__name__
-                raise UserError(
-                    f"{network} must give logits of shape {(2, self.num_classes)} for two images, "
-                    f"not {found}"
-                )
+            self._check_logits(whole)
             cut = self._tried(self, x)
         if not torch.allclose(whole, cut, rtol=1e-3, atol=1e-3 * float(whole.abs().max())):
             raise UserError(
@@ -80,6 +81,17 @@ class Adapted(Backbone):
         for key, value in self.state_dict().items():
             if not isinstance(value, Tensor):
                 raise UserError(f"'{key}' in the state dict of {network} is no tensor")
+        with global_randomness_kept(x.device):  # dropout's
+            self._check_logits(self._tried(copy.deepcopy(self).train(), x, " when it trains"))
+        self.folds = folds_exactly(self, x)
+
+    def _check_logits(self, found: Any) -> None:
+        if not isinstance(found, Tensor) or found.shape != (2, self.num_classes):
+            what = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
+            raise UserError(
+                f"{type(self.body).__name__} must give logits of shape {(2, self.num_classes)} for "
+                f"two images, not {what}"
+            )
 
     def _uncut(self, x: Images) -> Any:
         self.body.set_submodule(self.classifier, self.head)
@@ -88,14 +100,14 @@ class Adapted(Backbone):
         finally:
             self.body.set_submodule(self.classifier, nn.Identity())
 
-    def _tried(self, run: Callable[[Images], Any], x: Images) -> Any:
+    def _tried(self, run: Callable[[Images], Any], x: Images, when: str = "") -> Any:
         try:
             return run(x)
         except Exception as error:
             said = (str(error).strip() or type(error).__name__).splitlines()[0]
             shape = "x".join(map(str, x.shape[1:]))
             raise UserError(
-                f"{type(self.body).__name__} fails on channels-last images of {shape}: {said}"
+                f"{type(self.body).__name__} fails{when} on channels-last images of {shape}: {said}"
             ) from error
 
     def forward_features(self, x: Images) -> Features:

@@ -64,5 +64,14 @@ class Backbone(nn.Module, ABC):
         return self.forward_head(self.forward_features(x))
 
 
+def check_backbone(model: nn.Module) -> None:
+    """Refuse a network that does not give features apart from logits. Raises UserError."""
+    if not isinstance(model, Backbone):
+        raise UserError(
+            f"a {type(model).__name__} does not give its features: wrap it in "
+            "gacd.models.adapted.Adapted(network, NAME_OF_ITS_LAST_LAYER)"
+        )
+
+
 def _per_channel(values: Sequence[float] | None) -> Tensor | None:
     return None if values is None else torch.tensor(list(values)).view(1, -1, 1, 1)

@@ -6,7 +6,7 @@ No file is trusted: PyTorch files are read with `weights_only`, so that none can
 import pickle
 import warnings
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from pathlib import Path
 from typing import Any
 
@@ -22,18 +22,20 @@ from gacd.storage import load_meta, load_tensors, save_tensors
 _OURS = ("average.student.", "method.student.", "student.")
 # Keys under which scripts put the weights.
 _WRAPPERS = ("state_dict", "model_state_dict", "model", "net")
-_PREFIXES = ("module.", "model.", "_orig_mod.")  # DataParallel, containers, torch.compile
 _ANOTHER = "name the architecture that it was saved from"
+_OLD_FILES_LACK = "num_batches_tracked"  # unused here
 _UNUSED = "sub_block1."  # some public WideResNets carry these blocks without using them
 
 
-def save_model(path: Path, model: Backbone, meta: Mapping[str, Any]) -> None:
+def save_model(path: Path | str, model: Backbone, meta: Mapping[str, Any]) -> None:
     """Write a network, and in the file's JSON all that `load_model` needs to build it again.
 
     `meta` must name the "architecture" as `create_model` knows it, and may hold anything else.
     """
     if "architecture" not in meta:
-        raise ValueError("save_model: meta must name the architecture")
+        raise UserError("save_model: meta must name the architecture")
+    if Path(path).suffix != ".safetensors":
+        raise UserError(f"{path}: name the file .safetensors, as it holds that")
     rebuilt = {"num_classes": model.num_classes, "channels": model.channels, **statistics(model)}
     save_tensors(path, model.state_dict(), {**meta, **rebuilt})
 
@@ -58,7 +60,11 @@ def names_itself(path: Path) -> bool:
 
 
 def load_model(path: Path | str) -> tuple[Backbone, dict[str, Any]]:
-    """The network that `save_model` wrote, and its meta. Raises UserError for any other file."""
+    """The network that `save_model` wrote, and its meta. Raises UserError for any other file.
+
+    The input normalisation is in the meta, not in the state dict: networks saved otherwise have to
+    be made with it (`create_model(mean=..., std=...)`).
+    """
     path = Path(path)
     if path.suffix != ".safetensors":
         raise UserError(
@@ -79,12 +85,13 @@ def load_model(path: Path | str) -> tuple[Backbone, dict[str, Any]]:
     return model, meta
 
 
-def load_weights(model: Backbone, path: Path) -> None:
+def load_weights(model: Backbone, path: Path | str) -> None:
     """Fill `model` with the weights in a file: `.safetensors`, or PyTorch's `.pt` and `.pth`.
 
     Of a training checkpoint it takes the student, its averaged weights where there are any. Raises
     UserError, naming the first entry that differs, where the file is not of this network.
     """
+    path = Path(path)
     if path.suffix == ".safetensors":
         tensors, meta = load_tensors(path)
         _check_statistics(model, meta, path)
@@ -138,14 +145,16 @@ def _unwrap(content: object, path: Path) -> dict[str, Tensor]:
 
 def _fill(model: Backbone, tensors: Mapping[str, Tensor], path: Path) -> None:
     wanted = model.state_dict()
-    # A network's own parts may be called as a wrapper is.
-    state = dict(tensors) if wanted.keys() <= tensors.keys() else _stripped(tensors)
+    state = _stripped(tensors, {name for name in wanted if not name.endswith(_OLD_FILES_LACK)})
     for name, tensor in wanted.items():
-        if name.endswith("num_batches_tracked"):  # unused here, and missing from old files
+        if name.endswith(_OLD_FILES_LACK):
             state.setdefault(name, tensor)
     for name, tensor in wanted.items():
         if name not in state:
-            raise _different(path, f"it has no '{name}'")
+            first = next(iter(state), None)
+            raise _different(
+                path, f"it has no '{name}' (but '{first}')" if first else "it is empty"
+            )
         if state[name].shape != tensor.shape:
             raise _different(path, *_shapes(model, name, state[name], tensor))
         kind = state[name].layout, state[name].is_floating_point()
@@ -160,15 +169,19 @@ def _fill(model: Backbone, tensors: Mapping[str, Tensor], path: Path) -> None:
     model.load_state_dict(state)
 
 
-def _stripped(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _stripped(tensors: Mapping[str, Tensor], wanted: Set[str]) -> dict[str, Tensor]:
+    """Without what containers (DataParallel, torch.compile, wrappers) put before every name."""
     state = dict(tensors)
+    if wanted <= state.keys():  # a network's own parts may be called as a wrapper is
+        return state
     for own in _OURS:
         if student := {k.removeprefix(own): v for k, v in state.items() if k.startswith(own)}:
             return student
-    while prefix := next(
-        (p for p in _PREFIXES if state and all(k.startswith(p) for k in state)), ""
-    ):
-        state = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
+    while not wanted <= state.keys():
+        fronts = {name.partition(".")[0] for name in state if "." in name}
+        if len(fronts) != 1 or not all("." in name for name in state):
+            break
+        state = {name.partition(".")[2]: tensor for name, tensor in state.items()}
     return {name: tensor for name, tensor in state.items() if not name.startswith(_UNUSED)}
 
 

@@ -1,5 +1,6 @@
 """A network made ready for an attack: constants are computed once, not in each of its passes."""
 
+import copy
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,8 +27,9 @@ def frozen(model: nn.Module, x: Images) -> Iterator[None]:
 
     W' = s W and b' = s (b - mean) + beta, s = gamma / sqrt(var + eps): the same function, to
     rounding, in fewer passes over memory. Under autocast the weights of convolutions and linear
-    layers are cast here, once. An image of `x` shows, the first time, what follows what.
-    Everything is put back afterwards, also after an exception.
+    layers are cast here, once. An image of `x` shows, the first time, what follows what; a network
+    whose `folds` is False is left unfolded (`folds_exactly`). Everything is put back afterwards,
+    also after an exception.
     """
     with evaluating(model):
         swaps = _swaps(model, x)
@@ -96,16 +98,40 @@ def _folded(weight: Tensor, bias: Tensor | None, norm: Any) -> tuple[Tensor, Ten
 
 
 def _pairs(model: nn.Module, x: Images) -> list[Pair]:
+    if not getattr(model, "folds", True):
+        return []
     if model not in _PAIRS:
         _PAIRS[model] = find_pairs(model, x[:1])
     return _PAIRS[model]
 
 
+@torch.no_grad()
+def folds_exactly(model: nn.Module, x: Images) -> bool:
+    """Whether a copy of `model`, its batch normalisations drawn at random, answers as it does.
+
+    The graph does not show who reads a convolution's output without gradient, or in larger batches
+    alone.
+    """
+    model = copy.deepcopy(model)
+    generator = torch.Generator(x.device).manual_seed(0)
+    for part in model.modules():
+        if isinstance(part, _BatchNorm):
+            for tensor in (part.running_var, part.weight, part.running_mean, part.bias):
+                if tensor is not None:
+                    tensor.uniform_(0.5, 1.5, generator=generator)
+    with evaluating(model), torch.autocast(x.device.type, enabled=False):
+        plain = model(x)
+        with frozen(model, x):
+            folded = model(x)
+    return torch.allclose(plain, folded, rtol=1e-3, atol=1e-3 * float(plain.abs().max()))
+
+
 def find_pairs(model: nn.Module, x: Images) -> list[Pair]:
     """Convolutions whose only reader is a batch normalisation in evaluation mode.
 
-    Read off the graph that autograd records of one forward pass of `x`, so it holds for any
-    network. A module that is used twice is left alone.
+    Read off the graph that autograd records of one forward pass of `x`, so it needs no knowledge of
+    the network; a reader that autograd does not see is missed (`folds_exactly` finds it). A module
+    that is used twice is left alone.
     """
     maker: dict[Any, str] = {}  # of an autograd node
     calls: Counter[str] = Counter()

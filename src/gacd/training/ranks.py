@@ -16,7 +16,7 @@ def per_rank(batch_size: int, world_size: int) -> int:
     if batch_size % world_size:
         raise UserError(
             f"a batch of {batch_size} images cannot be shared out evenly over {world_size} "
-            f"processes: set training.batch_size to a multiple of {world_size}"
+            f"processes: set the batch size to a multiple of {world_size}"
         )
     return batch_size // world_size
 

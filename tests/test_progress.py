@@ -65,7 +65,7 @@ def test_hours_are_written_as_such(capsys, clock):
     with progress(4, "long", unit="cells") as bar:
         clock.now += 3725
         bar.advance()
-    assert "long: 1/4 cells, 0/s, 1:02:05 spent, 3:06:15 left" in capsys.readouterr().err
+    assert "long: 1/4 cells, 0.00027/s, 1:02:05 spent, 3:06:15 left" in capsys.readouterr().err
 
 
 def test_a_loop_that_counted_nothing(capsys, clock):
@@ -143,3 +143,10 @@ def on_a_terminal(program: str) -> str:
         os.close(ours)
         assert process.wait(timeout=60) == 0
     return said.decode()
+
+
+def test_what_was_done_before_tells_nothing_of_the_rate(capsys, clock):
+    with progress(1000, "resumed", done=900) as bar:
+        clock.now += 10
+        bar.advance(20)
+    assert "resumed: 920/1000 images, 2/s, 0:10 spent, 0:40 left" in capsys.readouterr().err

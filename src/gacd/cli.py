@@ -3,12 +3,14 @@
 import errno
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from gacd import __version__
 from gacd.arguments import DISTILLING, explained, one_line, paths_from_home, prepared, recipes
 from gacd.errors import UserError, unknown
+from gacd.ranks import GOAL, REFUSAL
 
 COMMANDS = {
     "quickstart": "digits: a robust teacher, small students by every method, a report (3 minutes)",
@@ -75,6 +77,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return code
     except UserError as error:
         print(f"gacd: {error}", file=sys.stderr)
+        if REFUSAL in os.environ:
+            Path(os.environ[REFUSAL]).write_text(str(error), encoding="utf-8")
         return 2
     except KeyboardInterrupt:
         print("gacd: stopped; run the same command again to resume", file=sys.stderr)
@@ -111,7 +115,7 @@ def _main(arguments: list[str]) -> int:
     from gacd.commands import analyze, compare, distill, evaluate, train, transfer
     from gacd.study import commands as study
 
-    run = {
+    run: Callable[..., None] = {
         "quickstart": lambda cfg: distill.distill(cfg, "Quickstart: robust handwritten digits"),
         "speedrun": lambda cfg: distill.distill(cfg, "Speedrun: ResNet-18 on CIFAR-10"),
         "train": train.train,
@@ -124,7 +128,10 @@ def _main(arguments: list[str]) -> int:
         "study": study.study,
         "report": evaluate.report,
     }[command]
-    run(cfg)
+    if GOAL in os.environ:  # a study's cell, a command of its own because of its several ranks
+        run(cfg, goal=os.environ[GOAL])
+    else:
+        run(cfg)
     return 0
 
 

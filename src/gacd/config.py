@@ -187,6 +187,8 @@ class Distill(Run):
     regression, by themselves)."""
     finetune: Training = field(default_factory=lambda: Training(epochs=5, lr=0.01))
     """Of +aft: adversarial training of the whole distilled student."""
+    finetune_method: str = "pgd-at"
+    """Of +aft: pgd-at, trades, mart, or a distilled target, such as rslad or ard."""
     linear_select: LinearSelect = "both"
     """What chooses the strength of a linear layer on frozen features, on validation images: the
     mean of clean and PGD-10 accuracy (both), or clean accuracy, as linear evaluation usually is."""
@@ -260,8 +262,7 @@ class Transfer(Normalised, Run):
     num_classes: int | None = None
     """How many classes a public .pt was trained on."""
     linear_select: LinearSelect = "both"
-    """What chooses the strength of a linear layer on frozen features, on validation images: the
-    mean of clean and PGD-10 accuracy (both), or clean accuracy, as linear evaluation usually is."""
+    """What chooses a linear layer on validation images: clean and PGD-10 accuracy, or natural."""
     evaluation: Evaluation = field(
         default_factory=lambda: Evaluation(attacks=["natural", "pgd7", "autoattack"])
     )
@@ -368,8 +369,7 @@ class Study:
     gacd: GACD = field(default_factory=GACD)
     crd: CRD = field(default_factory=CRD)
     linear_select: LinearSelect = "both"
-    """What chooses the strength of a linear layer on frozen features, on validation images: the
-    mean of clean and PGD-10 accuracy (both), or clean accuracy, as linear evaluation usually is."""
+    """What chooses a linear layer on validation images: clean and PGD-10 accuracy, or natural."""
 
     def __post_init__(self) -> None:
         check_seeds(*self.seeds)

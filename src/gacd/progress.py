@@ -22,22 +22,29 @@ class Progress(Protocol):
 
 @contextmanager
 def progress(
-    total: int, description: str, *, unit: str = "images", enabled: bool = True
+    total: int, description: str, *, unit: str = "images", done: int = 0, enabled: bool = True
 ) -> Iterator[Progress]:
-    """Show a loop over `total` units: rate, remaining time and the latest values."""
+    """Show a loop over `total` units: rate, remaining time and the latest values.
+
+    `done` of them were done before, and tell nothing of the rate.
+    """
     if not enabled:
         yield _Silent()
     elif sys.stderr.isatty():
-        with _Bar(total, description, unit) as bar:
+        with _Bar(total, description, unit, done) as bar:
             yield bar
     else:
-        lines = _Lines(total, description, unit)
+        lines = _Lines(total, description, unit, done)
         yield lines
         lines.close()
 
 
 def _text(values: dict[str, SupportsFloat]) -> str:
     return " ".join(f"{name} {float(value):.4g}" for name, value in values.items())
+
+
+def _speed(rate: float) -> str:
+    return f"{rate:.0f}/s" if rate >= 10 else f"{rate:.2g}/s"
 
 
 def _clock(seconds: float) -> str:
@@ -52,9 +59,9 @@ class _Silent:
 
 
 class _Lines:
-    def __init__(self, total: int, description: str, unit: str) -> None:
+    def __init__(self, total: int, description: str, unit: str, done: int) -> None:
         self.total, self.description, self.unit = total, description, unit
-        self.done = 0
+        self.before = self.done = done
         self.values: dict[str, SupportsFloat] = {}
         self.start = self.last = time.monotonic()
 
@@ -70,10 +77,10 @@ class _Lines:
     def _print(self) -> None:
         self.last = time.monotonic()
         spent = self.last - self.start
-        rate = self.done / spent if spent > 0 else 0.0
+        rate = (self.done - self.before) / spent if spent > 0 else 0.0
         left = _clock((self.total - self.done) / rate) if rate > 0 else "?"
         print(
-            f"{self.description}: {self.done}/{self.total} {self.unit}, {rate:.0f}/s, "
+            f"{self.description}: {self.done}/{self.total} {self.unit}, {_speed(rate)}, "
             f"{_clock(spent)} spent, {left} left {_text(self.values)}".rstrip(),
             file=sys.stderr,
             flush=True,
@@ -81,7 +88,7 @@ class _Lines:
 
 
 class _Bar:
-    def __init__(self, total: int, description: str, unit: str) -> None:
+    def __init__(self, total: int, description: str, unit: str, done: int) -> None:
         from rich.console import Console
         from rich.progress import (
             BarColumn,
@@ -103,7 +110,7 @@ class _Bar:
             TextColumn("{task.fields[values]}"),
             console=Console(stderr=True),
         )
-        self.task = self.bar.add_task(description, total=total, rate="", values="")
+        self.task = self.bar.add_task(description, total=total, completed=done, rate="", values="")
         self.values: dict[str, SupportsFloat] = {}
         self.pending = self.done = 0
         self.start = self.last = time.monotonic()
@@ -126,6 +133,6 @@ class _Bar:
         self.last = time.monotonic()
         self.done += self.pending
         spent = self.last - self.start
-        rate = f"{self.done / spent:.0f}/s" if spent > 0 else ""
+        rate = _speed(self.done / spent) if spent > 0 else ""
         self.bar.update(self.task, advance=self.pending, rate=rate, values=_text(self.values))
         self.pending = 0

@@ -3,6 +3,10 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
+GOAL, REFUSAL = "GACD_GOAL", "GACD_REFUSAL"
+"""Of the environment, where a study runs a cell as a command of its own to have several processes:
+how far the command goes, and the file that will say why it was refused."""
+
 
 def _nothing() -> None:
     pass

@@ -211,7 +211,7 @@ def test_a_failed_cell_is_tried_once_a_sitting(
         raise UserError("no luck")
 
     def does(config: c.Train, goal: str) -> None:
-        write_json(config.out / "pgd-at" / "record.json", {})
+        write_json(config.out / "pgd-at" / "record.json", {"seed": 0})
 
     def from_another_clock(folder: work.Folder, task: work.Task, fabric: c.Fabric) -> bool:
         tries.append(task.cell.key)
@@ -356,6 +356,13 @@ def test_cells_run_under_other_defaults_are_refused(
         (["list", "--negatives", "0"], "each of negatives and temperatures is 0"),
         (["list", "--transfer_to", "[{size: abc}]"], "are no settings of data"),
         (["list", "--seeds", "0", "0"], "seeds are [0, 0], but must be different"),
+        (["list", "figure3", "--correlations_pair", "[]"], "correlations_pair is empty"),
+        (["list", "figure5", "--analyzed_images", "1"], "images is 1, but must be at least 2"),
+        (["list", "table3", "--evaluation.attacks", "transfer"], "'transfer' needs a model"),
+        (["run", "--main_pair", "a", "b"], "unknown model 'a'"),
+        (["run", "--main_pair", "wrn-11-2", "wrn-10-1"], "no WideResNet has depth 11"),
+        (["run", "table4", "--transfer_to", "[{name: digit}]"], "did you mean 'digits'?"),
+        (["run", "--evaluation.attacks", "pdg20"], "unknown attack 'pdg20'"),
         (["list", "--epochs.rslda", "3"], "unknown method 'rslda': did you mean 'rslad'?"),
     ],
 )
@@ -369,3 +376,47 @@ def test_refusals(
     monkeypatch.chdir(tmp_path)
     assert cli.main(["study", *given]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_files_that_are_not_ours_are_named_and_reasons_that_are_lost_are_not_missed(
+    finished: tuple[Path, Path, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, recipe, _ = finished
+    copy = tmp_path / "study"
+    shutil.copytree(out, copy)
+    cfg = configured(recipe, copy, "rivals")
+    cell, other = (entry.cell for entry in work.chosen(cfg)[:2])
+    folder = work.Folder(copy)
+    (folder.of(other) / other.record).unlink()
+    folder.failure(other).write_text("{")
+    assert status(cfg).reasons == {other.key: "unknown"}
+    folder.failure(other).unlink()
+    for path in (folder.about(cell), folder.of(cell) / cell.record):
+        before = path.read_text()
+        path.write_text("{}")
+        for action in ("status", "run") if path == folder.about(cell) else ("report",):
+            asked = arguments(recipe, copy, "rivals")
+            assert cli.main(["study", action, *asked[2:]]) == 2
+            assert f"{path}: not written by this package" in capsys.readouterr().err
+        path.write_text(before)
+
+
+def test_a_cell_on_several_processes_goes_as_far_as_is_asked_and_says_why_it_fails(
+    recipe: Path, tmp_path: Path
+) -> None:
+    ranks = ["--fabric.devices", "2", "--fabric.strategy", "ddp", "--fabric.accelerator", "cpu"]
+    out = tmp_path / "study"
+    cfg = configured(recipe, out, "figure2", "--negatives", "[8]", *ranks)
+    folder, entry = work.Folder(out), work.chosen(cfg)[0]
+    folder.root.mkdir(parents=True)
+    teacher = entry.cell.parents["source"]
+    assert work._do(folder, work.Task(teacher, "model"), cfg.fabric)
+    assert (folder.of(teacher) / teacher.model).is_file()
+    assert not (folder.of(teacher) / teacher.record).exists()
+    broken = configured(
+        recipe, out, "rivals", "--rivals", "[pgd-at]", "--teacher.lr", "1e30", *ranks
+    )
+    cell = work.chosen(broken)[0].cell
+    assert not work._do(folder, work.Task(cell, "record"), broken.fabric)
+    reason = json.loads(folder.failure(cell).read_text())["reason"]
+    assert "ended with exit code 2: the loss or its gradient became infinite" in reason

@@ -39,6 +39,7 @@ def distill(cfg: c.Distill, title: str = "", *, goal: Goal = "report") -> None:
             raise UserError(
                 "the anchor bank of streamed data stays on disk, too: say --gacd.estimator sampled"
             )
+    _check_finetuning(cfg)
     refuse_teacher(cfg.teacher.method, cfg.teacher.training)
     run = Run(cfg, goal)
     _refuse_early(run, cfg)
@@ -52,6 +53,16 @@ def distill(cfg: c.Distill, title: str = "", *, goal: Goal = "report") -> None:
         role = "undefended" if method == "natural" else "student"
         run.measure(Row(method, cfg.student, method, role, spent))
     run.finish(title or f"{teacher_name} to {cfg.student} on {run.splits.test.name}")
+
+
+def _check_finetuning(cfg: c.Distill) -> None:
+    named = parse_method(cfg.finetune_method)
+    if named.aft or named.needs_bank or not named.trains_head:
+        raise UserError(
+            f"finetune_method {cfg.finetune_method} does not train the whole student by itself: "
+            "use pgd-at, trades, mart, or a method with soft labels, such as rslad"
+        )
+    check_attack(named, cfg.finetune)
 
 
 def _refuse_early(run: Run, cfg: c.Distill) -> None:
@@ -120,7 +131,14 @@ def _student(run: Run, cfg: c.Distill, method: str, teacher: Teacher) -> Spent:
         spent = _head(run, cfg, named.name, student, spent)
     if named.aft:
         spent = run.train(
-            method, "pgd-at", student, cfg.student, cfg.finetune, before=spent, label=method
+            method,
+            cfg.finetune_method,
+            student,
+            cfg.student,
+            cfg.finetune,
+            teacher=teacher,
+            before=spent,
+            label=method,
         )
     return spent
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from gacd import config as c
+from gacd.errors import UserError
 from gacd.methods.registry import parse_method
 from gacd.study.arms import WEIGHTINGS
 from gacd.study.cells import Cell
@@ -210,6 +211,8 @@ def _figure2(cfg: c.Study, seed: int) -> Cells:
 
 
 def _correlations(cfg: c.Study, seed: int) -> Cells:
+    if not cfg.correlations_pair:
+        raise UserError("correlations_pair is empty: name a teacher and a student")
     teacher, student = cfg.correlations_pair
     second = _second(cfg) if cfg.correlations_pair in cfg.table2_pairs else None
     data, dataset = (cfg.data, "cifar10") if second is None else (second, "cifar100")

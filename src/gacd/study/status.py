@@ -8,6 +8,7 @@ from typing import Literal, NamedTuple, get_args
 from filelock import Timeout
 
 from gacd import config as c
+from gacd.errors import UserError
 from gacd.report.tables import Cell as TableCell
 from gacd.report.tables import Column, Table
 from gacd.storage import read_json
@@ -42,8 +43,15 @@ def status(cfg: c.Study) -> Status:
         row = counts.setdefault(entry.study, dict.fromkeys(_STATES, 0))
         row[states[entry.cell.key]] += 1
     failed = [cell for key, cell in cells.items() if states[key] == "failed"]
-    reasons = {cell.key: read_json(folder.failure(cell))["reason"] for cell in failed}
+    reasons = {cell.key: _reason(folder.failure(cell)) for cell in failed}
     return Status(counts, reasons, _hours(folder, listed, states))
+
+
+def _reason(path: Path) -> str:
+    try:
+        return str(read_json(path, "reason")["reason"])
+    except UserError:  # cut short: the next try writes it anew
+        return "unknown"
 
 
 def _state(folder: Folder, cell: Cell) -> State:
@@ -67,7 +75,9 @@ def _hours(folder: Folder, listed: Sequence[Entry], states: dict[str, State]) ->
     spent: dict[str, list[float]] = {}
     for cell in cells.values():
         if folder.about(cell).is_file():
-            spent.setdefault(_kind(cell), []).append(read_json(folder.about(cell))["seconds"])
+            spent.setdefault(_kind(cell), []).append(
+                read_json(folder.about(cell), "seconds")["seconds"]
+            )
     if not spent:
         return None
     overall = fmean(seconds for row in spent.values() for seconds in row)

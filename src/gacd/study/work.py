@@ -13,6 +13,7 @@ from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+import torch
 import yaml
 from filelock import FileLock, Timeout
 
@@ -22,8 +23,12 @@ from gacd.commands.distill import distill
 from gacd.commands.identity import flat
 from gacd.commands.train import finetune, train
 from gacd.commands.transfer import transfer
+from gacd.data.load import NAMES
 from gacd.errors import UserError, unknown
+from gacd.evaluation.names import parse_attack
 from gacd.methods.registry import parse_method
+from gacd.models import create_model
+from gacd.ranks import GOAL, REFUSAL
 from gacd.storage import read_json, write_bytes, write_json
 from gacd.study.cells import Cell, Config
 from gacd.study.grids import AWP, STUDIES, Entry, entries
@@ -96,7 +101,10 @@ def chosen(cfg: c.Study) -> list[Entry]:
     for row in cfg.epochs:
         parse_method(row.removesuffix(AWP))
     names = cfg.studies or list(STUDIES)
-    return [entry for seed in cfg.seeds for name in names for entry in entries(cfg, name, seed)]
+    try:
+        return [entry for seed in cfg.seeds for name in names for entry in entries(cfg, name, seed)]
+    except ValueError as error:  # a cell's own configuration refuses what the study's took
+        raise UserError(str(error)) from None
 
 
 def results(cfg: c.Study) -> list[Result]:
@@ -104,7 +112,7 @@ def results(cfg: c.Study) -> list[Result]:
     folder, found = Folder(cfg.out), []
     for entry in chosen(cfg):
         path = folder.of(entry.cell) / entry.cell.record
-        record = read_json(path) if path.is_file() else None
+        record = read_json(path, "seed") if path.is_file() else None
         found.append(
             Result(
                 study=entry.study, labels=entry.labels, seed=entry.seed, key=entry.cell.key,
@@ -142,6 +150,7 @@ def run(cfg: c.Study) -> None:
         UserError: some cells failed; the others are done.
     """
     cells = list({entry.cell.key: entry.cell for entry in chosen(cfg)}.values())
+    _check_possible(cells)
     _check_unchanged(Folder(cfg.out), cells)
     if not (cfg.out / ".gitignore").is_file():
         write_bytes(cfg.out / ".gitignore", _KEPT_OUT_OF_GIT.encode())
@@ -230,7 +239,7 @@ def _workers(cfg: c.Study, started: float) -> Iterator[None]:
 def _work_too(cfg: c.Study, started: float, ready: "Event") -> None:
     """Work beside the process that the user started; that one tells of an interrupt."""
     with contextlib.suppress(KeyboardInterrupt):
-        if hasattr(os, "setpgrp"):  # a terminal interrupts a whole group, and twice stops at once
+        if os.name == "posix":  # a terminal interrupts a whole group, and twice stops at once
             os.setpgrp()
         signal.signal(signal.SIGINT, signal.default_int_handler)
         ready.set()
@@ -260,14 +269,15 @@ def _do(folder: Folder, task: Task, fabric: c.Fabric) -> bool:
     try:
         config = cell.resolved(folder.of(cell), parents, fabric)
         if fabric.devices * fabric.num_nodes > 1 and cell.command != "analyze":
-            _run_on_ranks(cell.command, config, folder.root / f"{cell.key}.yaml")
+            _run_on_ranks(cell.command, config, folder.root / f"{cell.key}.yaml", task.goal)
         else:
             _COMMANDS[cell.command](config, goal=task.goal)  # type: ignore[operator]
     except Exception as error:
         reason = str(error) if isinstance(error, UserError) else repr(error)
         print(f"failed: {reason}", flush=True)
         about = {**cell.identity, "reason": reason, "traceback": traceback.format_exc()}
-        write_json(folder.failure(cell), about)
+        with contextlib.suppress(UserError):  # a full disk: it has been said above
+            write_json(folder.failure(cell), about)
         return False
     folder.failure(cell).unlink(missing_ok=True)
     if task.goal == "record":
@@ -276,10 +286,15 @@ def _do(folder: Folder, task: Task, fabric: c.Fabric) -> bool:
     return True
 
 
-def _run_on_ranks(command: str, config: Config, file: Path) -> None:
+def _run_on_ranks(command: str, config: Config, file: Path, goal: str) -> None:
     """Run the cell as a command of its own: to start its ranks, Fabric runs the program again."""
     file.write_text(yaml.safe_dump(_plain(asdict(config))), encoding="utf-8")
-    process = subprocess.Popen([sys.executable, "-m", "gacd.cli", command, "--config", str(file)])
+    said = file.with_suffix(".refusal")
+    said.unlink(missing_ok=True)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "gacd.cli", command, "--config", str(file)],
+        env={**os.environ, GOAL: goal, REFUSAL: str(said)},
+    )
     try:
         code = process.wait()
     except KeyboardInterrupt:  # it writes its checkpoint first; one interrupt more does no harm
@@ -289,7 +304,9 @@ def _run_on_ranks(command: str, config: Config, file: Path) -> None:
     if code == 130:
         raise KeyboardInterrupt
     if code != 0:
-        raise UserError(f"gacd {command} --config {file} ended with exit code {code}")
+        reason = f": {said.read_text(encoding='utf-8')}" if said.is_file() else ""
+        said.unlink(missing_ok=True)
+        raise UserError(f"gacd {command} --config {file} ended with exit code {code}{reason}")
     file.unlink()
 
 
@@ -302,13 +319,29 @@ def _plain(value: Any) -> Any:
     return str(value) if isinstance(value, Path) else value
 
 
+def _check_possible(cells: Sequence[Cell]) -> None:
+    """Refuse, before any cell begins, networks, data and attacks that no cell could have."""
+    for cell in cells:
+        if cell.config.data.name not in NAMES:
+            raise unknown("data set", cell.config.data.name, NAMES)
+        if not isinstance(cell.config, c.Analyze):
+            for name in cell.config.evaluation.attacks:
+                parse_attack(name)
+    nets = {getattr(cell.config, key, None) for cell in cells for key in ("model", "student")}
+    for net in sorted(map(str, nets - {None})):
+        with torch.device("meta"):  # a name may be well formed and its depth impossible
+            create_model(net, num_classes=2, seed=0)
+
+
 def _check_unchanged(folder: Folder, cells: Sequence[Cell]) -> None:
     """Refuse cells run under other defaults: addresses leave defaults out."""
     for cell in cells:
         path = folder.about(cell)
         if not path.is_file():
             continue
-        then, now = (flat(about["settings"]) for about in (read_json(path), cell.identity))
+        then, now = (
+            flat(about["settings"]) for about in (read_json(path, "settings"), cell.identity)
+        )
         changed = next((key for key in then if key in now and then[key] != now[key]), None)
         if changed is not None:
             raise UserError(

@@ -166,9 +166,10 @@ def fit(
         fabric.barrier()
 
     total = plan.epochs * steps * plan.batch_size
+    before = (meta["epoch"] * steps + meta["step"]) * plan.batch_size
     shown = fabric.is_global_zero
     with (
-        progress(total, name, enabled=shown) as bar,
+        progress(total, name, done=before, enabled=shown) as bar,
         _tensorboard(out, enabled=shown) as board,
         _interruptible(alone) as interrupted,
         _compiled(method, enabled=plan.compile),
@@ -176,7 +177,6 @@ def fit(
         synchronised(method.student, enabled=plan.sync_batch_norm, device=fabric.device),
     ):
         step_module, step_optimizer = fabric.setup(method, optimizer)
-        bar.advance((meta["epoch"] * steps + meta["step"]) * plan.batch_size)
         finite = torch.ones((), dtype=torch.bool, device=fabric.device)
         for epoch in range(meta["epoch"], plan.epochs):
             first = meta["step"] if epoch == meta["epoch"] else 0

@@ -1,5 +1,6 @@
 """From configuration to objects: the only place, with the commands, that knows both."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -30,6 +31,12 @@ def fabric(cfg: c.Fabric) -> Fabric:
     if cfg.threads is not None:
         torch.set_num_threads(cfg.threads)
     cuda = cfg.accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
+    processes = cfg.devices * cfg.num_nodes
+    if "TORCHELASTIC_RUN_ID" in os.environ and int(os.environ["WORLD_SIZE"]) != processes:
+        raise UserError(
+            f"torchrun started {os.environ['WORLD_SIZE']} processes, but fabric.devices times "
+            f"fabric.num_nodes are {processes}: say --fabric.devices (those of a node) as well"
+        )
     found = "cuda" if cuda else "cpu"  # Apple's GPUs lack float64, which evaluation needs
     mixed = cfg.precision == "bf16-mixed"
     try:

@@ -242,6 +242,25 @@ def test_what_is_said_of_a_stage_reaches_it_and_no_other(
 
 
 @pytest.mark.usefixtures("no_page")
+def test_fine_tuning_may_have_another_method(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fitted, fit = {}, run.fit
+
+    def noted(fabric: Any, method: Any, *rest: Any, name: str, **more: Any) -> Any:
+        fitted[name] = list(method.terms)
+        return fit(fabric, method, *rest, name=name, **more)
+
+    monkeypatch.setattr(run, "fit", noted)
+    asked = [*DISTILL, "--methods", "kd+aft", "--out", str(tmp_path), "--finetune_method"]
+    for wrong in ("gacd", "regression", "ard+aft"):
+        assert cli.main([*asked, wrong]) == 2
+        assert "does not train the whole student by itself" in capsys.readouterr().err
+    assert cli.main([*asked, "rslad"]) == 0
+    assert fitted["kd+aft/distillation"] == ["kd"] and fitted["kd+aft"] == ["rslad"]
+
+
+@pytest.mark.usefixtures("no_page")
 @pytest.mark.parametrize(
     ("changed", "what"),
     [(("--seed", "1"), "data"), (("--gacd.anchors", "float32"), "preprocessing")],

@@ -136,7 +136,7 @@ def _student(run: Run, cfg: c.Distill, method: str, teacher: Teacher) -> Spent:
             student,
             cfg.student,
             cfg.finetune,
-            teacher=teacher,
+            teacher=teacher if parse_method(cfg.finetune_method).needs_teacher else None,
             before=spent,
             label=method,
         )

@@ -162,5 +162,5 @@ def test_images_of_another_size_than_a_network_saw_must_be_meant(tmp_path: Path)
 def test_torchrun_and_fabric_must_agree(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(UserError, match="torchrun started 2 processes, but .* are 1: say --fabric"):
+    with pytest.raises(UserError, match="torchrun started 2 processes, but"):
         build.fabric(c.Fabric(accelerator="cpu"))

@@ -146,12 +146,14 @@ def test_given_verdicts_are_those_of_the_images_chosen(honest, digits, threat, m
     """All of classes 0 to 3 fall to AutoAttack: of ten images, one a class, four."""
     index = torch.arange(20, 80)
     verdicts = digits.labels[index] > 3
-    given = Evaluation(100, {"autoattack": verdicts}, {"autoattack": index})
+    alike = {"test_images": digits.fingerprint(), "norm": threat.norm, "eps": threat.eps}
+    given = Evaluation(100, {"autoattack": verdicts}, {"autoattack": index}, alike)
     checks = diagnosis(honest, digits, threat, evaluation=given, limit=10)
     assert measured[0]["labels"].bincount().tolist() == [1] * 10
     assert "autoattack" not in measured[0]["attacks"]
     (gap,) = (check for check in checks if check.name == "AutoAttack is near PGD")
     assert "4 of 10 images" in gap.text
-    other = Evaluation(101, given.robust, given.index)  # of another set
-    diagnosis(honest, digits, threat, evaluation=other)
-    assert "autoattack" in measured[2]["attacks"]
+    for n, other in enumerate(({"test_images": "another"}, {"eps": 0.2}, {"norm": "l2"}), 1):
+        elsewhere = Evaluation(100, given.robust, given.index, alike | other)
+        diagnosis(honest, digits, threat, evaluation=elsewhere)
+        assert "autoattack" in measured[2 * n]["attacks"]

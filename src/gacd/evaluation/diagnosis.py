@@ -61,11 +61,12 @@ def diagnose(
     """Six or seven checks for masked gradients, on a fixed stratified subset of `limit` images.
 
     `source` is another model of the same data, for the transfer check (left out without one).
-    Where `evaluation` holds AutoAttack's verdicts the subset is one of its images and they are
-    taken from there; else AutoAttack runs on `autoattack_limit` of the subset. Values and limits
-    are percentage points. Raises what `evaluate` does.
+    Where `evaluation` holds AutoAttack's verdicts on this model, these images and this threat, the
+    subset is one of its images and they are taken from there; else AutoAttack runs on
+    `autoattack_limit` of the subset. Values and limits are percentage points. Raises what
+    `evaluate` does.
     """
-    met = _met_by_autoattack(evaluation, len(dataset))
+    met = _met_by_autoattack(evaluation, dataset, threat)
     among = torch.arange(len(dataset)) if met is None else met
     chosen = among[stratified(dataset.labels.cpu()[among], limit, seed=_SUBSET_SEED)]
     subset = dataset.subset(chosen.to(dataset.images.device))
@@ -169,9 +170,14 @@ def _everywhere(threat: ThreatModel, dataset: ArrayDataset) -> ThreatModel:
     return ThreatModel(norm=threat.norm, eps=0.5 * (1 if threat.norm == "linf" else pixels**0.5))
 
 
-def _met_by_autoattack(evaluation: Evaluation | None, n: int) -> Tensor | None:
+def _met_by_autoattack(
+    evaluation: Evaluation | None, dataset: ArrayDataset, threat: ThreatModel
+) -> Tensor | None:
     """The images on which AutoAttack's verdict is known: of a cascade it is that of several."""
-    if evaluation is None or evaluation.n != n or evaluation.settings.get("cascade"):
+    if evaluation is None or evaluation.settings.get("cascade"):
+        return None
+    alike = {"test_images": dataset.fingerprint(), "norm": threat.norm, "eps": threat.eps}
+    if any(evaluation.settings.get(key) != value for key, value in alike.items()):
         return None
     return evaluation.index.get("autoattack")
 

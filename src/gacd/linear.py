@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from gacd.attacks.threat import ThreatModel
-from gacd.attacks.validation import count_right
+from gacd.attacks.validation import count_right, one_answer
 from gacd.data.batches import iterate
 from gacd.data.dataset import ImageDataset, Splits
 from gacd.models.base import Backbone
@@ -83,8 +83,7 @@ def fit_head(
             natural[strength], robust[strength] = _accuracies(model, val, threat)
             bar.advance(len(val))
     # A layer that always gives one answer is as right under any attack: no choice but the last.
-    constant = 100 * int(val.labels.bincount().max()) / len(val)
-    able = [c for c in strengths if natural[c] > constant] or strengths
+    able = [c for c in strengths if natural[c] > one_answer(val.labels)] or strengths
     best = max(able, key=lambda c: (natural[c] + robust[c], -c))
     _set(model, fits[best], mean_D, scale_D)
     return LinearFit(

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Generator, Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from gacd.attacks.validation import one_answer
 from gacd.data.batches import iterate, keyed_generator
 from gacd.data.dataset import ArrayDataset, Splits
 from gacd.errors import UserError
@@ -162,6 +163,29 @@ def test_an_average_of_decay_0_is_a_copy_that_shares_no_memory(stage: Any) -> No
     update(kept, method, decay=0.0)
     assert same(kept.state_dict(), method.state_dict())
     assert kept.teacher is stage.teacher and kept.terms["gacd"].bank is stage.bank
+
+
+@pytest.mark.parametrize(
+    ("natural", "select", "epoch"),
+    [([0, 9, 0], "robust", 2), ([0, 0, 0], "robust", 3), ([9, 9, 0], "last", 3)],
+)
+def test_always_one_answer_is_chosen_only_where_nothing_else_is(
+    stage: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, natural: list[int], select: str,
+    epoch: int,
+) -> None:  # fmt: skip
+    """Such a network is as right under any attack, and looks robust where classes are few."""
+    labels = stage.splits.val.labels
+    trivial = one_answer(labels)
+    assert trivial == 100 * max(labels.tolist().count(label) for label in labels) / len(labels)
+    above = iter(natural)
+
+    def scores(*_: Any, **__: Any) -> dict[str, float]:
+        more = next(above)
+        return {"val_natural": trivial + more, "val_robust": trivial - more}
+
+    monkeypatch.setattr(loop, "validate", scores)
+    _, summary = stage.fit(tmp_path, "natural", epochs=3, select=select)
+    assert summary.selected_epoch == epoch
 
 
 @pytest.mark.parametrize(("select", "epoch"), [("robust", 3), ("natural", 2), ("last", 4)])

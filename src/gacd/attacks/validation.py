@@ -9,7 +9,12 @@ from torch import Tensor
 from gacd.attacks.objectives import cross_entropy
 from gacd.attacks.pgd import pgd
 from gacd.attacks.threat import ThreatModel
-from gacd.shapes import Batch, Images, Logits
+from gacd.shapes import Batch, Images, Labels, Logits
+
+
+def one_answer(labels: Labels) -> float:
+    """Accuracy, in %, of always answering the most frequent class, attacked or not."""
+    return 100 * int(labels.bincount().max()) / len(labels)
 
 
 def count_right(

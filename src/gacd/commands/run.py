@@ -13,6 +13,7 @@ from lightning_fabric import Fabric
 from gacd import build
 from gacd import config as c
 from gacd.anchors import AnchorBank
+from gacd.attacks.validation import one_answer
 from gacd.commands.identity import Goal, claim
 from gacd.commands.rows import (
     MODEL,
@@ -150,6 +151,12 @@ class Run:
         cost = measure(built, self.splits.train, batch_size=training.batch_size)
         plan = build.plan(training, self.cfg.data, self.cfg.fabric, self.cfg.seed)
         summary = fit(self.fabric, built, self.splits, plan, out=out, name=name)
+        trivial = one_answer(self.splits.val.labels)
+        if self.fabric.is_global_zero and summary.val_natural <= trivial:
+            print(
+                f"note: {name}: right on {summary.val_natural:.1f} % of the validation images, and "
+                f"one answer to all on {trivial:.1f} %: try another rate, or more epochs"
+            )
         model.requires_grad_(True)  # a head that had no part in this has one in what follows
         here = Spent(summary.seconds, summary.images, cost * summary.images)
         spent = here if before is None else before + here

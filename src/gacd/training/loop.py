@@ -3,7 +3,7 @@
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -15,6 +15,7 @@ from lightning_fabric import Fabric
 from torch import Tensor
 from torch.optim import SGD
 
+from gacd.attacks.validation import one_answer
 from gacd.data.batches import (
     global_randomness_kept,
     iterate,
@@ -64,7 +65,8 @@ class Plan:
     `batch_size` counts the images of a step on all ranks together, so that a run takes the same
     steps on any number of them; `sync_batch_norm` normalises over all of these (GPUs only).
     `ema` is the decay of the weight average that is validated and kept (0: none); `select` says
-    which checkpoint is kept; `pad` and `flip` are the augmentation.
+    which checkpoint is kept, one that is no better than always giving one answer only if all are
+    so; `pad` and `flip` are the augmentation.
     """
 
     epochs: int
@@ -156,6 +158,10 @@ def fit(
     sums = {k: (torch.tensor(v, device=fabric.device), n) for k, (v, n) in meta["sums"].items()}
 
     started = time.monotonic() - meta["seconds"]
+    trivial = -1.0 if plan.select == "last" else one_answer(val.labels)
+
+    def rank(of: Mapping[str, Any]) -> tuple[bool, float | int]:
+        return of["val_natural"] > trivial, of["score"]
 
     def save(epoch: int, step: int) -> None:
         meta.update(epoch=epoch, step=step, seconds=time.monotonic() - started)
@@ -238,8 +244,9 @@ def fit(
                 "seconds": time.monotonic() - started,
             }
             score = epoch if plan.select == "last" else scores[f"val_{plan.select}"]
-            if meta["best"] is None or score >= meta["best"]["score"]:
-                meta["best"] = {"score": score, "epoch": epoch + 1, **scores, **normalised}
+            this = {"score": score, "epoch": epoch + 1, **scores, **normalised}
+            if meta["best"] is None or rank(this) >= rank(meta["best"]):
+                meta["best"] = this
                 if shown:
                     save_tensors(best, kept.state_dict(), meta["best"])
             if shown:

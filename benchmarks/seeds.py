@@ -2,8 +2,9 @@
 
     python benchmarks/seeds.py RUN RUN ... [--minus pgd-at]
 
-Each RUN is a finished folder of `gacd distill`. Intervals of 95 % are over seeds and test images,
-differences seed by seed on the same images, by the rule of `gacd study report`.
+Each RUN is a finished folder of `gacd distill`, or holds a folder of `gacd evaluate` for each of
+its rows. Intervals of 95 % are over seeds and test images, differences seed by seed on the same
+images, by the rule of `gacd study report`.
 """
 
 import argparse
@@ -18,23 +19,15 @@ from gacd.study.results import Result
 
 def arms(runs: list[Path]) -> dict[str, Arm]:
     """What each row of the runs' tables is called, and its results, one a seed."""
-    found: dict[str, list[Path]] = {}
-    for run in runs:
-        for path in sorted(run.glob("*/record.json")):
-            found.setdefault(path.parent.name, []).append(path.parent)
-    return {name: arm(name, folders) for name, folders in found.items()}
-
-
-def arm(name: str, folders: list[Path]) -> Arm:
-    """One model by several seeds: the folders of its row."""
-    records = [read_json(folder / "record.json") for folder in folders]
-    return Arm(
-        name,
-        tuple(
-            Result(study="", labels={}, seed=r["seed"], key=name, folder=folder, record=r)
-            for folder, r in zip(folders, records, strict=True)
-        ),
-    )
+    found: dict[str, list[Result]] = {}
+    for number, run in enumerate(runs):
+        for path in sorted(run.rglob("record.json")):
+            name, record = path.relative_to(run).parts[0], read_json(path)
+            result = Result(
+                study="", labels={}, seed=number, key=name, folder=path.parent, record=record
+            )
+            found.setdefault(name, []).append(result)
+    return {name: Arm(name, tuple(results)) for name, results in found.items()}
 
 
 def cell(terms: list[tuple[float, Arm]], metric: str) -> str:

@@ -12,7 +12,7 @@ from PIL import Image
 
 from gacd.errors import UserError
 from gacd.report import figures
-from gacd.report.canvas import line_style
+from gacd.report.canvas import canvas, draw, line_style
 
 RED = (179, 38, 30)
 SVG = "{http://www.w3.org/2000/svg}"
@@ -202,3 +202,12 @@ def test_heatmaps_of_many_and_signed_classes_say_their_range():
 def test_what_cannot_be_drawn_is_refused(draw, message):
     with pytest.raises(UserError, match=message):
         draw()
+
+
+def test_a_class_name_in_another_script_is_drawn_without_a_word():
+    def drawing(narrow):
+        drawn = canvas(2.0, 1.0)
+        drawn.add_subplot().set_title("猫")
+        return drawn
+
+    assert draw(drawing, alt="a cat", caption="", file_format="png").image.startswith(b"\x89PNG")

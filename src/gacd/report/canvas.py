@@ -5,6 +5,7 @@ would leak between callers.
 """
 
 import io
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, NamedTuple
@@ -17,8 +18,11 @@ WIDE, NARROW = 9.0, 3.3
 INK, QUIET, WRONG = "#1c1b19", "#6b6862", "#b3261e"
 
 _PIXELS = 96  # CSS pixels in an inch
+_OTHER_SCRIPTS = (  # for names of classes, where they are installed
+    "Noto Sans CJK JP", "Noto Sans CJK SC", "PingFang SC", "Hiragino Sans", "Microsoft YaHei",
+    "Arial Unicode MS", "Noto Sans Arabic", "Noto Sans Devanagari",
+)  # fmt: skip
 _STYLE = {
-    "font.family": "DejaVu Sans",
     "font.size": 9,
     "text.color": INK,
     "text.parse_math": False,  # a class may be called $5
@@ -90,8 +94,10 @@ def draw(
 ) -> Figure:
     """Call `drawing(narrow)` for the desk and for the phone, in the style of this module."""
     import matplotlib
+    from matplotlib.font_manager import get_font_names
 
-    with matplotlib.rc_context(_STYLE):
+    fonts = ["DejaVu Sans", *(name for name in _OTHER_SCRIPTS if name in get_font_names())]
+    with matplotlib.rc_context({**_STYLE, "font.family": fonts}):
         wide, narrow = drawing(False), drawing(True)
         return Figure(
             image=_render(wide, file_format),
@@ -112,5 +118,7 @@ def canvas(width: float, height: float) -> "Canvas":
 def _render(drawn: "Canvas", file_format: str) -> bytes:
     buffer = io.BytesIO()
     metadata = {"Date": None} if file_format == "svg" else None
-    drawn.savefig(buffer, format=file_format, dpi=2 * _PIXELS, metadata=metadata)
+    with warnings.catch_warnings():  # a script that no font here has: boxes, and no more words
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")
+        drawn.savefig(buffer, format=file_format, dpi=2 * _PIXELS, metadata=metadata)
     return buffer.getvalue()

@@ -396,9 +396,17 @@ def test_a_teacher_of_other_classes_or_channels(
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
-        (["--methods", "kd", "--training.batch_size", "500"], "a batch of 500 images is more than"),
-        (["--methods", "gacd", "--distillation.batch_size", "500"], "a batch of 500 images"),
-        (["--methods", "kd+aft", "--finetune.batch_size", "500"], "a batch of 500 images"),
+        (
+            ["--methods", "kd", "--training.batch_size", "500"],
+            "training.batch_size: a batch of 500",
+        ),
+        (["--methods", "gacd", "--distillation.batch_size", "500"], "distillation.batch_size: a"),
+        (["--methods", "kd+aft", "--finetune.batch_size", "500"], "finetune.batch_size: a batch"),
+        (
+            ["--methods", "kd", "--teacher.training.batch_size", "500"],
+            "teacher.training.batch_size",
+        ),
+        (["--methods", "ard", "--training.attack.step_size", "2"], "step_size is 2: "),
         (
             ["--methods", "gacd", "--gacd.teacher_projection", "pca", "--gacd.dim", "9"],
             "a projection to 9 principal components needs features at least as wide, not 8",
@@ -408,7 +416,8 @@ def test_a_teacher_of_other_classes_or_channels(
 def test_what_would_fail_after_the_teacher_is_refused_before_it(
     capsys: pytest.CaptureFixture[str], flags: list[str], said: str
 ) -> None:
-    stages = [f"--{stage}.batch_size=32" for stage in ("training", "distillation", "finetune")]
+    names = "teacher.training", "training", "distillation", "finetune"
+    stages = [f"--{stage}.batch_size=32" for stage in names]
     distil = ["distill", "--teacher.model", "digits-cnn-2", "--out", "mine", *stages, *TINY]
     assert said in refusal(capsys, *distil, *flags)
     assert [path.name for path in Path("mine").iterdir() if path.is_dir()] == []

@@ -32,10 +32,11 @@ def fabric(cfg: c.Fabric) -> Fabric:
         torch.set_num_threads(cfg.threads)
     cuda = cfg.accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
     processes = cfg.devices * cfg.num_nodes
-    if "TORCHELASTIC_RUN_ID" in os.environ and int(os.environ["WORLD_SIZE"]) != processes:
+    started = os.environ.get("WORLD_SIZE", "") if "TORCHELASTIC_RUN_ID" in os.environ else ""
+    if started.isdigit() and int(started) != processes:
         raise UserError(
-            f"torchrun started {os.environ['WORLD_SIZE']} processes, but fabric.devices times "
-            f"fabric.num_nodes are {processes}: say --fabric.devices (those of a node) as well"
+            f"torchrun started {started} processes, but fabric.devices times fabric.num_nodes are "
+            f"{processes}: say --fabric.devices (those of a node) as well"
         )
     found = "cuda" if cuda else "cpu"  # Apple's GPUs lack float64, which evaluation needs
     mixed = cfg.precision == "bf16-mixed"
@@ -94,7 +95,6 @@ def linear_threat(cfg: c.Distill | c.Transfer) -> ThreatModel | None:
 def attack(cfg: c.Attack, threat: ThreatModel) -> TrainingAttack:
     """The attack in the training loop."""
     step_size = c.fraction(cfg.step_size)
-    threat.check_step(step_size)
     reach = cfg.steps * step_size
     if reach < threat.eps:
         print(
@@ -135,13 +135,9 @@ def model(name: str, data: ImageDataset, *, seed: int) -> Backbone:
         std=std,
         seed=seed,
     )
-    _check_adapted(built, data)
-    return built
-
-
-def _check_adapted(built: Backbone, data: ImageDataset) -> None:
     if isinstance(built, Adapted):
         built.check(data.size)
+    return built
 
 
 class Given(NamedTuple):
@@ -203,7 +199,8 @@ def from_checkpoint(
             f"the data has {num_classes} and {channels}: choose a checkpoint of this data set"
         )
     check_size(path, meta, data, size)
-    _check_adapted(loaded, data)
+    if isinstance(loaded, Adapted):
+        loaded.check(data.size, trains=False)
     classes: Sequence[str] = meta.get("classes", data.classes)  # as far as is known
     if list(classes) != list(data.classes):
         _check_classes(path, classes, data.classes)

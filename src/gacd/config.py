@@ -262,7 +262,7 @@ class Transfer(Normalised, Run):
     num_classes: int | None = None
     """How many classes a public .pt was trained on."""
     linear_select: LinearSelect = "both"
-    """What chooses a linear layer on validation images: clean and PGD-10 accuracy, or natural."""
+    """What chooses a linear layer, on validation: clean and PGD-10 accuracy (both), or clean."""
     evaluation: Evaluation = field(
         default_factory=lambda: Evaluation(attacks=["natural", "pgd7", "autoattack"])
     )
@@ -369,7 +369,7 @@ class Study:
     gacd: GACD = field(default_factory=GACD)
     crd: CRD = field(default_factory=CRD)
     linear_select: LinearSelect = "both"
-    """What chooses a linear layer on validation images: clean and PGD-10 accuracy, or natural."""
+    """What chooses a linear layer, on validation: clean and PGD-10 accuracy (both), or clean."""
 
     def __post_init__(self) -> None:
         check_seeds(*self.seeds)

@@ -248,16 +248,19 @@ def test_fine_tuning_may_have_another_method(
     fitted, fit = {}, run.fit
 
     def noted(fabric: Any, method: Any, *rest: Any, name: str, **more: Any) -> Any:
-        fitted[name] = list(method.terms)
+        fitted[name] = method.weights
         return fit(fabric, method, *rest, name=name, **more)
 
     monkeypatch.setattr(run, "fit", noted)
     asked = [*DISTILL, "--methods", "kd+aft", "--out", str(tmp_path), "--finetune_method"]
-    for wrong in ("gacd", "regression", "ard+aft"):
+    for wrong in ("gacd", "regression", "ard+aft", "kd"):
         assert cli.main([*asked, wrong]) == 2
-        assert "does not train the whole student by itself" in capsys.readouterr().err
-    assert cli.main([*asked, "rslad"]) == 0
-    assert fitted["kd+aft/distillation"] == ["kd"] and fitted["kd+aft"] == ["rslad"]
+        assert "does not train the whole student adversarially" in capsys.readouterr().err
+    assert cli.main([*asked, "trades+rslad", "--weights.rslad", "0.5"]) == 0
+    assert fitted["kd+aft/distillation"] == {"kd": 1.0}
+    assert fitted["kd+aft"] == {"trades": 1.0, "rslad": 0.5}
+    only = ["--methods", "kd", "--finetune.attack.objective", "teacher-kl"]  # which nobody reads
+    assert cli.main([*DISTILL, *only, "--out", str(tmp_path / "kd")]) == 0
 
 
 @pytest.mark.usefixtures("no_page")

@@ -555,3 +555,19 @@ def test_nce_keeps_its_precision_under_autocast_and_refuses_what_would_broadcast
     torch.testing.assert_close(half_B, nce(query, candidates.half().float(), **setting))
     with pytest.raises(UserError, match="dataset_size must be at least 1"):
         nce(query, candidates, **setting | {"dataset_size": 0})
+
+
+@pytest.mark.filterwarnings("ignore")  # of torch's own, about what it compiles
+def test_a_compiled_loss_has_the_values_and_slopes_of_a_plain_one() -> None:
+    p, weight, _ = raw_problem()
+    p = {name: value.float() if value.is_floating_point() else value for name, value in p.items()}
+    leaves = p.pop("student_BE").requires_grad_(), weight.float().requires_grad_()
+
+    def loss(student: Tensor, weight: Tensor) -> Tensor:
+        return gacd_loss(student, **p, projection_weight_ED=weight).mean()
+
+    def run(function: Any) -> tuple[Tensor, ...]:
+        value = function(*leaves)
+        return value.detach(), *torch.autograd.grad(value, leaves)
+
+    torch.testing.assert_close(run(torch.compile(loss, backend="aot_eager")), run(loss))

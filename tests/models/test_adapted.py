@@ -345,7 +345,7 @@ def test_the_example_in_the_documentation_runs(
     [
         (
             lambda num_classes: Hidden(num_classes),
-            "cannot be built with num_classes=4",
+            "cannot be built by keyword with num_classes=4",
         ),
         (lambda num_classes, channels: None, "must build a network, not NoneType"),
         (resnet18, "unexpected keyword argument 'channels'"),  # by place it would fetch weights
@@ -358,8 +358,30 @@ def test_what_builds_no_network_is_refused(build: Callable[..., nn.Module], mess
 
 
 def test_a_network_that_cannot_train_is_refused() -> None:
+    model = Adapted(resnet18(num_classes=4).requires_grad_(False), "fc")
     with pytest.raises(UserError, match="no parameter that takes a gradient"):
-        Adapted(resnet18(num_classes=4).requires_grad_(False), "fc").check(32)
+        model.check(32)
+    model.check(32, trains=False)  # it may teach, or be measured
+
+
+class Uncopied(nn.Module):
+    """Something that cannot be copied, and a second output when it trains."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.numbers, self.fc = (n for n in range(3)), nn.Linear(48, 4)
+
+    def forward(self, x: Tensor) -> Tensor | tuple[Tensor, ...]:
+        logits = self.fc(x.flatten(1))
+        return (logits, logits) if self.training else logits
+
+
+def test_what_cannot_train_may_teach() -> None:
+    model = Adapted(Uncopied(), "fc")
+    with pytest.raises(UserError, match="Uncopied fails when it trains on"):
+        model.check(4)
+    model.check(4, trains=False)
+    assert not model.folds
 
 
 class Gated(nn.Module):

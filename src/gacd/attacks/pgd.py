@@ -87,7 +87,7 @@ def check_range(x: Images) -> None:
     if not (low > -_SLACK and high < 1 + _SLACK):
         raise UserError(
             f"images to attack must lie in [0, 1], not in [{low:.3g}, {high:.3g}]: divide bytes by "
-            "255, and normalise inside the model"
+            "255, clamp after resizing, and normalise inside the model"
         )
 
 
@@ -137,7 +137,8 @@ def _step(
     score_B = objective(leaf)
     if score_B.shape != (len(x_adv),):
         raise UserError(
-            f"an objective gives one number an image, {[len(x_adv)]}, not {list(score_B.shape)}"
+            f"an objective gives one number an image, {[len(x_adv)]}, not {list(score_B.shape)}: "
+            "no reduction over the batch"
         )
     (grad,) = torch.autograd.grad(score_B.sum(), leaf)
     if momentum:

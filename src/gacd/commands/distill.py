@@ -35,11 +35,12 @@ def distill(cfg: c.Distill, title: str = "", *, goal: Goal = "report") -> None:
     for method in cfg.methods:
         named = parse_method(method, cfg.weights)
         check_attack(named, _first_stage(cfg, named))
+        if named.aft:
+            check_attack(_finetuning(cfg), cfg.finetune)
         if cfg.data.stream and named.needs_bank and cfg.gacd.estimator != "sampled":
             raise UserError(
                 "the anchor bank of streamed data stays on disk, too: say --gacd.estimator sampled"
             )
-    _check_finetuning(cfg)
     refuse_teacher(cfg.teacher.method, cfg.teacher.training)
     run = Run(cfg, goal)
     _refuse_early(run, cfg)
@@ -55,14 +56,14 @@ def distill(cfg: c.Distill, title: str = "", *, goal: Goal = "report") -> None:
     run.finish(title or f"{teacher_name} to {cfg.student} on {run.splits.test.name}")
 
 
-def _check_finetuning(cfg: c.Distill) -> None:
-    named = parse_method(cfg.finetune_method)
-    if named.aft or named.needs_bank or not named.trains_head:
+def _finetuning(cfg: c.Distill) -> Named:
+    named = parse_method(cfg.finetune_method, cfg.weights)
+    if named.aft or named.needs_bank or not (named.trains_head and named.attacks):
         raise UserError(
-            f"finetune_method {cfg.finetune_method} does not train the whole student by itself: "
-            "use pgd-at, trades, mart, or a method with soft labels, such as rslad"
+            f"finetune_method {cfg.finetune_method} does not train the whole student adversarially "
+            "by itself: use pgd-at, trades, mart, or a method with soft labels, such as rslad"
         )
-    check_attack(named, cfg.finetune)
+    return named
 
 
 def _refuse_early(run: Run, cfg: c.Distill) -> None:
@@ -70,13 +71,17 @@ def _refuse_early(run: Run, cfg: c.Distill) -> None:
     ranks = run.fabric.world_size
     build.model(cfg.student, run.splits.train, seed=cfg.seed)
     named = [parse_method(method, cfg.weights) for method in cfg.methods]
-    first = {method.trains_head and not method.aft for method in named}
-    stages = {"training": True in first, "distillation": False in first}
-    stages["finetune"] = any(method.aft for method in named)
     if cfg.teacher.checkpoint is None:
-        run.check_stage(cfg.teacher.training, "teacher.training")
-    for name in (name for name, trains in stages.items() if trains):
-        run.check_stage(getattr(cfg, name), name)
+        taught = parse_method(cfg.teacher.method)
+        run.check_stage(cfg.teacher.training, "teacher.training", taught)
+    whole = [method for method in named if _in_one_stage(method)]
+    parts = [method for method in named if not _in_one_stage(method)]
+    if whole:
+        run.check_stage(cfg.training, "training", *whole)
+    if parts:
+        run.check_stage(cfg.distillation, "distillation", *parts)
+    if any(method.aft for method in named):
+        run.check_stage(cfg.finetune, "finetune", _finetuning(cfg))
     terms = {term for method in named for term in method.terms}
     if ranks > 1:
         refuse_memory("crd" in terms or ("gacd" in terms and cfg.gacd.estimator == "memory"))
@@ -104,8 +109,11 @@ def _teacher(run: Run, cfg: c.Distill) -> tuple[Backbone, str, Spent]:
 
 def _first_stage(cfg: c.Distill, named: Named) -> c.Training:
     """How a student begins: all of its training, or what comes before the head or +aft."""
-    whole = named.trains_head and not named.aft
-    return cfg.training if whole else cfg.distillation
+    return cfg.training if _in_one_stage(named) else cfg.distillation
+
+
+def _in_one_stage(named: Named) -> bool:
+    return named.trains_head and not named.aft
 
 
 def _student(run: Run, cfg: c.Distill, method: str, teacher: Teacher) -> Spent:
@@ -136,7 +144,8 @@ def _student(run: Run, cfg: c.Distill, method: str, teacher: Teacher) -> Spent:
             student,
             cfg.student,
             cfg.finetune,
-            teacher=teacher if parse_method(cfg.finetune_method).needs_teacher else None,
+            teacher=teacher if _finetuning(cfg).needs_teacher else None,
+            weights=cfg.weights,
             before=spent,
             label=method,
         )

@@ -106,9 +106,10 @@ class Run:
         if refused is not None:
             raise UserError(refused)
 
-    def check_stage(self, stage: c.Training, name: str) -> None:
-        """Refuse, before anything trains, what would fail in the first step of a stage."""
-        self.threat.check_step(c.fraction(stage.attack.step_size))
+    def check_stage(self, stage: c.Training, name: str, *methods: Named) -> None:
+        """Refuse, before anything trains, what would fail in its `methods`' first step."""
+        if any(method.attacks for method in methods):
+            self.threat.check_step(c.fraction(stage.attack.step_size))
         ranks = self.fabric.world_size
         try:
             share = per_rank(stage.batch_size, ranks)

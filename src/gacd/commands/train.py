@@ -10,6 +10,7 @@ from gacd.commands.rows import (
 )
 from gacd.commands.run import Run, refuse_teacher
 from gacd.errors import UserError
+from gacd.methods.registry import parse_method
 from gacd.models.checkpoints import method_of, names_itself
 
 
@@ -17,7 +18,7 @@ def train(cfg: c.Train, *, goal: Goal = "report") -> None:
     """Train one network and evaluate it."""
     refuse_teacher(cfg.method, cfg.training)
     run = Run(cfg, goal)
-    run.check_stage(cfg.training, "training")
+    run.check_stage(cfg.training, "training", parse_method(cfg.method))
     model = build.model(cfg.model, run.splits.train, seed=cfg.seed)
     spent = run.train(cfg.method, cfg.method, model, cfg.model, cfg.training)
     run.measure(Row(cfg.method, cfg.model, cfg.method, "student", spent))
@@ -28,7 +29,7 @@ def finetune(cfg: c.Finetune, *, goal: Goal = "report") -> None:
     """Fine-tune a saved network adversarially and evaluate it."""
     refuse_teacher(cfg.method, cfg.training)
     run = Run(cfg, goal)
-    run.check_stage(cfg.training, "training")
+    run.check_stage(cfg.training, "training", parse_method(cfg.method))
     model, name = run.load(cfg.checkpoint, build.Given(cfg.model, cfg.mean, cfg.std))
     if cfg.source is not None:
         if not names_itself(cfg.source):

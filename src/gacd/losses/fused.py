@@ -24,6 +24,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch._compile import _disable_dynamo  # torch.compiler.disable, but for its import
 
 from gacd.errors import UserError
 
@@ -226,6 +227,7 @@ class Terms:
         return slope_cB.mul_(factor_c[:, None]).to(self.scores.dtype)
 
 
+@_disable_dynamo  # torch.compile goes around both: their chunks are loops over what it cannot see
 def log_sum_exp(scores: Scores, others: Others | None = None) -> tuple[Tensor, Tensor]:
     """log sum_j e^{s_ij} over the others, or over all anchors, and their number; [B] each.
 
@@ -240,6 +242,7 @@ def log_sum_exp(scores: Scores, others: Others | None = None) -> tuple[Tensor, T
     return value_B, terms_B
 
 
+@_disable_dynamo
 def softplus_sum(
     scores: Scores, offset_B: Tensor, others: Others, weights_M: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
@@ -272,8 +275,7 @@ def _exp(x_cB: Tensor) -> tuple[Tensor, Tensor]:
 
 def _softplus(x_cB: Tensor) -> tuple[Tensor, Tensor]:
     """log2(1 + e^y) and the slope of log(1 + e^y), from x = y log2(e)."""
-    by_hand = x_cB.device.type == "cpu" and not torch.compiler.is_compiling()
-    if not by_hand or float(x_cB.max()) > 126:
+    if x_cB.device.type != "cpu" or float(x_cB.max()) > 126:
         return F.softplus(x_cB, beta=1 / LOG2_E), (x_cB / LOG2_E).sigmoid_()
     # By hand, as torch's own takes five times as long there. Not beyond the range of 2^x.
     exp_cB = x_cB.exp2_()
@@ -394,11 +396,10 @@ def _check_widths(
             f"projection_weight_ED is {list(weight_ED.shape)}, but student embeddings are {width} "
             f"wide and the anchors {raw}: it must be {[width, raw]}"
         )
-    if bias_E is not None and (weight_ED is None or bias_E.shape != (width,)):
-        raise UserError(
-            f"projection_bias_E goes with projection_weight_ED and must be {[width]}, "
-            f"not {list(bias_E.shape)}"
-        )
+    if bias_E is not None and weight_ED is None:
+        raise UserError("projection_bias_E goes with projection_weight_ED, which is not given")
+    if bias_E is not None and bias_E.shape != (width,):
+        raise UserError(f"projection_bias_E is {list(bias_E.shape)}: it must be {[width]}")
 
 
 def at_least_float32(x: Tensor) -> Tensor:

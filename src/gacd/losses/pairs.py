@@ -47,7 +47,8 @@ class Setting(Projected):
     """The same, and which anchors are an image's own.
 
     index_B: the images' rows in the data set; no anchor is an image's own if not given.
-    anchor_index_M: the anchors' rows in the data set; 0 to M - 1, the whole bank in order.
+    anchor_index_M: the anchors' rows in the data set; 0 to M - 1, the whole bank in order. Beside
+        `index_B` it has to be given where the anchors are fewer than `dataset_size`.
     """
 
     index_B: NotRequired[Int[Tensor, " B"] | None]
@@ -64,7 +65,8 @@ class Pairs:
     """Every pair of an image and an anchor. The estimates made of it share the projected anchors.
 
     The functions of `losses.contrastive` and `losses.information` make one estimate each. Raises a
-    UserError on a temperature that is not positive, and on shapes that do not fit.
+    UserError on a temperature that is not positive, on shapes that do not fit, and where a constant
+    (temperature, anchors) asks for a gradient.
     """
 
     def __init__(
@@ -147,7 +149,7 @@ class Pairs:
         if log_z is None:
             with torch.set_grad_enabled(z_gradient and torch.is_grad_enabled()):
                 log_z = self.log_partition()
-        elif isinstance(log_z, Tensor) and log_z.shape not in ((), (images,)):
+        elif isinstance(log_z, Tensor) and log_z.shape != ():
             raise UserError(f"log_z is one constant, not {list(log_z.shape)}")
         shift_B = self.scores.zeros() + math.log(negatives / self.size)
         offset_B = (log_z + shift_B).to(self.scores.wide)

@@ -78,6 +78,16 @@ def create_model(
         return build(num_classes=num_classes, channels=channels, mean=mean, std=std)
 
 
+def check_model(name: str) -> None:
+    """Refuse the name of no network, or of one that cannot be, without making it."""
+    import torch
+
+    build = _builder(name)
+    if name.lower() not in _REGISTERED:
+        with torch.device("meta"):
+            build(num_classes=2, channels=3, mean=None, std=None)
+
+
 def _builder(name: str) -> "Callable[..., gacd.models.base.Backbone]":
     from gacd.models.mobilenet import MobileNetV2
     from gacd.models.resnet import RESNETS, ResNet
@@ -120,8 +130,8 @@ def _registered(
         except Exception as error:
             said = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise UserError(
-                f"the registered '{name}' cannot be built with num_classes={num_classes} and "
-                f"channels={channels}: {said}"
+                f"the registered '{name}' cannot be built by keyword with num_classes="
+                f"{num_classes}, channels={channels}: {said}"
             ) from error
         if not isinstance(network, nn.Module):
             raise UserError(

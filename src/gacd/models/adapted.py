@@ -57,17 +57,17 @@ class Adapted(Backbone):
         self.register_load_state_dict_pre_hook(_as_we_say)  # type: ignore[no-untyped-call]
 
     @torch.no_grad()
-    def check(self, size: int) -> None:
+    def check(self, size: int, *, trains: bool = True) -> None:
         """Refuse a network that fails on images [2, channels, size, size], or is not what it was.
 
-        Raises UserError where its forward pass raises, gives anything but logits [2, K] (when it
-        trains, too), or other ones than those of the classifier: where something follows it, or
-        reads its weights. Notes whether batch normalisation may be folded for attacks.
+        Raises UserError where its forward pass raises, gives anything but logits [2, K], or other
+        ones than those of the classifier: where something follows it, or reads its weights; of one
+        that `trains` also where it cannot. Notes whether batch normalisation may be folded.
         """
         x = torch.rand(2, self.channels, size, size, generator=torch.Generator().manual_seed(0))
         x = x.to(next(self.parameters()).device, memory_format=torch.channels_last)
         network = type(self.body).__name__
-        if not any(parameter.requires_grad for parameter in self.parameters()):
+        if trains and not any(parameter.requires_grad for parameter in self.parameters()):
             raise UserError(f"{network} has no parameter that takes a gradient")
         with evaluating(self):
             whole = self._tried(self._uncut, x)
@@ -81,8 +81,10 @@ class Adapted(Backbone):
         for key, value in self.state_dict().items():
             if not isinstance(value, Tensor):
                 raise UserError(f"'{key}' in the state dict of {network} is no tensor")
-        with global_randomness_kept(x.device):  # dropout's
-            self._check_logits(self._tried(copy.deepcopy(self).train(), x, " when it trains"))
+        if trains:
+            with global_randomness_kept(x.device):  # dropout's
+                train = lambda x: copy.deepcopy(self).train()(x)  # noqa: E731
+                self._check_logits(self._tried(train, x, " when it trains"))
         self.folds = folds_exactly(self, x)
 
     def _check_logits(self, found: Any) -> None:

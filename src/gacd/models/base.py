@@ -40,9 +40,10 @@ class Backbone(nn.Module, ABC):
         """
         if self.mean is None or self.std is None:
             return x
-        if not x.is_floating_point() or x.dim() != 4 or x.shape[1] != self.mean.shape[1]:
+        channels = self.mean.shape[1]
+        if not x.is_floating_point() or x.dim() != 4 or channels not in (1, x.shape[1]):
             raise UserError(
-                f"images must be floating-point [B, {self.mean.shape[1]}, H, W] in [0, 1], not "
+                f"images must be floating-point [B, {channels}, H, W] in [0, 1], not "
                 f"{str(x.dtype).removeprefix('torch.')} {list(x.shape)}"
             )
         return (x - self.mean) / self.std
@@ -66,9 +67,9 @@ class Backbone(nn.Module, ABC):
 
 def check_backbone(model: nn.Module) -> None:
     """Refuse a network that does not give features apart from logits. Raises UserError."""
-    if not isinstance(model, Backbone):
+    if not all(getattr(model, name, None) for name in ("forward_features", "num_classes")):
         raise UserError(
-            f"a {type(model).__name__} does not give its features: wrap it in "
+            f"this {type(model).__name__} does not give its features: wrap it in "
             "gacd.models.adapted.Adapted(network, NAME_OF_ITS_LAST_LAYER)"
         )
 

@@ -172,9 +172,8 @@ def _fill(model: Backbone, tensors: Mapping[str, Tensor], path: Path) -> None:
 def _stripped(tensors: Mapping[str, Tensor], wanted: Set[str]) -> dict[str, Tensor]:
     """Without what containers (DataParallel, torch.compile, wrappers) put before every name."""
     state = dict(tensors)
-    if wanted <= state.keys():  # a network's own parts may be called as a wrapper is
-        return state
-    for own in _OURS:
+    ready = wanted <= state.keys()  # a network's own parts may be called as a wrapper is
+    for own in () if ready else _OURS:
         if student := {k.removeprefix(own): v for k, v in state.items() if k.startswith(own)}:
             return student
     while not wanted <= state.keys():
@@ -182,7 +181,11 @@ def _stripped(tensors: Mapping[str, Tensor], wanted: Set[str]) -> dict[str, Tens
         if len(fronts) != 1 or not all("." in name for name in state):
             break
         state = {name.partition(".")[2]: tensor for name, tensor in state.items()}
-    return {name: tensor for name, tensor in state.items() if not name.startswith(_UNUSED)}
+    return {
+        name: tensor
+        for name, tensor in state.items()
+        if name in wanted or not name.startswith(_UNUSED)
+    }
 
 
 def _shapes(model: Backbone, name: str, found: Tensor, wanted: Tensor) -> tuple[str, str]:

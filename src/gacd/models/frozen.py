@@ -112,7 +112,10 @@ def folds_exactly(model: nn.Module, x: Images) -> bool:
     The graph does not show who reads a convolution's output without gradient, or in larger batches
     alone.
     """
-    model = copy.deepcopy(model)
+    try:
+        model = copy.deepcopy(model)
+    except (TypeError, RuntimeError):  # it holds what cannot be copied: then it is not tried
+        return False
     generator = torch.Generator(x.device).manual_seed(0)
     for part in model.modules():
         if isinstance(part, _BatchNorm):

@@ -13,7 +13,6 @@ from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import torch
 import yaml
 from filelock import FileLock, Timeout
 
@@ -27,7 +26,7 @@ from gacd.data.load import NAMES
 from gacd.errors import UserError, unknown
 from gacd.evaluation.names import parse_attack
 from gacd.methods.registry import parse_method
-from gacd.models import create_model
+from gacd.models import check_model
 from gacd.ranks import GOAL, REFUSAL
 from gacd.storage import read_json, write_bytes, write_json
 from gacd.study.cells import Cell, Config
@@ -329,8 +328,7 @@ def _check_possible(cells: Sequence[Cell]) -> None:
                 parse_attack(name)
     nets = {getattr(cell.config, key, None) for cell in cells for key in ("model", "student")}
     for net in sorted(map(str, nets - {None})):
-        with torch.device("meta"):  # a name may be well formed and its depth impossible
-            create_model(net, num_classes=2, seed=0)
+        check_model(net)
 
 
 def _check_unchanged(folder: Folder, cells: Sequence[Cell]) -> None:

@@ -691,6 +691,7 @@ def test_flags_override_the_recipe_wherever_they_stand() -> None:
         (["study", "list", "--main_pair", "resnet18"], "a pair is a teacher and a student"),
         (["study", "list", "--epochs.ard", "0"], "epochs.ard is 0, but must be above 0"),
         (["study", "list", "--transfer_to", "[{size: 4}]"], "size is 4, but networks need"),
+        (["train", "--out", __file__], "cannot be a folder (File exists): choose another --out"),
         (["train", "--out", "x" * 300], "File name too long"),
     ],
 )

@@ -157,7 +157,9 @@ def network(
     `flag` is how the command line is told the model.
     """
     if path.is_dir():
-        raise UserError(f"{path} is a folder: name a file, such as {path / 'model.safetensors'}")
+        found = sorted(path.glob("model.safetensors")) + sorted(path.glob("*/model.safetensors"))
+        such = f"such as {found[0]}" if found else "a .safetensors of gacd or a public .pt"
+        raise UserError(f"{path} is a folder: name a file, {such}")
     if names_itself(path):
         loaded, meta = load_model(path)
         if given.model not in (None, meta["architecture"]):

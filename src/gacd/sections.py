@@ -75,7 +75,7 @@ class Data:
     title: str | None = None
     """What records and reports call the data, where its name would mislead."""
     size: int | None = None
-    """Resize to size x size; by default as the data set is."""
+    """Scale and crop to size x size; by default as the data set is, or its first image."""
     classes: list[str | int] | None = None
     """Keep only the images of these classes, by name, relabelled in this order."""
     val_fraction: float = 0.1
@@ -214,7 +214,7 @@ class Evaluation:
     cascade: bool = False
     """Spare an image that an earlier attack broke: figures are then the worst case so far."""
     eps_curve: list[Budget] = field(default_factory=list)
-    """Also measure PGD-20 accuracy at these budgets."""
+    """Also PGD-20 accuracy at these budgets; what breaks at one counts as broken at all above."""
     workers: int = 0
     """Evaluate in so many processes of their own, on the CPU, while the next model trains."""
 

@@ -15,7 +15,7 @@ from gacd.data.dataset import ArrayDataset
 from gacd.errors import UserError
 from gacd.evaluation.batches import assert_within, model_fingerprint
 from gacd.evaluation.names import Attack, parse_attack
-from gacd.evaluation.robust import epsilon_curve, evaluate
+from gacd.evaluation.robust import answered_alike, epsilon_curve, evaluate
 from gacd.models import create_model
 
 
@@ -393,3 +393,13 @@ def test_curve_follows_the_closed_form_and_never_rises(linear) -> None:
     )
     assert all(p.low <= p.accuracy <= p.high for p in points)
     assert points[0].accuracy > points[1].accuracy > points[2].accuracy
+
+
+def test_how_many_images_get_one_and_the_same_answer(tiny_net, digits) -> None:
+    net = tiny_net()
+    with torch.no_grad():
+        answers = net.eval()(digits.float_images()).argmax(1).tolist()
+        most = max(answers.count(answer) for answer in answers)
+        assert answered_alike(net, digits, batch_size=7) == pytest.approx(100 * most / len(digits))
+        net.head.bias[3] += 1e4
+    assert answered_alike(net, digits) == 100

@@ -185,3 +185,12 @@ def test_text_is_escaped():
 def test_rows_must_fill_their_columns():
     with pytest.raises(ValueError, match="rows of"):
         Table("t", (Column("a"), Column("b")), ((Cell("1"),),))
+
+
+def test_a_model_of_one_answer_is_named_below_the_table():
+    rows = [record(role="teacher"), record(method="kd", role="student", answered_alike=99.5)]
+    notes = comparison_table(rows).notes
+    assert [note for note in notes if "answer" in note] == [
+        "kd (student): one and the same answer to 99.5 % of the test images; "
+        "where that happens to be right, no attack can change it."
+    ]

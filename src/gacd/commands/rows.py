@@ -14,7 +14,7 @@ from gacd.data.dataset import ArrayDataset
 from gacd.evaluation.diagnosis import diagnose
 from gacd.evaluation.examples import attacked_examples
 from gacd.evaluation.record import make_record
-from gacd.evaluation.robust import epsilon_curve, evaluate
+from gacd.evaluation.robust import answered_alike, epsilon_curve, evaluate
 from gacd.methods.cost import Cost
 from gacd.methods.registry import method_order
 from gacd.models.base import Backbone
@@ -27,6 +27,7 @@ MODEL = "model.safetensors"
 TEACHER = "teacher"
 SOURCE = "source"
 _LAYOUT = {"cuda": torch.channels_last}
+_ONE_ANSWER = 99.0  # percent of the images, from which on a record says so
 _DIAGNOSED = 100  # test images of the masking diagnosis: seconds, where AutoAttack takes minutes
 
 
@@ -135,6 +136,7 @@ def measure_row(
             source=source,
             evaluation=found,
             limit=_DIAGNOSED,
+            autoattack_limit=min(64, settings.autoattack_limit or 64),
             **shared,
         )
     if ranks.rank > 0:
@@ -145,6 +147,7 @@ def measure_row(
         write_json(out / "diagnosis.json", [asdict(check) for check in checks])
     found.save(out / "outcomes.safetensors")
     table = found.to_record()
+    alike = answered_alike(model, test, batch_size=settings.batch_size)
     record = make_record(
         model=row.architecture,
         method=row.method,
@@ -157,6 +160,7 @@ def measure_row(
             "parameters": sum(p.numel() for p in model.parameters()),
             **row.spent.record(),
             **({"cascade": True} if settings.cascade else {}),
+            **({"answered_alike": round(alike, 1)} if alike >= _ONE_ANSWER else {}),
             "intervals": {k: [v["low"], v["high"]] for k, v in table.items()},
             **{f"{k}_n": v["n"] for k, v in table.items() if v["n"] != found.n},
             "eps_curve": [list(point) for point in curve],

@@ -75,6 +75,12 @@ class Run:
         """Make the folder this process's until it ends, however it ends, and this run's."""
         path = self.cfg.out / ".lock"
         new = not path.exists()
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(
+                f"{self.cfg.out} cannot be a folder ({error.strerror}): choose another --out"
+            ) from None
         self.lock = FileLock(path, is_singleton=True)
         try:
             self.lock.acquire(blocking=False)

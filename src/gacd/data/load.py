@@ -61,6 +61,8 @@ def load_splits(
             f"class '{absent[0]}' has no training image: add some, "
             f"or keep the others alone by --data.classes, such as {' '.join(present[:10])}"
         )
+    if absent := _without_images(test):
+        print(f"note: {test.name} has no test images of {', '.join(absent)}")
     in_val = stratified(everything.labels, round(len(everything) * val_fraction), seed=seed)
     train = _limit(everything.subset(~in_val), "train_limit", train_limit, seed)
     test = _limit(test, "test_limit", test_limit, _TEST_SEED)

@@ -25,7 +25,7 @@ from gacd.models.modes import evaluating
 from gacd.ranks import ALONE, Ranks
 
 _SUBSET_SEED = 0
-_POINTS = 1.0  # percentage points that chance may give the weaker of two attacks
+_POINTS = 1.0  # percentage points that chance may give the weaker of two attacks; or one image
 _NEAR = "pgd100x5"  # what AutoAttack is compared with; see `_autoattack_gap`
 _AUTOATTACK_GAP = 10.0  # percent of the images; published robust students lose 3 to 5
 _ZEROS = 10.0  # percent of the gradient's entries
@@ -94,6 +94,7 @@ def diagnose(
         near.accuracy, ("natural", "noise", "fgsm", "pgd20", "pgd100")
     )
     lost = natural - pgd100
+    points = _POINTS if len(subset) >= 100 else 100 / len(subset) + 1e-9
     if met is None:
         verdicts, index = near.outcomes("autoattack")
     else:
@@ -106,25 +107,25 @@ def diagnose(
         _check(
             "iterative beats single-step",
             pgd20 - fgsm,
-            _POINTS,
+            points,
             f"{pgd20:.1f} % under PGD-20, {fgsm:.1f} % under FGSM",
         ),
         _check(
             "more steps never help the defender",
             pgd100 - pgd20,
-            _POINTS,
+            points,
             f"{pgd100:.1f} % under PGD-100, {pgd20:.1f} % under PGD-20",
         ),
         _check(
             "a large eps breaks everything",
             far.accuracy("pgd100"),
-            _POINTS,
+            points,
             f"{far.accuracy('pgd100'):.1f} % at {threat.norm} eps {far.settings['eps']:.3g}",
         ),
         _check(
             "random noise is harmless next to the attack",
             natural - noise,
-            max(lost / 2, _POINTS),
+            max(lost / 2, points),
             f"noise costs {natural - noise:.1f} points, PGD-100 {lost:.1f}",
         ),
         _check(
@@ -143,7 +144,7 @@ def diagnose(
     if source is not None:
         transfer = near.accuracy("transfer")
         text = f"{pgd100:.1f} % under PGD-100, {transfer:.1f} % under another model's images"
-        checks.append(_check("transfer is weaker than white-box", pgd100 - transfer, _POINTS, text))
+        checks.append(_check("transfer is weaker than white-box", pgd100 - transfer, points, text))
     return checks
 
 

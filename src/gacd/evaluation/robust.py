@@ -122,6 +122,18 @@ def evaluate(
     return Evaluation(len(dataset), robust, index, settings, seconds)
 
 
+@torch.no_grad()
+def answered_alike(model: Backbone, dataset: ArrayDataset, *, batch_size: int = 256) -> float:
+    """Share of the images, in percent, that get the model's most frequent answer."""
+    device = next(model.parameters()).device
+    counts = torch.zeros(model.num_classes, dtype=torch.int64, device=device)
+    with evaluating(model), torch.autocast(device.type, enabled=False):
+        for _, rows in chunks(torch.arange(len(dataset)), batch_size):
+            x = dataset.float_images(rows.to(dataset.images.device)).to(device)
+            counts += model(x).argmax(1).bincount(minlength=len(counts))
+    return 100.0 * int(counts.max()) / len(dataset)
+
+
 class CurvePoint(NamedTuple):
     """Accuracy at one eps with its 95 % interval, in percent."""
 

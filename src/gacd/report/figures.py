@@ -146,7 +146,8 @@ def accuracy_against_eps(
             f"{name}: {first[1]:.1f} % at ε = {first[0]:.3g}, {last[1]:.1f} % at {last[0]:.3g}."
             for name, (first, last) in ends.items()
         ),
-        caption="Accuracy against the attack's budget; the bands are the intervals of the record.",
+        caption="Accuracy against the attack's budget; an image broken at one counts as broken at "
+        "all above, so it may be a little below the table's. Bands: the intervals of the record.",
     )
 
 

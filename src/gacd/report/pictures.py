@@ -100,7 +100,7 @@ def attacked_pictures(
         + ".",
         caption="Top: the clean images with their true classes. Below: what each model answers "
         "when the image is attacked against it (in bold; a red frame and ✗ where it is wrong), and "
-        "what it answers on the clean image."
+        "what it answers on the clean image; one that is wrong there counts as broken in the table."
         + (" A narrow screen shows the first three." * (n > 3)),
         file_format="png",
     )

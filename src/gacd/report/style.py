@@ -44,6 +44,7 @@ tbody tr:nth-child(even) th { background: var(--stripe); }
 tbody tr + tr th { border-top: 1px solid var(--line); }
 .number { text-align: right; }
 .aside { font-weight: 400; color: var(--quiet); font-size: .85em; }
+.number .aside { display: block; }
 .note, figcaption { color: var(--quiet); font-size: .9rem; margin: .3rem 0; max-width: 46rem; }
 figure { margin: 1.4rem 0; }
 .card { background: var(--card); border: 1px solid var(--line); border-radius: 10px;

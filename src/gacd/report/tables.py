@@ -293,6 +293,12 @@ def _notes(
             "Cascade: an image once broken is not attacked again, so each figure is the worst case "
             "of its attack and of those before it."
         )
+    for record in (record for group in groups for record in group):
+        if alike := record.get("answered_alike"):
+            yield (
+                f"{_method(record)}: one and the same answer to {alike:g} % of the test images; "
+                "where that happens to be right, no attack can change it."
+            )
     if worst:
         yield "worst: right under every attack, on the images that met them all."
     if any(record.get("intervals") for group in groups if len(group) == 1 for record in group):

@@ -114,7 +114,9 @@ def main() -> None:
         for name, folder in measure(options.runs, seed, flags).items():
             folders.setdefault(name, []).append(folder)
         rows = [row(name, folder) for name, each in folders.items() for folder in each]
-        found = tables({name: arm(name, each) for name, each in folders.items()}, "exact")
+        found = tables(
+            {name: arm(name, dict(enumerate(each))) for name, each in folders.items()}, "exact"
+        )
         record = {"environment": environment(), "flags": flags, "rows": rows}
         write_json(options.out, {**record, "tables": found.splitlines()})
     print(found)

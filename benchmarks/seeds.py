@@ -8,6 +8,7 @@ images, by the rule of `gacd study report`.
 """
 
 import argparse
+from collections.abc import Mapping
 from pathlib import Path
 
 from gacd.report.tables import HEADLINES
@@ -19,15 +20,29 @@ from gacd.study.results import Result
 
 def arms(runs: list[Path]) -> dict[str, Arm]:
     """What each row of the runs' tables is called, and its results, one a seed."""
-    found: dict[str, list[Result]] = {}
+    found: dict[str, dict[int, Path]] = {}
     for number, run in enumerate(runs):
         for path in sorted(run.rglob("record.json")):
-            name, record = path.relative_to(run).parts[0], read_json(path)
-            result = Result(
-                study="", labels={}, seed=number, key=name, folder=path.parent, record=record
+            found.setdefault(path.relative_to(run).parts[0], {})[number] = path.parent
+    return {name: arm(name, folders) for name, folders in found.items()}
+
+
+def arm(name: str, folders: Mapping[int, Path]) -> Arm:
+    """One model by several seeds, numbered: the folders of its row."""
+    return Arm(
+        name,
+        tuple(
+            Result(
+                study="",
+                labels={},
+                seed=number,
+                key=name,
+                folder=folder,
+                record=read_json(folder / "record.json"),
             )
-            found.setdefault(name, []).append(result)
-    return {name: Arm(name, tuple(results)) for name, results in found.items()}
+            for number, folder in folders.items()
+        ),
+    )
 
 
 def cell(terms: list[tuple[float, Arm]], metric: str) -> str:

@@ -44,8 +44,8 @@ METHODS: dict[str, type[Term]] = {
 AFT = "aft"
 RESERVED = (
     "out", "seed", "data", "threat", "evaluation", "fabric", "teacher", "student", "methods",
-    "weights", "bank", "training", "distillation", "finetune", "linear_select", "extra", "config",
-    "source", "finetuned", "transfer",
+    "weights", "bank", "training", "distillation", "finetune", "finetune_method", "linear_select",
+    "extra", "config", "source", "finetuned", "transfer",
 )  # fmt: skip
 """Names of a run's settings, and of its other folders: no method can bear them."""
 _PLAIN = {key: kind for kind in (bool, int, float, str) for key in (kind, kind.__name__)}

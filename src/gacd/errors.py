@@ -14,3 +14,8 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> UserError:
     near = difflib.get_close_matches(name.lower(), names, n=1, cutoff=0.4)
     hint = f"did you mean '{near[0]}'? " if near else ""
     return UserError(f"unknown {kind} '{name}': {hint}known: {', '.join(names)}")
+
+
+def first_line(error: Exception) -> str:
+    """What somebody else's error says, at its shortest."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

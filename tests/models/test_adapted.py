@@ -401,7 +401,9 @@ def test_a_network_that_cannot_be_folded_is_attacked_as_it_is() -> None:
     model, x = Adapted(Gated(5), "fc"), torch.rand(4, 3, 8, 8)
     for _ in range(3):
         model.train()(x)
-    model.check(8)
+    for _ in range(2):
+        model.check(8)
+        assert not model.folds
     model = copy.deepcopy(model).eval()
     with frozen(model, x):
         found = model(x)

@@ -75,6 +75,13 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, str]
     return out / "study", recipe, done.stdout
 
 
+@pytest.fixture
+def copied(finished: tuple[Path, Path, str], tmp_path: Path) -> tuple[Path, Path]:
+    """A copy of that study, to be spoilt, and its recipe."""
+    out, recipe, _ = finished
+    return Path(shutil.copytree(out, tmp_path / "copy")), recipe
+
+
 def test_two_workers_do_every_cell_once(finished: tuple[Path, Path, str]) -> None:
     out, recipe, said = finished
     cells = {result.key: result for result in work.results(configured(recipe, out, "rivals"))}
@@ -256,11 +263,9 @@ def test_a_cell_that_another_starts_from_is_done_once_whichever_is_named_first(
 
 
 def test_the_hours_left_are_those_of_finished_cells_of_the_kind(
-    finished: tuple[Path, Path, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    copied: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    out, recipe, _ = finished
-    copy = tmp_path / "copy"
-    shutil.copytree(out, copy)
+    copy, recipe = copied
     cfg = configured(recipe, copy, "rivals", "--seeds", "0", "1")
     folder, cells = work.Folder(copy), [entry.cell for entry in work.chosen(cfg)]
     assert len(list(copy.glob("cells/*.json"))) == 3
@@ -306,11 +311,9 @@ def test_status_of_nothing_makes_nothing(recipe: Path, tmp_path: Path) -> None:
     assert not out.exists()
 
 
-def test_status_only_looks(finished: tuple[Path, Path, str], tmp_path: Path) -> None:
+def test_status_only_looks(copied: tuple[Path, Path]) -> None:
     """Also where cells are left to do: who looks may not be allowed to write."""
-    out, recipe, _ = finished
-    copy = tmp_path / "copy"
-    shutil.copytree(out, copy)
+    copy, recipe = copied
     for lock in copy.glob("cells/*.lock"):
         lock.unlink()
     before = sorted(copy.rglob("*"))
@@ -331,11 +334,9 @@ def test_a_report_of_cells_that_nobody_ran_is_refused(
 
 
 def test_cells_run_under_other_defaults_are_refused(
-    finished: tuple[Path, Path, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    copied: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    out, recipe, _ = finished
-    copy = tmp_path / "copy"
-    shutil.copytree(out, copy)
+    copy, recipe = copied
     for path in copy.glob("cells/*.json"):
         about = json.loads(path.read_text())
         about["settings"]["threat"]["norm"] = "l2"
@@ -379,11 +380,9 @@ def test_refusals(
 
 
 def test_files_that_are_not_ours_are_named_and_reasons_that_are_lost_are_not_missed(
-    finished: tuple[Path, Path, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    copied: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    out, recipe, _ = finished
-    copy = tmp_path / "study"
-    shutil.copytree(out, copy)
+    copy, recipe = copied
     cfg = configured(recipe, copy, "rivals")
     cell, other = (entry.cell for entry in work.chosen(cfg)[:2])
     folder = work.Folder(copy)

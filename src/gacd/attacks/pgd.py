@@ -12,7 +12,7 @@ from gacd.attacks.threat import ThreatModel
 from gacd.errors import UserError
 from gacd.shapes import Images
 
-_SLACK = 1e-3
+_SLACK = 1e-3  # out of [0, 1], of rounding
 Step = Callable[[Objective, Images, Images, Images], tuple[Images, Images]]
 
 

@@ -74,14 +74,11 @@ def _refuse_early(run: Run, cfg: c.Distill) -> None:
     if cfg.teacher.checkpoint is None:
         taught = parse_method(cfg.teacher.method)
         run.check_stage(cfg.teacher.training, "teacher.training", taught)
-    whole = [method for method in named if _in_one_stage(method)]
-    parts = [method for method in named if not _in_one_stage(method)]
-    if whole:
-        run.check_stage(cfg.training, "training", *whole)
-    if parts:
-        run.check_stage(cfg.distillation, "distillation", *parts)
-    if any(method.aft for method in named):
-        run.check_stage(cfg.finetune, "finetune", _finetuning(cfg))
+    for method in named:
+        first = "training" if _in_one_stage(method) else "distillation"
+        run.check_stage(_first_stage(cfg, method), first, method)
+        if method.aft:
+            run.check_stage(cfg.finetune, "finetune", _finetuning(cfg))
     terms = {term for method in named for term in method.terms}
     if ranks > 1:
         refuse_memory("crd" in terms or ("gacd" in terms and cfg.gacd.estimator == "memory"))

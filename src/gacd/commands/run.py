@@ -112,9 +112,9 @@ class Run:
         if refused is not None:
             raise UserError(refused)
 
-    def check_stage(self, stage: c.Training, name: str, *methods: Named) -> None:
-        """Refuse, before anything trains, what would fail in its `methods`' first step."""
-        if any(method.attacks for method in methods):
+    def check_stage(self, stage: c.Training, name: str, method: Named) -> None:
+        """Refuse, before anything trains, what would fail in the stage's first step."""
+        if method.attacks:
             self.threat.check_step(c.fraction(stage.attack.step_size))
         ranks = self.fabric.world_size
         try:

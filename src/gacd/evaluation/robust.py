@@ -20,6 +20,7 @@ import gacd
 from gacd.attacks.objectives import cross_entropy, margin
 from gacd.attacks.pgd import pgd
 from gacd.attacks.threat import ThreatModel
+from gacd.data.batches import iterate
 from gacd.data.dataset import ArrayDataset
 from gacd.data.split import stratified
 from gacd.errors import UserError
@@ -128,9 +129,10 @@ def answered_alike(model: Backbone, dataset: ArrayDataset, *, batch_size: int = 
     device = next(model.parameters()).device
     counts = torch.zeros(model.num_classes, dtype=torch.int64, device=device)
     with evaluating(model), torch.autocast(device.type, enabled=False):
-        for _, rows in chunks(torch.arange(len(dataset)), batch_size):
-            x = dataset.float_images(rows.to(dataset.images.device)).to(device)
-            counts += model(x).argmax(1).bincount(minlength=len(counts))
+        for batch in iterate(
+            dataset.to(device), batch_size, shuffle=False, seed=0, epoch=0, drop_last=False
+        ):
+            counts += model(batch.images).argmax(1).bincount(minlength=len(counts))
     return 100.0 * int(counts.max()) / len(dataset)
 
 

@@ -22,7 +22,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from gacd.errors import UserError
-from gacd.losses.fused import at_least_float32, check_temperature
+from gacd.losses.checks import check_temperature
+from gacd.losses.fused import at_least_float32
 from gacd.losses.pairs import (
     AnchorFeatures,
     AnchorLabels,

@@ -27,6 +27,7 @@ from torch import Tensor
 from torch._compile import _disable_dynamo  # torch.compiler.disable, but for its import
 
 from gacd.errors import UserError
+from gacd.losses.checks import check_constant, check_temperature, check_widths
 
 KEPT_BYTES = 32 * 2**20
 # Elements of a chunk's scores and of its projected anchors: on a CPU they should stay in the cache,
@@ -65,7 +66,7 @@ class Scores:
     ) -> None:
         check_temperature(temperature)
         check_constant(anchors=anchors_MD)
-        _check_widths(student_BE, anchors_MD, weight_ED, bias_E)
+        check_widths(student_BE, anchors_MD, weight_ED, bias_E)
         # float16's range is too small for gradients over many anchors; bfloat16's is not.
         narrow = anchors_MD.dtype == torch.float16
         self.dtype = torch.float32 if narrow else anchors_MD.dtype
@@ -356,50 +357,6 @@ class _Sum(torch.autograd.Function):
             -slopes_B * grad_B if to_offset else None,
             None,
         )
-
-
-def check_temperature(temperature: float) -> None:
-    """Refuse one that is not positive, or that would want a gradient."""
-    check_constant(temperature=temperature)
-    if not temperature > 0:
-        raise UserError(f"temperature must be above 0, not {temperature}")
-
-
-def check_constant(**values: object) -> None:
-    """Refuse tensors that ask for a gradient where there is none to give."""
-    for name, value in values.items():
-        if isinstance(value, Tensor) and value.requires_grad:
-            raise UserError(
-                f"{name}: constants get no gradient here; detach them"
-                + (" (or pass raw features and a projection)" if name == "anchors" else "")
-            )
-
-
-def _check_widths(
-    student_BE: Tensor, anchors_MD: Tensor, weight_ED: Tensor | None, bias_E: Tensor | None
-) -> None:
-    if student_BE.dim() != 2 or anchors_MD.dim() != 2:
-        raise UserError(
-            f"student embeddings must be [B, E] and anchors [M, D], not {list(student_BE.shape)} "
-            f"and {list(anchors_MD.shape)}"
-        )
-    if len(anchors_MD) == 0:
-        raise UserError("there are no anchors")
-    width, raw = student_BE.shape[1], anchors_MD.shape[1]
-    if weight_ED is None and width != raw:
-        raise UserError(
-            f"student embeddings are {width} wide and the anchors {raw}: "
-            "raw teacher features need projection_weight_ED"
-        )
-    if weight_ED is not None and weight_ED.shape != (width, raw):
-        raise UserError(
-            f"projection_weight_ED is {list(weight_ED.shape)}, but student embeddings are {width} "
-            f"wide and the anchors {raw}: it must be {[width, raw]}"
-        )
-    if bias_E is not None and weight_ED is None:
-        raise UserError("projection_bias_E goes with projection_weight_ED, which is not given")
-    if bias_E is not None and bias_E.shape != (width,):
-        raise UserError(f"projection_bias_E is {list(bias_E.shape)}: it must be {[width]}")
 
 
 def at_least_float32(x: Tensor) -> Tensor:

@@ -9,14 +9,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from gacd.errors import UserError
-from gacd.losses.fused import (
-    Others,
-    Scores,
-    check_constant,
-    log_sum_exp,
-    positive_scores,
-    softplus_sum,
-)
+from gacd.losses.checks import check_constant, check_length
+from gacd.losses.fused import Others, Scores, log_sum_exp, positive_scores, softplus_sum
 from gacd.shapes import Labels, PerSample
 
 Embeddings = Float[Tensor, "B E"]
@@ -55,12 +49,6 @@ class Setting(Projected):
     anchor_index_M: NotRequired[Int[Tensor, " M"] | None]
 
 
-def _check_length(length: int, of: str, **tensors: Tensor | None) -> None:
-    for name, tensor in tensors.items():
-        if tensor is not None and tensor.shape != (length,):
-            raise UserError(f"{name} is {list(tensor.shape)}, but there are {length} {of}")
-
-
 class Pairs:
     """Every pair of an image and an anchor. The estimates made of it share the projected anchors.
 
@@ -89,8 +77,8 @@ class Pairs:
             raise UserError(
                 f"positive_BE is {list(positive_BE.shape)}, but student_BE {list(student_BE.shape)}"
             )
-        _check_length(images, "images", index_B=index_B)
-        _check_length(anchors, "anchors", anchor_index_M=anchor_index_M)
+        check_length(images, "images", index_B=index_B)
+        check_length(anchors, "anchors", anchor_index_M=anchor_index_M)
         self.scores = Scores(
             student_BE, anchors_MD, projection_weight_ED, projection_bias_E, temperature=temperature
         )
@@ -141,8 +129,8 @@ class Pairs:
         if negatives < 1:
             raise UserError(f"negatives must be at least 1, not {negatives}")
         images, anchors = len(self.positive_B), len(self.scores.anchors_MD)
-        _check_length(images, "images", labels_B=labels_B, weights_B=weights_B)
-        _check_length(
+        check_length(images, "images", labels_B=labels_B, weights_B=weights_B)
+        check_length(
             anchors, "anchors", anchor_labels_M=anchor_labels_M, anchor_weights_M=anchor_weights_M
         )
         check_constant(anchor_weights_M=anchor_weights_M)

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
-from gacd.errors import UserError, unknown
+from gacd.errors import UserError, first_line, unknown
 
 if TYPE_CHECKING:
     from torch import nn
@@ -128,10 +128,9 @@ def _registered(
         try:
             network = build(num_classes=num_classes, channels=channels)
         except Exception as error:
-            said = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise UserError(
                 f"the registered '{name}' cannot be built by keyword with num_classes="
-                f"{num_classes}, channels={channels}: {said}"
+                f"{num_classes}, channels={channels}: {first_line(error)}"
             ) from error
         if not isinstance(network, nn.Module):
             raise UserError(

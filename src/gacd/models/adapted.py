@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from gacd.data.batches import global_randomness_kept
-from gacd.errors import UserError
+from gacd.errors import UserError, first_line
 from gacd.models.base import Backbone
 from gacd.models.frozen import folds_exactly
 from gacd.models.modes import evaluating
@@ -83,8 +83,7 @@ class Adapted(Backbone):
                 raise UserError(f"'{key}' in the state dict of {network} is no tensor")
         if trains:
             with global_randomness_kept(x.device):  # dropout's
-                train = lambda x: copy.deepcopy(self).train()(x)  # noqa: E731
-                self._check_logits(self._tried(train, x, " when it trains"))
+                self._check_logits(self._tried(self._training, x, " when it trains"))
         self.folds = folds_exactly(self, x)
 
     def _check_logits(self, found: Any) -> None:
@@ -102,14 +101,17 @@ class Adapted(Backbone):
         finally:
             self.body.set_submodule(self.classifier, nn.Identity())
 
+    def _training(self, x: Images) -> Any:
+        return copy.deepcopy(self).train()(x)
+
     def _tried(self, run: Callable[[Images], Any], x: Images, when: str = "") -> Any:
         try:
             return run(x)
         except Exception as error:
-            said = (str(error).strip() or type(error).__name__).splitlines()[0]
             shape = "x".join(map(str, x.shape[1:]))
             raise UserError(
-                f"{type(self.body).__name__} fails{when} on channels-last images of {shape}: {said}"
+                f"{type(self.body).__name__} fails{when} on channels-last images of {shape}: "
+                f"{first_line(error)}"
             ) from error
 
     def forward_features(self, x: Images) -> Features:

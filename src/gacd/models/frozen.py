@@ -116,6 +116,7 @@ def folds_exactly(model: nn.Module, x: Images) -> bool:
         model = copy.deepcopy(model)
     except (TypeError, RuntimeError):  # it holds what cannot be copied: then it is not tried
         return False
+    model.folds = True  # type: ignore[assignment]  # whatever an earlier look said
     generator = torch.Generator(x.device).manual_seed(0)
     for part in model.modules():
         if isinstance(part, _BatchNorm):

@@ -5,6 +5,8 @@ import jaxtyping
 # Before anything imports the package: only modules imported afterwards have their shapes checked.
 jaxtyping.install_import_hook("gacd", "beartype.beartype")
 
+from pathlib import Path  # noqa: E402
+
 import pytest  # noqa: E402
 import torch  # noqa: E402
 
@@ -15,3 +17,9 @@ torch.set_num_threads(1)
 def generator() -> torch.Generator:
     """A CPU generator that starts every test at the same place."""
     return torch.Generator().manual_seed(0)
+
+
+@pytest.fixture
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Relative paths of outputs end in the test's own folder."""
+    monkeypatch.chdir(tmp_path)

@@ -1,77 +1,23 @@
-"""The command line: what it refuses, in one line and with exit code 2, and what it understands."""
+"""The command line: what it refuses, in one line and with exit code 2, before anything is lost."""
 
 import errno
-import os
 import re
-import shutil
 import subprocess
 import sys
-import time
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import yaml
-from filelock import FileLock
-from PIL import Image
-from safetensors import SafetensorError
 
-import gacd
+from command_line import STAGE, TINY, TRAIN, folders, refusal
 from gacd import cli
-from gacd import config as c
 from gacd.commands import run, train
-from gacd.errors import UserError
-from gacd.methods.registry import METHODS, parse_method
 from gacd.models import create_model
 from gacd.models.checkpoints import save_model
 from gacd.training.loop import fit
 
-TINY = [
-    "--data.train_limit",
-    "120",
-    "--data.test_limit",
-    "20",
-    "--attacks",
-    "natural",
-    "--fabric.accelerator",
-    "cpu",
-    "--fabric.precision",
-    "32-true",
-]
-STAGE = ["--training.epochs", "1", "--training.batch_size", "32", "--training.attack.steps", "1"]
-TRAIN = ["train", "--model", "digits-cnn-2", *STAGE, *TINY]
-
-
-@pytest.fixture(autouse=True)
-def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Relative paths of outputs end here."""
-    monkeypatch.chdir(tmp_path)
-
-
-def refusal(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
-    """The single line with which a command is refused, with exit code 2."""
-    capsys.readouterr()
-    assert cli.main(arguments) == 2
-    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("gacd: ")]
-    assert len(lines) == 1 and "Traceback" not in lines[0]
-    return lines[0].removeprefix("gacd: ")
-
-
-def test_importing_and_help_are_quick_and_without_torch() -> None:
-    program = (
-        "import sys, time; start = time.process_time(); import gacd.cli; "
-        "code = gacd.cli.main(['--help']); spent = time.process_time() - start; "
-        "heavy = {'torch', 'numpy', 'jsonargparse', 'yaml'} & sys.modules.keys(); "
-        "print('REPORT', code, sorted(heavy), spent < 0.3)"
-    )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
-    assert done.stdout.splitlines()[-1] == "REPORT 0 [] True"
-    for command in cli.COMMANDS:
-        assert command in done.stdout
-    for recipe in cli.recipes():
-        assert recipe in done.stdout
+pytestmark = pytest.mark.usefixtures("elsewhere")
 
 
 def test_a_refusal_in_a_real_process_and_before_torch(tmp_path: Path) -> None:
@@ -88,21 +34,6 @@ def test_a_refusal_in_a_real_process_and_before_torch(tmp_path: Path) -> None:
         "gacd: eps is 8.0, but images are in [0, 1]: write 8/255 for eight grey levels\n"
     )
     assert not list(tmp_path.iterdir())
-
-
-@pytest.mark.parametrize("arguments", [[], ["-h"], ["--help"], ["help"]])
-def test_help(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> None:
-    assert cli.main(arguments) == 0
-    assert "gacd COMMAND" in capsys.readouterr().out
-
-
-def test_version_and_help_of_commands(capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["--version"]) == 0
-    assert capsys.readouterr().out == f"gacd {gacd.__version__}\n"
-    for command in cli.COMMANDS:
-        assert cli.main([command, "--help"]) == 0
-        out = capsys.readouterr().out
-        assert f"gacd {command}" in out and ("--a A" if command == "compare" else "--out") in out
 
 
 @pytest.mark.parametrize(
@@ -195,177 +126,6 @@ def test_bad_input_is_refused_in_one_line(
     capsys: pytest.CaptureFixture[str], line: str, message: str
 ) -> None:
     assert re.search(message, refusal(capsys, *line.split()))
-
-
-@pytest.mark.parametrize(
-    ("line", "message"),
-    [
-        ("train --training.clip_norm 0", "clip_norm is 0.0, but must be above 0"),
-        ("train --training.ema 1", "ema is 1.0, but must be at least 0 and below 1"),
-        ("train --training.warmup 1", "warmup is 1.0, but must be at least 0 and below 1"),
-        ("train --training.awp_warmup 2", "awp_warmup is 2.0, but must be from 0 to 1"),
-        ("train --data.workers -1", "workers is -1, but must be 0 or more"),
-        ("train --evaluation.batch_size 0", "batch_size is 0, but must be above 0"),
-        ("train --evaluation.workers -1", "workers is -1, but must be 0 or more"),
-        ("train --evaluation.step_size 0", "step_size is 0.0, but must be above 0"),
-        ("train --fabric.devices 0", "devices is 0, but must be above 0"),
-        ("train --fabric.num_nodes 0", "num_nodes is 0, but must be above 0"),
-        ("train --threat.norm l2 --threat.eps 101", "eps is 101.0, but images are in"),
-        ("distill --gacd.negatives 0", "negatives is 0, but must be above 0"),
-        ("distill --gacd.dim 0", "dim is 0, but must be above 0"),
-        ("distill --crd.negatives 0", "negatives is 0, but must be above 0"),
-        ("distill --crd.beta -1", "beta is -1.0, but must be 0 or more"),
-        ("distill --iad.temperature 0", "temperature is 0.0, but must be above 0"),
-        ("distill --iad.warmup 2", "warmup is 2.0, but must be from 0 to 1"),
-        ("analyze --steps 0", "steps is 0, but must be above 0"),
-        ("analyze --perplexity 0", "perplexity is 0.0, but must be above 0"),
-        ("analyze --images 1", "images is 1, but must be at least 2"),
-        ("analyze --step_size 0", "step_size is 0.0, but must be above 0"),
-        ("evaluate --source_mean 0.5", "mean and std go together"),
-        ("transfer --attacks transfer", "'transfer' needs a model to make its images on"),
-        ("study list --workers 0", "workers is 0, but must be above 0"),
-    ],
-)
-def test_impossible_settings_are_refused_before_anything_runs(line: str, message: str) -> None:
-    command, *flags = line.split()
-    with pytest.raises(UserError, match=message):
-        cli.parse(command, flags)
-
-
-def test_help_names_every_method(capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["distill", "--help"]) == 0
-    text = capsys.readouterr().out
-    listed = text[text.index("  --methods") :]
-    listed = listed[: listed.index("  --weights")]
-    assert METHODS.keys() <= set(re.findall(r"[a-z][a-z-]+", listed))
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("training: {lrr: 3}", "unknown setting 'training.lrr': did you mean 'training.lr'?"),
-        ("tarining: {lr: 3}", "unknown setting 'tarining.lr': did you mean 'training.lr'?"),
-        ("training: {lr: [", r"mine.yaml, line 1: not YAML"),
-        ("", "mine.yaml: holds no settings; write them as lines of KEY: VALUE"),
-        ("- 3", "mine.yaml: holds no settings"),
-        ("training: 3", "mine.yaml: training is '3', but must hold settings, one a line"),
-        ("training: {attack: 3}", "training.attack is '3', but must hold settings"),
-        ("training:", "training is empty; give it a value, or leave it out"),
-        ("seed:", "seed is empty"),
-        ("training: {epochs: }", "training.epochs is empty"),
-        ("training: {epochs: 0}", "epochs is 0, but must be above 0"),
-        ("threat: {eps: 8}", "write 8/255"),
-        ("training: {schedule: cosin}", "did you mean 'cosine'?"),
-    ],
-)
-def test_bad_files_are_refused_in_one_line(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path, text: str, message: str
-) -> None:
-    (tmp_path / "mine.yaml").write_text(text)
-    assert re.search(message, refusal(capsys, "train", "--config", "mine.yaml"))
-
-
-@pytest.mark.parametrize(
-    ("eps", "value"),
-    [("8/255", 8 / 255), ("0.03", 0.03), ("1", 1.0), ("0", 0.0), ("16 / 255", 16 / 255)],
-)
-def test_budgets(eps: str, value: float) -> None:
-    cfg = cli.parse("train", ["--threat.eps", eps])
-    assert c.fraction(cfg.threat.eps) == pytest.approx(value)
-
-
-def test_a_euclidean_budget_may_be_above_1() -> None:
-    assert cli.parse("train", ["--threat.norm", "l2", "--threat.eps", "2"]).threat.eps == 2
-
-
-@pytest.mark.parametrize("recipe", cli.recipes())
-def test_recipes_parse(recipe: str) -> None:
-    cfg = cli.parse("distill", ["--config", recipe])
-    assert isinstance(cfg, c.Distill)
-    assert all(parse_method(method) for method in cfg.methods)
-    create_model(cfg.student, num_classes=10, seed=0)
-    if recipe == "quickstart":
-        assert cli.parse("quickstart", []) == cfg
-
-
-def test_flags_override_files_and_files_defaults(tmp_path: Path) -> None:
-    (tmp_path / "mine.yaml").write_text("training: {lr: 0.3, epochs: 7}\nseed: 5\n")
-    cfg = cli.parse("train", ["--config", "mine.yaml", "--training.lr", "0.2"])
-    assert (cfg.training.lr, cfg.training.epochs, cfg.seed) == (0.2, 7, 5)
-    assert cfg.training.momentum == c.Training().momentum
-
-
-@pytest.mark.parametrize(
-    "flags",
-    [
-        ["--methods", "gacd", "kd"],
-        ["--methods", "[gacd, kd]"],
-        ["--methods=[gacd,kd]"],
-        ["--methods", "gacd", "kd", "--seed", "3"],
-        ["--methods", "gacd,", "kd"],
-        ["--methods", "gacd,kd"],
-    ],
-)
-def test_lists_are_written_either_way(flags: list[str]) -> None:
-    assert cli.parse("distill", flags).methods == ["gacd", "kd"]
-
-
-def test_every_list_may_be_written_with_spaces() -> None:
-    cfg = cli.parse("train", ["--evaluation.eps_curve", "0.1", "2/255", "--data.classes", "1", "2"])
-    assert (cfg.evaluation.eps_curve, cfg.data.classes) == ([0.1, "2/255"], ["1", "2"])
-    cfg = cli.parse("evaluate", ["--mean", "0.5", "0.4", "--std", "1", "2"])
-    assert (cfg.mean, cfg.std) == ([0.5, 0.4], [1.0, 2.0])
-    pairs = [["a", "b"], ["c", "d"]]
-    assert cli.parse("study", ["run", "--table1_pairs", "[[a, b], [c, d]]"]).table1_pairs == pairs
-    assert cli.parse("train", ["--data.classes", "null"]).data.classes is None
-    for names in (["01", "010"], ["yes", "no"], ["1e3", "2.50"]):  # YAML would read others
-        assert cli.parse("train", ["--data.classes", *names]).data.classes == names
-
-
-def test_words_and_flags_in_the_order_that_people_write_them() -> None:
-    assert str(cli.parse("report", ["runs/mine"]).out) == "runs/mine"
-    for scale in (["--scale", "small"], ["--scale=small"]):
-        for words in ([*scale, "run", "table1"], ["run", "table1", *scale]):
-            cfg = cli.parse("study", words)
-            assert (cfg.action, cfg.studies, cfg.scale) == ("run", ["table1"], "small")
-
-
-def test_attacks_have_a_short_name() -> None:
-    cfg = cli.parse("evaluate", ["--attacks", "natural", "pgd20", "--seed", "3"])
-    assert (cfg.evaluation.attacks, cfg.seed) == (["natural", "pgd20"], 3)
-    assert cli.parse("distill", ["--attacks=fgsm"]).evaluation.attacks == ["fgsm"]
-    assert cli.parse("quickstart", ["--evaluation.attacks", "fgsm"]).evaluation.attacks == ["fgsm"]
-
-
-@pytest.mark.parametrize(
-    ("command", "flags"),
-    [
-        ("distill", ["--config", "cifar10-small", "--gacd.temperature", "0.07"]),
-        ("quickstart", ["--teacher.training.lr", "0.3"]),
-        ("train", ["--threat.eps", "4/255", "--data.root", "somewhere/here"]),
-        ("evaluate", ["--checkpoint", "a.pt", "--model", "resnet18"]),
-        ("report", ["--out", "there"]),
-    ],
-)
-def test_the_printed_configuration_gives_the_same_one(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path, command: str, flags: list[str]
-) -> None:
-    wanted = cli.parse(command, flags)
-    assert cli.main([command, *flags, "--print_config"]) == 0
-    text = capsys.readouterr().out
-    assert yaml.safe_load(text).keys() == asdict(wanted).keys()
-    (tmp_path / "printed.yaml").write_text(text)
-    assert cli.parse(command, ["--config", "printed.yaml"]) == wanted
-
-
-def folders(root: Path, *, empty: str = "") -> None:
-    """A class-folder tree of two classes."""
-    for part in ("train", "test"):
-        for name in ("cat", "dog"):
-            folder = root / part / name
-            folder.mkdir(parents=True)
-            for i in range(0 if f"{part}/{name}" == empty else 8):
-                Image.new("RGB", (8, 8), (i, 9, 9)).save(folder / f"{i}.png")
 
 
 @pytest.mark.parametrize("empty", ["train/dog", "test/cat"])
@@ -474,144 +234,9 @@ def test_a_teacher_is_kept_when_its_student_must_be_made_otherwise(
     assert "--teacher.checkpoint" not in refusal(capsys, *kd, "--seed", "1", "--out", "mine")
 
 
-def test_paths_may_begin_at_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("HOME", str(tmp_path))
-    (tmp_path / "mine.yaml").write_text("data: {root: ~/pets}")
-    cfg = cli.parse("distill", ["--config=~/mine.yaml", "--out=~/runs", "--bank=~nobody-here/b"])
-    assert (cfg.out, cfg.data.root) == (tmp_path / "runs", tmp_path / "pets")
-    assert cfg.bank == Path("~nobody-here/b")
-
-
 def test_a_loss_that_explodes(capsys: pytest.CaptureFixture[str]) -> None:
     said = refusal(capsys, *TRAIN, "--training.lr", "1e38", "--training.epochs", "3")
     assert re.match(r"the loss or its gradient became infinite or NaN in epoch \d: lower", said)
-
-
-def test_a_folder_of_another_run(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    assert cli.main([*TRAIN, "--out", "mine"]) == 0
-    said = refusal(capsys, *TRAIN, "--out", "mine", "--seed", "1")
-    assert said == (
-        "mine holds another run (seed is 0 there and 1 here): "
-        "choose another --out, or delete that folder"
-    )
-    (tmp_path / "thesis").mkdir()
-    (tmp_path / "thesis" / "chapter.tex").touch()
-    said = refusal(capsys, *TRAIN, "--out", "thesis")
-    assert said == "thesis holds files of something else (no run.json): choose another --out"
-    (tmp_path / "killed").mkdir()
-    (tmp_path / "killed" / ".run.json.7.tmp").touch()
-    assert cli.main([*TRAIN, "--out", "killed"]) == 0  # what a kill left of the first file
-    assert [file.name for file in (tmp_path / "thesis").iterdir()] == ["chapter.tex"]
-
-
-def test_data_that_changed_are_another_run(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
-    """Also where only a test image did: half of the verdicts would be of the other one."""
-    folders(tmp_path / "pets")
-    pets = ["--data.name", "folder", "--data.root", "pets", "--training.batch_size", "4"]
-    start = [*TRAIN, *pets, "--out", "mine"]
-    assert cli.main(start) == 0
-    Image.new("RGB", (8, 8), (9, 200, 9)).save(tmp_path / "pets" / "test" / "cat" / "0.png")
-    assert "mine holds another run (images is " in refusal(capsys, *start)
-
-
-def test_a_folder_that_another_process_has_just_begun_stays_its_own(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    assert cli.main([*TRAIN, "--out", "mine"]) == 0
-    for path in Path("mine").iterdir():  # as it is before the first stage
-        if path.is_dir():
-            shutil.rmtree(path)
-        elif path.name != "run.json":
-            path.unlink()
-    begun = Path("mine/run.json").read_text()
-    with FileLock("mine/.lock"):
-        said = refusal(capsys, *TRAIN, "--out", "mine", "--seed", "1")
-    assert "another process is at work there" in said
-    assert Path("mine/run.json").read_text() == begun
-    assert cli.main([*TRAIN, "--out", "mine", "--seed", "1"]) == 0  # nobody is any more
-
-
-def test_one_process_at_a_time_in_a_folder(capsys: pytest.CaptureFixture[str]) -> None:
-    more = ["--training.epochs", "100000", "--out", "mine"]
-    first = subprocess.Popen(
-        [sys.executable, "-m", "gacd.cli", *TRAIN, *more], stderr=subprocess.DEVNULL
-    )
-    try:
-        while not Path("mine/pgd-at/log.jsonl").is_file():
-            assert first.poll() is None
-            time.sleep(0.1)
-        said = refusal(capsys, *TRAIN, *more)
-        assert (
-            said == "mine: another process is at work there; wait for it, or choose another --out"
-        )
-    finally:
-        first.kill()
-        first.wait()
-    (Path("mine/run.json")).unlink()  # of a run that would never end
-    shutil.rmtree("mine/pgd-at")
-    assert cli.main([*TRAIN, "--out", "mine"]) == 0  # the dead process holds nothing
-
-
-@pytest.mark.parametrize(
-    ("file", "content", "message"),
-    [
-        ("run.json", "[]", "run.json is damaged, .*: choose another --out, or delete that folder"),
-        ("run.json", '{"seed"', "run.json is damaged"),
-        ("pgd-at/record.json", "{}", "record.json: not written by this package; delete it and run"),
-        ("report.json", "[]", "report.json: not written by this package"),
-        ("pgd-at/done.json", "3", "done.json: not written by this package; delete it and run"),
-        ("pgd-at/best.safetensors", "x", "best.safetensors: trunc.* delete it and run the same co"),
-    ],
-)
-def test_damaged_files_of_a_run(
-    capsys: pytest.CaptureFixture[str], file: str, content: str, message: str
-) -> None:
-    assert cli.main([*TRAIN, "--out", "mine"]) == 0
-    (Path("mine") / file).write_text(content)
-    if file == "report.json":
-        assert re.search(message, refusal(capsys, "report", "mine"))
-        return
-    assert re.search(message, refusal(capsys, *TRAIN, "--out", "mine"))
-    if "delete it" in message:
-        (Path("mine") / file).unlink()
-        assert cli.main([*TRAIN, "--out", "mine"]) == 0
-
-
-def test_a_mistyped_command_does_not_occupy_its_folder(capsys: pytest.CaptureFixture[str]) -> None:
-    assert "unknown model" in refusal(capsys, *TRAIN, "--model", "digit-cnn", "--out", "mine")
-    assert cli.main([*TRAIN, "--out", "mine"]) == 0
-
-
-def full(*_: object, **__: object) -> None:
-    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-
-def full_in_rust(*_: object, **__: object) -> None:
-    raise SafetensorError("Error while serializing: I/O error: No space left (os error 28)")
-
-
-@pytest.mark.parametrize(
-    ("where", "what", "named"),
-    [
-        ("pathlib.Path.replace", full, "run.json: "),
-        ("safetensors.torch.save_file", full_in_rust, r"\.safetensors: "),
-        ("torch.utils.tensorboard.SummaryWriter", full, ""),  # of no writer of ours
-    ],
-)
-def test_no_disk_space(
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-    where: str,
-    what: object,
-    named: str,
-) -> None:
-    with monkeypatch.context() as patch:
-        patch.setattr(where, what)
-        said = refusal(capsys, *TRAIN, "--out", "mine")
-    assert re.search(named + "no space left on the disk; free some and run the same command", said)
-    assert cli.main([*TRAIN, "--out", "mine"]) == 0
 
 
 def test_other_errors_of_the_system_are_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -642,28 +267,6 @@ def test_a_reader_that_has_seen_enough() -> None:
         ours.stdout.close()
         assert ours.stderr.read() == ""
     assert ours.returncode == 141
-
-
-def test_parse_raises_what_main_prints() -> None:
-    with pytest.raises(UserError, match="epochs is 0"):
-        cli.parse("train", ["--training.epochs", "0"])
-
-
-def test_a_folder_of_a_recipes_name_is_not_the_recipe(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    Path("quickstart").mkdir()  # runs/quickstart, seen from runs
-    assert cli.parse("quickstart", []).threat.eps == 0.2
-
-
-def test_flags_override_the_recipe_wherever_they_stand() -> None:
-    flags = ["--student", "digits-cnn-16", "--methods", "ard"]
-    for arguments in ([*flags, "--config", "quickstart"], ["--config=quickstart", *flags]):
-        cfg = cli.parse("distill", arguments)
-        assert (cfg.student, cfg.methods, str(cfg.out)) == (
-            "digits-cnn-16", ["ard"], "runs/quickstart",
-        )  # fmt: skip
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import json
 import os
 import re
 from argparse import Namespace
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import is_dataclass
 from importlib.resources import files
 from itertools import pairwise
@@ -49,6 +49,27 @@ def prepared(command: str, config: type, arguments: Sequence[str]) -> list[str]:
         words = ["--out", *words]
     settings = _settings(config)
     return _listed(_recipes_first(command, words, settings), settings)
+
+
+def defaults(config: type, words: Sequence[str]) -> dict[str, Any]:
+    """What the recipes among prepared words make the defaults, for `--help` to show."""
+    import yaml
+
+    if not {"-h", "--help"} & set(words):
+        return {}
+    settings = _settings(config)
+
+    def flat(tree: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
+        for name, value in tree.items():
+            if is_dataclass(settings.get(prefix + name)):
+                yield from flat(value, f"{prefix}{name}.")
+            elif prefix + name in settings:  # running it would refuse others
+                yield prefix + name, value
+
+    found: dict[str, Any] = {}
+    for path in _given(words, "--config"):
+        found |= flat(yaml.safe_load(Path(path).read_text(encoding="utf-8")), "")
+    return found
 
 
 def _settings(config: type, prefix: str = "") -> dict[str, Any]:

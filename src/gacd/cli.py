@@ -8,7 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from gacd import __version__
-from gacd.arguments import DISTILLING, explained, one_line, paths_from_home, prepared, recipes
+from gacd.arguments import (
+    DISTILLING,
+    defaults,
+    explained,
+    one_line,
+    paths_from_home,
+    prepared,
+    recipes,
+)
 from gacd.errors import UserError, unknown
 from gacd.ranks import GOAL, REFUSAL
 
@@ -35,11 +43,6 @@ _WORDS = {
     "study": "[list | run | status | report] [STUDY ...] ",
 }
 
-_RECIPE = dict.fromkeys(
-    ("quickstart", "speedrun", "study"),
-    "; a recipe sets many of the defaults below otherwise: --print_config shows them as they are",
-)
-
 HELP = f"""usage: gacd COMMAND [--config RECIPE] [--KEY VALUE ...]
 
 gacd {__version__}: small models that stay right under attack, distilled from robust teachers
@@ -48,7 +51,7 @@ gacd {__version__}: small models that stay right under attack, distilled from ro
 commands:
 {chr(10).join(f"  {name:<11} {text}" for name, text in COMMANDS.items())}
 
-  gacd COMMAND --help            every setting of a command, with its default
+  gacd COMMAND --help            every setting with its default; after --config NAME, that recipe's
   gacd COMMAND --print_config    the whole configuration as YAML, to save, change and pass back
   gacd --version
 
@@ -167,7 +170,7 @@ def parse(command: str, arguments: list[str]) -> Any:
     parser = ArgumentParser(
         prog=f"gacd {command}",
         usage=f"gacd {command} {_WORDS.get(command, '')}[--config FILE] [--KEY VALUE ...]",
-        description=COMMANDS[command] + _RECIPE.get(command, ""),
+        description=COMMANDS[command],
         exit_on_error=False,
     )
     ours = f", or one of: {', '.join(recipes())}" if command in DISTILLING else ""
@@ -175,6 +178,7 @@ def parse(command: str, arguments: list[str]) -> Any:
     parser.add_class_arguments(configs[command], as_group=False)
     words = prepared(command, configs[command], arguments)
     try:
+        parser.set_defaults(defaults(configs[command], words))
         namespace = parser.parse_args(words)
         made = paths_from_home(parser.instantiate(namespace))
     except SystemExit as stop:  # --help, --print_config

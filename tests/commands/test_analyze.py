@@ -83,9 +83,11 @@ def test_images_made_on_the_teacher_and_one_embedding(saved: Path, tmp_path: Pat
     out = tmp_path / "out"
     teacher = saved / "teacher.safetensors"
     arguments = ["--attacked", "teacher", "--embedding", "joint", "--steps", "1", *SMALL]
+    arguments += ["--threat.eps", "8/255"]
     command = ["analyze", "--teacher", str(teacher), "--students", f"twin={teacher}"]
     assert cli.main([*command, *arguments, "--out", str(out)]) == 0
     record = read_json(out / "analysis.json")
+    assert "PGD-1 at linf ε = 8/255, made against" in (out / "report.html").read_text()
     assert record["correlations"]["twin"]["attacked"]["mean"] == 0
     assert record["cka"]["twin"]["attacked"] == pytest.approx(1)
     assert record["embedding"]["kind"] == "joint"
@@ -149,6 +151,10 @@ def test_transfer_to_other_classes(saved: Path, tmp_path: Path) -> None:
     fit = read_json(out / "transfer" / "linear.json")
     assert fit["val_natural"] and not fit["val_robust"]  # no attack had a say
     assert record["train_seconds"] == round(fit["seconds"], 1) and fit["seconds"] > 0
+    assert (
+        read_json(out / "report.json")["title"]
+        == "Features of gacd (digits-cnn-4) on digits (3 of 10 classes)"
+    )
     before = (out / "transfer" / "record.json").read_bytes()
     assert cli.main(command) == 0  # nothing is done twice
     assert (out / "transfer" / "record.json").read_bytes() == before

@@ -134,6 +134,7 @@ def test_every_attack_asked_for_is_shown_and_recorded(
     asked = "pgd3x2 fgsm cw2 transfer"
     assert cli.main(command(model, tmp_path, asked, "--source", str(stranger))) == 0
     out = capsys.readouterr().out
+    assert "ours (digits-cnn-4) on digits" in out
     words = re.search(r"method.*", out)[0].split()
     assert words[1:6] == ["natural", "PGD-3×2", "FGSM", "CW-2", "transfer"]
     (row,) = read_json(tmp_path / "results.json")

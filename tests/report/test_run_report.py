@@ -255,6 +255,7 @@ def test_what_has_no_data_is_left_out(tmp_path):
     text = said(tmp_path / "alone")
     assert "Run alone A network, small (8,610 parameters), on digits; seed 3." in text
     assert "move an image by a Euclidean distance of up to ε = 1/5" in text
+    assert "The 540 test images are the data's own test part." in text  # more is not known
 
 
 def test_an_installed_package_has_no_commit(tmp_path):

@@ -2,12 +2,7 @@
 
 from gacd import build
 from gacd import config as c
-from gacd.commands.rows import (
-    SOURCE,
-    Row,
-    Spent,
-    row_order,
-)
+from gacd.commands.rows import SOURCE, Row, Spent, row_order
 from gacd.commands.run import Run
 from gacd.models.checkpoints import method_of
 from gacd.report.run import write_run_report
@@ -25,7 +20,7 @@ def evaluate(cfg: c.Evaluate) -> None:
     method, spent = method_of(cfg.checkpoint), Spent.read(cfg.checkpoint)
     run.keep(cfg.out / "model", model, name, method, spent)
     run.measure(Row("model", name, method, "student", spent))
-    run.finish(f"{cfg.checkpoint.name} on {run.splits.test.name}")
+    run.finish(f"{method} ({name}) on {run.splits.test.name}")
 
 
 def report(cfg: c.Report) -> None:

@@ -6,11 +6,7 @@ from dataclasses import asdict
 from gacd import build
 from gacd import config as c
 from gacd.commands.identity import Goal
-from gacd.commands.rows import (
-    MODEL,
-    Row,
-    Spent,
-)
+from gacd.commands.rows import MODEL, Row, Spent
 from gacd.commands.run import Run
 from gacd.errors import UserError
 from gacd.evaluation.transfer import transfer as transferred
@@ -41,4 +37,4 @@ def transfer(cfg: c.Transfer, *, goal: Goal = "report") -> None:
     run.fabric.barrier()
     seconds = read_json(out / "linear.json", "seconds")["seconds"]
     run.measure(Row(_NAME, name, method, "frozen, new linear layer", Spent(seconds)))
-    run.finish(f"Features of {cfg.checkpoint.name} on {run.splits.test.name}")
+    run.finish(f"Features of {method} ({name}) on {run.splits.test.name}")

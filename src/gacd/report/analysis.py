@@ -130,11 +130,12 @@ def _sections(record: Record, figures: Mapping[str, Figure]) -> list[Section]:
 def _intro(record: Record) -> list[str]:
     attack = record["attack"]
     students = ", ".join(record["correlations"]) or "none"
+    eps = record["config"]["threat"]["eps"]
     return [
         f"Teacher: {record['teacher']['architecture']} ({record['teacher']['method']}); compared "
         f"with it: {students}. {record['dataset']}, {record['n']:,} test images, "
         f"{len(record['classes'])} classes.",
-        f"Attacked images: {attack['name']} at {attack['norm']} ε = {attack['eps']:.4g}, "
+        f"Attacked images: {attack['name']} at {attack['norm']} ε = {eps}, "
         f"{_MADE_ON[attack['made_on']]}.",
     ]
 

@@ -59,7 +59,7 @@ def write_run_report(out: Path, title: str | None = None, *, order: Sequence[str
     write_report(
         out / "report.html",
         title=title or f"Run {out.name}",
-        intro=list(_intro(every)),
+        intro=list(_intro(every, trained=any(logs.values()))),
         sections=[
             _accuracies(every),
             *(Section(part.heading, part.text, [part.figure]) for part in shown),
@@ -122,8 +122,11 @@ def _pixels(example: Record, which: str) -> Pictures:
     return np.frombuffer(base64.b64decode(example[which]), np.uint8).reshape(example["shape"])
 
 
-def _intro(records: Sequence[Record]) -> Iterator[str]:
-    """What was run: which networks on what data, and against which attacker."""
+def _intro(records: Sequence[Record], *, trained: bool) -> Iterator[str]:
+    """What was run: which networks on what data, and against which attacker.
+
+    Only of networks `trained` here is it known what they were trained and chosen on.
+    """
     first = records[0]
     teacher = [f"a robust teacher, {_size(r)}" for r in records if r.get("role") == "teacher"]
     counts = Counter(_size(r) for r in records if r.get("role") != "teacher")
@@ -136,9 +139,11 @@ def _intro(records: Sequence[Record]) -> Iterator[str]:
         "linf": f"change every pixel value by up to {eps}",
         "l2": f"move an image by a Euclidean distance of up to {eps}",
     }[first["settings"]["norm"]]
+    fate = "took no part in training or in choosing a checkpoint"
+    fate = fate if trained else "are the data's own test part"
     yield (
         f"The attacker knows the whole model and may {reach}, where black is 0 and white is 1. "
-        f"The {first['n']:,} test images took no part in training or in choosing a checkpoint."
+        f"The {first['n']:,} test images {fate}."
     )
 
 

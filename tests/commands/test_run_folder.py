@@ -1,0 +1,147 @@
+"""Whose a run folder is: other runs, other processes, damaged files, full disks."""
+
+import errno
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from filelock import FileLock
+from PIL import Image
+from safetensors import SafetensorError
+
+from command_line import TRAIN, folders, refusal
+from gacd import cli
+
+pytestmark = pytest.mark.usefixtures("elsewhere")
+
+
+def test_a_folder_of_another_run(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert cli.main([*TRAIN, "--out", "mine"]) == 0
+    said = refusal(capsys, *TRAIN, "--out", "mine", "--seed", "1")
+    assert said == (
+        "mine holds another run (seed is 0 there and 1 here): "
+        "choose another --out, or delete that folder"
+    )
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "chapter.tex").touch()
+    said = refusal(capsys, *TRAIN, "--out", "thesis")
+    assert said == "thesis holds files of something else (no run.json): choose another --out"
+    (tmp_path / "killed").mkdir()
+    (tmp_path / "killed" / ".run.json.7.tmp").touch()
+    assert cli.main([*TRAIN, "--out", "killed"]) == 0  # what a kill left of the first file
+    assert [file.name for file in (tmp_path / "thesis").iterdir()] == ["chapter.tex"]
+
+
+def test_data_that_changed_are_another_run(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """Also where only a test image did: half of the verdicts would be of the other one."""
+    folders(tmp_path / "pets")
+    pets = ["--data.name", "folder", "--data.root", "pets", "--training.batch_size", "4"]
+    start = [*TRAIN, *pets, "--out", "mine"]
+    assert cli.main(start) == 0
+    Image.new("RGB", (8, 8), (9, 200, 9)).save(tmp_path / "pets" / "test" / "cat" / "0.png")
+    assert "mine holds another run (images is " in refusal(capsys, *start)
+
+
+def test_a_folder_that_another_process_has_just_begun_stays_its_own(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert cli.main([*TRAIN, "--out", "mine"]) == 0
+    for path in Path("mine").iterdir():  # as it is before the first stage
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif path.name != "run.json":
+            path.unlink()
+    begun = Path("mine/run.json").read_text()
+    with FileLock("mine/.lock"):
+        said = refusal(capsys, *TRAIN, "--out", "mine", "--seed", "1")
+    assert "another process is at work there" in said
+    assert Path("mine/run.json").read_text() == begun
+    assert cli.main([*TRAIN, "--out", "mine", "--seed", "1"]) == 0  # nobody is any more
+
+
+def test_one_process_at_a_time_in_a_folder(capsys: pytest.CaptureFixture[str]) -> None:
+    more = ["--training.epochs", "100000", "--out", "mine"]
+    first = subprocess.Popen(
+        [sys.executable, "-m", "gacd.cli", *TRAIN, *more], stderr=subprocess.DEVNULL
+    )
+    try:
+        while not Path("mine/pgd-at/log.jsonl").is_file():
+            assert first.poll() is None
+            time.sleep(0.1)
+        said = refusal(capsys, *TRAIN, *more)
+        assert (
+            said == "mine: another process is at work there; wait for it, or choose another --out"
+        )
+    finally:
+        first.kill()
+        first.wait()
+    (Path("mine/run.json")).unlink()  # of a run that would never end
+    shutil.rmtree("mine/pgd-at")
+    assert cli.main([*TRAIN, "--out", "mine"]) == 0  # the dead process holds nothing
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("run.json", "[]", "run.json is damaged, .*: choose another --out, or delete that folder"),
+        ("run.json", '{"seed"', "run.json is damaged"),
+        ("pgd-at/record.json", "{}", "record.json: not written by this package; delete it and run"),
+        ("report.json", "[]", "report.json: not written by this package"),
+        ("pgd-at/done.json", "3", "done.json: not written by this package; delete it and run"),
+        ("pgd-at/best.safetensors", "x", "best.safetensors: trunc.* delete it and run the same co"),
+    ],
+)
+def test_damaged_files_of_a_run(
+    capsys: pytest.CaptureFixture[str], file: str, content: str, message: str
+) -> None:
+    assert cli.main([*TRAIN, "--out", "mine"]) == 0
+    (Path("mine") / file).write_text(content)
+    if file == "report.json":
+        assert re.search(message, refusal(capsys, "report", "mine"))
+        return
+    assert re.search(message, refusal(capsys, *TRAIN, "--out", "mine"))
+    if "delete it" in message:
+        (Path("mine") / file).unlink()
+        assert cli.main([*TRAIN, "--out", "mine"]) == 0
+
+
+def test_a_mistyped_command_does_not_occupy_its_folder(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "unknown model" in refusal(capsys, *TRAIN, "--model", "digit-cnn", "--out", "mine")
+    assert cli.main([*TRAIN, "--out", "mine"]) == 0
+
+
+def full(*_: object, **__: object) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def full_in_rust(*_: object, **__: object) -> None:
+    raise SafetensorError("Error while serializing: I/O error: No space left (os error 28)")
+
+
+@pytest.mark.parametrize(
+    ("where", "what", "named"),
+    [
+        ("pathlib.Path.replace", full, "run.json: "),
+        ("safetensors.torch.save_file", full_in_rust, r"\.safetensors: "),
+        ("torch.utils.tensorboard.SummaryWriter", full, ""),  # of no writer of ours
+    ],
+)
+def test_no_disk_space(
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    where: str,
+    what: object,
+    named: str,
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(where, what)
+        said = refusal(capsys, *TRAIN, "--out", "mine")
+    assert re.search(named + "no space left on the disk; free some and run the same command", said)
+    assert cli.main([*TRAIN, "--out", "mine"]) == 0

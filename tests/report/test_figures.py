@@ -2,12 +2,16 @@
 
 import base64
 import io
+import itertools
+import re
 import subprocess
 import sys
 import xml.etree.ElementTree as ET
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
 from gacd.errors import UserError
@@ -211,3 +215,13 @@ def test_a_class_name_in_another_script_is_drawn_without_a_word():
         return drawn
 
     assert draw(drawing, alt="a cat", caption="", file_format="png").image.startswith(b"\x89PNG")
+
+
+@given(st.lists(st.sampled_from(["+gacd", "+rslad", "+aft", "/finetuned", "/"]), min_size=1))
+def test_long_names_of_stages_break_where_they_are_joined(parts):
+    stage = "".join(parts)
+    lines = figures._broken(stage, 18).split("\n")
+    assert "".join(lines) == stage
+    assert all(len(line) <= 18 for line in lines)
+    for above, below in itertools.pairwise(lines):  # none breaks without need
+        assert len(above) + len(re.match(r".[^/+]*", below)[0]) > 18

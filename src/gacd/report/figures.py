@@ -1,6 +1,7 @@
 """The report's figures. Accuracies are percent everywhere, as in the records."""
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -68,6 +69,7 @@ def training_curves(curves: Mapping[str, Sequence[Record]]) -> Figure:
             axes = part.subplots(rows, columns, squeeze=False, sharey=band.top is not None).ravel()
             for ax, stage in zip(axes, stages, strict=False):
                 _small_multiple(ax, stage, curves[stage], band)
+                ax.set_title(_broken(stage, 18 if narrow else 27))
             for ax in axes[len(stages) :]:
                 ax.set_axis_off()
             if len(band.lines) > 1:
@@ -211,10 +213,19 @@ def _small_multiple(ax: "Axes", stage: str, rows: Sequence[Record], band: _Band)
         ax.plot(
             epochs, values, label=label, markersize=3.5, **style._replace(marker=marker)._asdict()
         )
-    ax.set_title(stage)
     ax.xaxis.set_major_locator(MaxNLocator(4, integer=True, min_n_ticks=1, steps=[1, 2, 5, 10]))
     if band.top is not None:
         ax.set_ylim(0, band.top)
+
+
+def _broken(stage: str, width: int) -> str:
+    """A stage's name in lines of at most `width` characters, as far as / and + let it break."""
+    lines = [""]
+    for piece in re.findall(r"[/+]?[^/+]*", stage):
+        if lines[-1] and len(lines[-1] + piece) > width:
+            lines.append("")
+        lines[-1] += piece
+    return "\n".join(lines)
 
 
 def _last_words(stage: str, rows: Sequence[Record]) -> str:

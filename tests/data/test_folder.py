@@ -64,16 +64,23 @@ def test_grey_only_if_all_are_grey(tmp_path: Path) -> None:
     assert train.images.equal(grey.expand(-1, 3, -1, -1))
 
 
-def test_other_sizes_are_scaled_and_centre_cropped(tmp_path: Path) -> None:
+def test_other_sizes_are_scaled_and_centre_cropped(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     root = write(tmp_path, PARTS)
+    read_folder(root)
+    assert "note" not in capsys.readouterr().out
     wide = np.zeros((4, 12, 3), dtype=np.uint8)
     wide[:, 3:9] = 200  # the middle is bright, the sides are cut off
     Image.fromarray(wide).save(root / "test/dog/99.png")
     _, test = read_folder(root)
     assert test.images.shape[-2:] == (6, 6)
     assert test.images[-1].eq(200).all()
+    said = capsys.readouterr().out
+    assert f"note: 1 of {sum(map(len, read_folder(root)))} images are scaled and cropped" in said
+    capsys.readouterr()
     train, _ = read_folder(root, size=3)
-    assert train.size == 3
+    assert train.size == 3 and "note" not in capsys.readouterr().out  # it was asked for
 
 
 def test_jpeg_palette_alpha_and_bilevel_images(tmp_path: Path) -> None:

@@ -129,7 +129,7 @@ def _load(paths: Sequence[Path], root: Path, size: int | None) -> PixelArray:
         except UserError:
             file.unlink()  # cut short; it can be made again
     began = time.monotonic()
-    images = _decode_all(paths, size or min(open_image(paths[0]).size))
+    images = _decode_all(paths, size)
     if time.monotonic() - began > _WORTH_CACHING:
         try:
             storage.save_tensors(file, {"images": images}, {"folder": root.name})
@@ -138,23 +138,30 @@ def _load(paths: Sequence[Path], root: Path, size: int | None) -> PixelArray:
     return images
 
 
-def _decode_all(paths: Sequence[Path], size: int) -> PixelArray:
-    pixels = np.empty((len(paths), 3, size, size), dtype=np.uint8)
+def _decode_all(paths: Sequence[Path], size: int | None) -> PixelArray:
+    side = size or min(open_image(paths[0]).size)
+    pixels = np.empty((len(paths), 3, side, side), dtype=np.uint8)
 
-    def decode(row: int) -> bool:
-        """Write one image into its row; true where it is grey."""
+    def decode(row: int) -> tuple[bool, bool]:
+        """Write one image into its row; whether it is grey, and whether its size is another."""
         image = open_image(paths[row])
-        pixels[row] = fitted(image, size)
-        return image.mode == "L"
+        pixels[row] = fitted(image, side)
+        return image.mode == "L", image.size != (side, side)
 
-    grey = True
+    grey, others = True, 0
     with (
         progress(len(paths), "decoding") as bar,
         ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool,
     ):
-        for one in pool.map(decode, range(len(paths))):
-            grey &= one
+        for is_grey, is_other in pool.map(decode, range(len(paths))):
+            grey &= is_grey
+            others += is_other
             bar.advance()
+    if others and size is None:
+        print(
+            f"note: {others} of {len(paths)} images are scaled and cropped to {side} pixels a "
+            "side, as the first one has: say --data.size"
+        )
     return torch.from_numpy(pixels[:, :1].copy() if grey else pixels)
 
 

@@ -12,8 +12,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from seeds import arm, tables
-
 from gacd import cli
 from gacd.anchors import Anchors
 from gacd.commands.distill import distill
@@ -25,6 +23,7 @@ from gacd.methods.registry import register_method
 from gacd.report.tables import HEADLINES
 from gacd.shapes import Batch, PerSample
 from gacd.storage import read_json, write_json
+from gacd.study.seeds import arm, seed_tables
 
 ROWS: dict[str, tuple[str, ...]] = {
     "exact": (),
@@ -114,9 +113,8 @@ def main() -> None:
         for name, folder in measure(options.runs, seed, flags).items():
             folders.setdefault(name, []).append(folder)
         rows = [row(name, folder) for name, each in folders.items() for folder in each]
-        found = tables(
-            {name: arm(name, dict(enumerate(each))) for name, each in folders.items()}, "exact"
-        )
+        arms = {name: arm(name, dict(enumerate(each))) for name, each in folders.items()}
+        found = "\n".join(table.markdown() for table in seed_tables(arms, "exact"))
         record = {"environment": environment(), "flags": flags, "rows": rows}
         write_json(options.out, {**record, "tables": found.splitlines()})
     print(found)

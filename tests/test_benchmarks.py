@@ -60,4 +60,4 @@ def test_normalisers(tmp_path: Path) -> None:
     rows = {row["normaliser"]: row for row in read_json(tmp_path / "out.json")["rows"]}
     assert set(rows) > {"teacher", "exact", "through-z", "info-nce"}
     assert rows["exact"]["n"] == dict.fromkeys(("natural", "pgd20", "autoattack"), 10)
-    assert "| minus exact |" in printed
+    assert "Minus exact" in printed

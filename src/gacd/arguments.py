@@ -43,6 +43,8 @@ def prepared(command: str, config: type, arguments: Sequence[str]) -> list[str]:
         words = ["--config", command, *words]
     if command == "compare":
         words = _compared(words)
+    if command == "seeds":
+        words = _runs(words)
     if command == "study":
         words = _scaled(words)
     if command == "report" and words and not words[0].startswith("-"):
@@ -164,13 +166,19 @@ def _listed(words: Sequence[str], settings: Mapping[str, Any]) -> list[str]:
             values.append(rest.pop(0))
         text = " ".join(values)
         if not text.startswith("[") and text != "null":
-            paired = name == "--students"  # NAME=FILE, with whatever a file's name may hold
-            items = values if paired else [i for value in values for i in value.split(",") if i]
-            if paired or list[str | int] in kinds[names[name]]:  # classes such as 01, 1e3 or yes
+            files = name in ("--students", "--runs")  # with whatever a file's name may hold
+            items = values if files else [i for value in values for i in value.split(",") if i]
+            if files or list[str | int] in kinds[names[name]]:  # classes such as 01, 1e3 or yes
                 items = [json.dumps(item, ensure_ascii=False) for item in items]
             text = f"[{', '.join(items)}]"
         result += [names[name], text]
     return result
+
+
+def _runs(words: Sequence[str]) -> list[str]:
+    """`RUN RUN --json` as `--runs RUN RUN --json=true`."""
+    flags = [f"{word}=true" if word in ("--json", "--markdown") else word for word in words]
+    return flags if not flags or flags[0].startswith("-") else ["--runs", *flags]
 
 
 def _compared(words: Sequence[str]) -> list[str]:

@@ -28,6 +28,7 @@ COMMANDS = {
     "finetune": "fine-tune a saved network adversarially",
     "evaluate": "attack a saved network, or a public checkpoint: PGD, AutoAttack, ...",
     "compare": "A B: is one evaluated model more robust than another? paired test, per image",
+    "seeds": "RUN RUN ...: runs of one recipe by several seeds: means, and what is decided",
     "transfer": "a linear classifier for other data on a saved network's frozen features, attacked",
     "analyze": "students and their teacher: class correlations, CKA, t-SNE of two classes",
     "study": "list | run | status | report: the paper's tables and figures, claim by claim",
@@ -39,6 +40,7 @@ _OF_PATHS = (
 )  # fmt: skip
 _WORDS = {
     "compare": "A B ",
+    "seeds": "RUN RUN ... ",
     "report": "[FOLDER] ",
     "study": "[list | run | status | report] [STUDY ...] ",
 }
@@ -62,6 +64,7 @@ examples:
   gacd evaluate --checkpoint runs/quickstart/gacd+aft/model.safetensors --attacks pgd100x5
   gacd evaluate --checkpoint resnet18.pt --model resnet18 --data.name cifar10 --data.root ~/data
   gacd compare runs/quickstart/gacd+aft runs/quickstart/pgd-at --attack autoattack
+  gacd seeds runs/seed-0 runs/seed-1 runs/seed-2 --minus pgd-at
   gacd transfer --checkpoint student.safetensors --data.name stl10 --data.root ~/data
   gacd analyze --teacher t.safetensors --students ard=a.safetensors gacd=g.safetensors
   gacd study run table1 ablation --scale small --data.root ~/cifar10 --workers 2
@@ -117,6 +120,7 @@ def _main(arguments: list[str]) -> int:
         return 0
     from gacd.commands import analyze, compare, distill, evaluate, train, transfer
     from gacd.study import commands as study
+    from gacd.study import seeds as together
 
     run: Callable[..., None] = {
         "quickstart": lambda cfg: distill.distill(cfg, "Quickstart: robust handwritten digits"),
@@ -126,6 +130,7 @@ def _main(arguments: list[str]) -> int:
         "finetune": train.finetune,
         "evaluate": evaluate.evaluate,
         "compare": compare.compare,
+        "seeds": together.seeds,
         "transfer": transfer.transfer,
         "analyze": analyze.analyze,
         "study": study.study,
@@ -162,6 +167,7 @@ def parse(command: str, arguments: list[str]) -> Any:
         "finetune": c.Finetune,
         "evaluate": c.Evaluate,
         "compare": c.Compare,
+        "seeds": c.Seeds,
         "transfer": c.Transfer,
         "analyze": c.Analyze,
         "study": c.Study,

@@ -36,27 +36,10 @@ from gacd.sections import (
 )
 
 __all__ = [
-    "ARD",
-    "CRD",
-    "GACD",
-    "IAD",
-    "IGDM",
-    "KD",
-    "MART",
-    "RSLAD",
-    "SMALLEST",
-    "TRADES",
-    "AdaAD",
-    "Attack",
-    "Budget",
-    "Data",
-    "Evaluation",
-    "Fabric",
-    "Regression",
-    "Threat",
-    "Training",
+    "ARD", "CRD", "GACD", "IAD", "IGDM", "KD", "MART", "RSLAD", "SMALLEST", "TRADES", "AdaAD",
+    "Attack", "Budget", "Data", "Evaluation", "Fabric", "Regression", "Threat", "Training",
     "fraction",
-]
+]  # fmt: skip
 
 
 @dataclass(kw_only=True)
@@ -249,6 +232,20 @@ class Compare:
     """One attack only; by default all that both models met."""
     json: bool = False
     """Print JSON."""
+
+
+@dataclass(kw_only=True)
+class Seeds:
+    """Finished runs that differ by their seed: means, and which differences are decided."""
+
+    runs: list[Path] = field(default_factory=list)
+    """A folder of gacd distill for each seed, or one with a folder of gacd evaluate a row."""
+    minus: str | None = None
+    """The row that differences are from; by default pgd-at, where there is one."""
+    json: bool = False
+    """Print JSON."""
+    markdown: bool = False
+    """Print Markdown."""
 
 
 @dataclass(kw_only=True)

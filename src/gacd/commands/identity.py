@@ -1,6 +1,6 @@
 """Whose a folder is: what makes a run this one, and what may differ when it goes on."""
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
@@ -13,12 +13,12 @@ from gacd.storage import fingerprint, read_json, write_json
 
 Goal = Literal["model", "record", "report"]
 """How far a command goes: trained, also measured, also shown."""
-_NOT_COMPARED = (  # a run may be moved, go on elsewhere, and get further rows later
+FREE = (  # a run may be moved, go on elsewhere, and get further rows later
     "out", "bank", "methods", "data.root", "data.workers", "evaluation.workers",
     "fabric.accelerator", "fabric.devices", "fabric.num_nodes", "fabric.strategy", "fabric.threads",
     "fabric.compile",
 )  # fmt: skip
-_STARTS = ("checkpoint", "source", "teacher.checkpoint")  # of a study's cell, its address knows
+STARTS = ("checkpoint", "source", "teacher.checkpoint")  # of a study's cell, its address knows
 
 
 def claim(out: Path, cfg: c.Run, *, images: str | None = None, goal: Goal = "report") -> None:
@@ -47,14 +47,20 @@ def claim(out: Path, cfg: c.Run, *, images: str | None = None, goal: Goal = "rep
     # A setting that is newer than the run had its default there.
     here, there = flat(ours), flat(_identity(type(cfg)())) | flat(theirs)
     here.setdefault("images", there.setdefault("images", images))  # older runs did not note it
-    free = _NOT_COMPARED if goal == "report" else _NOT_COMPARED + _STARTS
-    settings = (key for key in here | there if key not in free)
-    key = next((key for key in settings if here.get(key) != there.get(key)), None)
+    key = differing(here, there, FREE if goal == "report" else FREE + STARTS)
     if key is not None:
         raise UserError(
             f"{out} holds another run ({key} is {there.get(key)} there and {here.get(key)} here): "
             f"choose another --out{_reusable(out, cfg, key)}, or delete that folder"
         )
+
+
+def differing(
+    here: Mapping[str, Any], there: Mapping[str, Any], free: Container[str]
+) -> str | None:
+    """The first setting that is not the same in both, but for those that are free to differ."""
+    settings = (key for key in {**here, **there} if key not in free)
+    return next((key for key in settings if here.get(key) != there.get(key)), None)
 
 
 def _reusable(out: Path, cfg: c.Run, differs: str) -> str:

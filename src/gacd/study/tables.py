@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-from gacd.report.tables import HEADLINES, Cell, Column, Table, signed
+from gacd.report.tables import Cell, Column, Table
 from gacd.study.arms import (
     WEIGHTINGS,
     Pair,
@@ -16,7 +16,7 @@ from gacd.study.arms import (
     transferred,
 )
 from gacd.study.evidence import METRICS
-from gacd.study.measure import Arm, contrast, select
+from gacd.study.measure import Arm, select
 from gacd.study.paper import (
     accuracies,
     architecture_key,
@@ -27,7 +27,7 @@ from gacd.study.paper import (
     written,
 )
 from gacd.study.results import Result
-from gacd.study.rows import Row, StandIns, on, pair_table, row_table, shown
+from gacd.study.rows import Row, StandIns, difference_table, on, pair_table, row_table, shown
 
 Results = Sequence[Result]
 
@@ -37,12 +37,6 @@ HOW_TO_READ = (
     "the images alone. No teacher: the same student trained adversarially by itself, which the "
     "paper shows as a teacher of its own architecture alone. Cost: training of the student "
     "relative to that row."
-)
-
-_DIFFERENCES = (
-    "Percentage points, on the same images and seed by seed. ▲ or ▼: the whole 95 % interval is on "
-    "one side of 0, with more than one seed. The intervals are of single differences: of twenty "
-    "that are nothing, one is marked on average."
 )
 
 
@@ -141,22 +135,7 @@ def difference_tables(results: Results) -> Iterator[Table]:
         others = {name: arm for name, arm in arms.items() if arm is not alone}
         if alone is None or not alone.done("natural"):
             continue
-        rows = tuple(
-            (Cell(name), *(_difference(arm, alone, metric) for metric in HEADLINES))
-            for name, arm in others.items()
-        )
-        columns = (Column("method"), *(Column(METRICS[metric], True) for metric in HEADLINES))
-        yield Table(f"Differences from no teacher, {pair}", columns, rows, (_DIFFERENCES,))
-
-
-def _difference(arm: Arm, other: Arm, metric: str) -> Cell:
-    found = contrast([(1.0, arm), (-1.0, other)], metric)
-    if found is None:
-        return Cell("–")
-    low, high = found.interval()
-    decided = not found.alone and (low > 0 or high < 0)
-    mark = (" ▲" if low > 0 else " ▼") if decided else ""
-    return Cell(signed(found.mean) + mark, f"[{signed(low)}, {signed(high)}]")
+        yield difference_table(f"Differences from no teacher, {pair}", others, alone)
 
 
 def quoted_table() -> Table:

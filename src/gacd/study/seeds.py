@@ -1,0 +1,174 @@
+"""`gacd seeds`: runs that differ by their seed alone, read together."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from gacd import config as c
+from gacd.commands.identity import FREE, STARTS, differing, flat
+from gacd.commands.rows import TEACHER
+from gacd.errors import UserError, unknown
+from gacd.evaluation.outcomes import WORST
+from gacd.methods.registry import method_order
+from gacd.report.tables import Table, read_record
+from gacd.storage import read_json
+from gacd.study.measure import Arm, contrast
+from gacd.study.results import Result
+from gacd.study.rows import Row, difference_table, on, row_table
+
+_INTERVALS = (
+    "[low, high]: 95 % interval over seeds and test images; with one seed, over the images alone."
+)
+_ONE_TEACHER = "One teacher taught them all: nothing is known of another's students."
+
+
+def seeds(cfg: c.Seeds) -> None:
+    """Print the means over several runs, and which differences from one row are decided."""
+    if not cfg.runs:
+        raise UserError("which runs? gacd seeds RUN RUN ..., a finished folder for each seed")
+    arms = read_arms(cfg.runs)
+    if cfg.minus is not None and cfg.minus not in arms:
+        raise unknown("row of these runs", cfg.minus, arms)
+    minus = cfg.minus or ("pgd-at" if "pgd-at" in arms else None)
+    if cfg.json:
+        print(json.dumps(_figures(arms, minus), indent=2))
+        return
+    tables = seed_tables(arms, minus)
+    if cfg.markdown:
+        print("\n".join(table.markdown() for table in tables), end="")
+        return
+    from rich.console import Console
+
+    Console().print(*tables, sep="\n\n")
+
+
+def read_arms(runs: Sequence[Path]) -> dict[str, Arm]:
+    """Every row of the runs' tables, by its name: its results, one a run, numbered.
+
+    A run is a folder of `gacd distill`, or one that holds a folder of `gacd evaluate` a row. A
+    teacher that all runs took from one file is one model, whatever they measured of it.
+
+    Raises:
+        UserError: a run without rows, one given twice, two of one seed, or of different settings.
+    """
+    if len({run.resolve() for run in runs}) < len(runs):
+        raise UserError("a run is given twice: give one folder for each seed")
+    folders: dict[str, dict[int, Path]] = {}
+    for number, run in enumerate(runs):
+        paths = sorted(run.rglob("record.json"))
+        if not paths:
+            raise UserError(f"{run}: no evaluated model in this folder (no record.json)")
+        for path in paths:
+            row = path.relative_to(run).parts[0]
+            if number in folders.setdefault(row, {}):
+                raise UserError(f"{run / row} holds several records: give a run's own folder")
+            folders[row][number] = path.parent
+    order = [TEACHER] * (TEACHER in folders) + method_order(folders.keys() - {TEACHER})
+    arms = {name: arm(name, folders[name]) for name in order}
+    for each in arms.values():
+        _check(each.results)
+    if TEACHER in arms and _one_teacher(runs):
+        arms[TEACHER] = replace(arms[TEACHER], results=arms[TEACHER].results[:1], fixed=True)
+    return arms
+
+
+def arm(name: str, folders: Mapping[int, Path]) -> Arm:
+    """One model by several seeds, numbered: the folders of its row."""
+    results = (
+        Result(
+            study="",
+            labels={},
+            seed=number,
+            key=name,
+            folder=folder,
+            record=read_record(folder / "record.json"),
+        )
+        for number, folder in folders.items()
+    )
+    return Arm(name, tuple(results))
+
+
+def _check(results: Sequence[Result]) -> None:
+    """Refuse what is no repetition of one experiment."""
+    first, *others = results
+    ours, seen = _settings(first), [first]
+    for other in others:
+        theirs = _settings(other)
+        newer = ours.keys() ^ theirs.keys()  # settings that one of them did not know
+        if key := differing(ours, theirs, {"seed", *FREE, *STARTS, *newer}):
+            raise UserError(
+                f"{first.folder} and {other.folder} are not of one recipe ({key} is {ours[key]} "
+                f"in the one and {theirs[key]} in the other): only their seeds may differ"
+            )
+        for twin in seen if "checkpoint" not in theirs else ():  # that would be the evaluation's
+            if _settings(twin)["seed"] == theirs["seed"]:
+                raise UserError(
+                    f"{twin.folder} and {other.folder} are both of seed {theirs['seed']}: give "
+                    "one run of each"
+                )
+        seen.append(other)
+
+
+def _settings(result: Result) -> dict[str, Any]:
+    assert result.record is not None
+    return flat(result.record["config"])
+
+
+def _one_teacher(runs: Sequence[Path]) -> bool:
+    """Whether all runs began with the same teacher's file, as far as they say."""
+    files = [run / "run.json" for run in runs]
+    known = [flat(read_json(file)) if file.is_file() else {} for file in files]
+    teachers = {settings.get("teacher.checkpoint") for settings in known}
+    return len(teachers) == 1 and None not in teachers
+
+
+def seed_tables(arms: Mapping[str, Arm], minus: str | None) -> list[Table]:
+    """Means with their intervals, and differences from one row, seed by seed and image by image."""
+    other, metrics = None if minus is None else arms[minus], _metrics(arms)
+    rows: list[Row] = [(name, arm, {}) for name, arm in arms.items()]
+    runs = max(len(arm.results) for arm in arms.values())
+    caption = on(f"{runs} runs of one recipe" if runs > 1 else "One run", list(arms.values()))
+    means = row_table(caption, rows, other, metrics)
+    fixed = any(arm.fixed for arm in arms.values())
+    means = replace(means, notes=(*means.notes, _INTERVALS, *[_ONE_TEACHER] * fixed))
+    others = {name: arm for name, arm in arms.items() if arm is not other}
+    if other is None or not others:
+        return [means]
+    return [means, difference_table(f"Minus {minus}", others, other, metrics)]
+
+
+def _metrics(arms: Mapping[str, Arm]) -> list[str]:
+    """Every attack that some model met."""
+    records = (result.record or {} for arm in arms.values() for result in arm.results)
+    names = dict.fromkeys(name for record in records for name in record["evaluation"])
+    return [name for name in names if name != WORST]
+
+
+def _figures(arms: Mapping[str, Arm], minus: str | None) -> list[dict[str, Any]]:
+    """The same, for machines: each row's accuracy, then its difference from one row."""
+    others = [None] if minus is None else [None, minus]
+    return [
+        {"row": name, "minus": other, "attack": metric, **_figure(terms, metric)}
+        for other in others
+        for name, arm in arms.items()
+        if name != other
+        for terms in [[(1.0, arm), *([(-1.0, arms[other])] if other else [])]]
+        for metric in _metrics(arms)
+    ]
+
+
+def _figure(terms: Sequence[tuple[float, Arm]], metric: str) -> dict[str, Any]:
+    found = contrast(terms, metric)
+    if found is None:
+        return {"mean": None}
+    low, high = found.accuracy_interval() if len(terms) == 1 else found.interval()
+    return {
+        "mean": found.mean,
+        "low": low,
+        "high": high,
+        "seeds": len(found.seeds),
+        "n": found.n,
+        "interval": found.basis,
+    }

@@ -1,0 +1,153 @@
+"""`gacd seeds`: means and differences of made-up runs, of our own records, and what it refuses."""
+
+import json
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy.stats import t as student_t
+
+from command_line import refusal
+from gacd import cli
+from gacd.storage import write_json
+from made_up import evaluation, record_of
+
+RESULTS = Path(__file__).parents[2] / "results"
+ACCURACIES = {
+    "teacher": {"natural": 60.0, "pgd20": 40.0},
+    "pgd-at": {"natural": 50.0, "pgd20": 30.0, "autoattack": 28.0},
+    "gacd": {"natural": 52.0, "pgd20": 36.0, "autoattack": 27.0},
+}
+
+pytestmark = pytest.mark.usefixtures("elsewhere")
+
+
+def make_run(
+    out: Path, seed: int, rows: dict[str, dict[str, float]] = ACCURACIES, **config: Any
+) -> dict[str, dict[str, np.ndarray]]:
+    """A run folder, and what each of its models was right on, by attack."""
+    right = {}
+    for number, (name, accuracies) in enumerate(rows.items()):
+        found = evaluation({m: a + seed for m, a in accuracies.items()}, 200, 10 * seed + number)
+        found.save(out / name / "outcomes.safetensors")
+        table = {"evaluation": found.to_record()}
+        settings = {"seed": seed, "student": "small", "out": out.name, **config}
+        record = record_of(found, {"method": name, "student": "small"}, seed)
+        write_json(out / name / "record.json", record | table | {"config": settings})
+        right[name] = {metric: r.numpy().astype(float) for metric, r in found.robust.items()}
+    return right
+
+
+def said(capsys: pytest.CaptureFixture[str], *words: str) -> str:
+    capsys.readouterr()
+    assert cli.main(["seeds", *words]) == 0
+    return capsys.readouterr().out
+
+
+def test_means_and_differences_are_over_seeds_and_images(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The rule written out: d +- sqrt(t^2 v + t'^2 v'), on images that both models met."""
+    every = [make_run(Path(f"run-{seed}"), seed) for seed in (0, 1, 2)]
+    figures = json.loads(said(capsys, "run-0", "run-1", "run-2", "--json"))
+    found = {(f["row"], f["minus"], f["attack"]): f for f in figures}
+    metrics = ("natural", "pgd20", "autoattack")
+    rows = [(name, None) for name in ACCURACIES] + [("teacher", "pgd-at"), ("gacd", "pgd-at")]
+    assert list(found) == [(*row, metric) for row in rows for metric in metrics]
+    for metric in metrics:
+        ours = np.stack([run["gacd"][metric] for run in every])
+        apart = ours - np.stack([run["pgd-at"][metric] for run in every])
+        for minus, values, low in ((None, ours, 0), ("pgd-at", apart, -1)):
+            seeds, images = values.mean(axis=1), np.append(values.mean(axis=0), (low, 1))
+            half = math.hypot(
+                student_t.ppf(0.975, 2) * seeds.std(ddof=1) / math.sqrt(3),
+                student_t.ppf(0.975, 201) * images.std(ddof=1) / math.sqrt(202),
+            )
+            row = found["gacd", minus, metric]
+            wanted = [100 * (values.mean() + side) for side in (0, -half, half)]
+            assert [row["mean"], row["low"], row["high"]] == pytest.approx(wanted)
+            assert (row["seeds"], row["n"], row["interval"]) == (3, 200, "seeds and images")
+    assert found["teacher", None, "autoattack"]["mean"] is None
+
+
+def test_the_tables_mark_what_is_decided(capsys: pytest.CaptureFixture[str]) -> None:
+    for seed in (0, 1, 2):
+        make_run(Path(f"run-{seed}"), seed)
+    runs = "run-0", "run-1", "run-2"
+    text = said(capsys, *runs)
+    assert text.index("teacher") < text.index("pgd-at") < text.index("gacd")
+    assert "3 runs of one recipe, CIFAR-10 (JPEG)" in text and "Minus pgd-at" in text
+    text = said(capsys, *runs, "--markdown", "--minus", "gacd")
+    assert re.search(r"^\| pgd-at \| .*−6\.0 ▼ \[−.*\| \+1\.0 \[−", text, re.M)
+    alone = said(capsys, "run-1", "--markdown")
+    assert "One run, CIFAR" in alone and "| pgd-at | 51.0 [" in alone
+    assert "▼ [" not in alone and "▲ [" not in alone  # one seed decides nothing
+
+
+def test_runs_without_the_usual_row_have_means_alone(capsys: pytest.CaptureFixture[str]) -> None:
+    rows = {name: ACCURACIES[name] for name in ("gacd",)}
+    make_run(Path("a"), 0, rows)
+    make_run(Path("b"), 1, rows)
+    text = said(capsys, "a", "b", "--markdown")
+    assert "| gacd | 52.5 [" in text and "Minus" not in text
+
+
+def test_a_teacher_of_all_runs_is_one_model(capsys: pytest.CaptureFixture[str]) -> None:
+    for seed, file in enumerate(("one 01ab", "one 01ab", "one 9f9f")):
+        make_run(Path(f"run-{seed}"), seed)
+        write_json(Path(f"run-{seed}") / "run.json", {"teacher": {"checkpoint": file}})
+    text = said(capsys, "run-0", "run-1", "--markdown")
+    assert "One teacher taught them all" in text
+    assert re.search(r"^\| teacher \| 60\.0 .*\| 1 \| – \|$", text, re.M)
+    text = said(capsys, "run-1", "run-2", "--markdown")  # files of one name
+    assert "One teacher" not in text
+    assert re.search(r"^\| teacher \| 61\.5 .*\| 2 \| – \|$", text, re.M)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("", "which runs? gacd seeds RUN RUN ..., a finished folder for each seed"),
+        ("run-0 nothing", "nothing: no evaluated model in this folder"),
+        ("run-0 ./run-0", "a run is given twice"),
+        ("run-0 copy", "run-0/pgd-at and copy/pgd-at are both of seed 0: give one run of each"),
+        ("run-0 other", "not of one recipe (student is small in the one and big in the other)"),
+        (".", "holds several records: give a run's own folder"),
+        ("run-0 --minus gadc", "unknown row of these runs 'gadc': did you mean 'gacd'?"),
+    ],
+)
+def test_what_is_no_repetition_is_refused(
+    capsys: pytest.CaptureFixture[str], words: str, message: str
+) -> None:
+    rows = {name: ACCURACIES[name] for name in ("pgd-at", "gacd")}
+    make_run(Path("run-0"), 0, rows)
+    make_run(Path("copy"), 0, rows)
+    make_run(Path("other"), 1, rows, student="big")
+    assert message in refusal(capsys, "seeds", *words.split())
+
+
+def test_evaluations_of_several_students_may_have_one_seed(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for number in (0, 1):
+        rows = {"gacd": {"natural": 50.0 + 2 * number}}
+        make_run(Path(f"run-{number}"), 0, rows, checkpoint="model.safetensors")
+    assert "| gacd | 51.0 [" in said(capsys, "run-0", "run-1", "--markdown")
+
+
+@pytest.mark.skipif(not RESULTS.is_dir(), reason="the records are in the repository alone")
+@pytest.mark.parametrize("runs", ["cifar10-small/seed-*", "cifar10-small/autoattack-500/seed-*"])
+def test_the_tables_of_our_records_are_those_in_the_readme(
+    capsys: pytest.CaptureFixture[str], runs: str
+) -> None:
+    folders = map(str, sorted(RESULTS.glob(runs)))
+    readme = (RESULTS / "README.md").read_text(encoding="utf-8")
+    figures = json.loads(said(capsys, *folders, "--json"))
+    for found in figures:
+        if found["attack"] == "autoattack" and found["row"] != "natural":
+            sign = "" if found["minus"] is None else "+"
+            low, high = (f"{found[end]:.1f}" for end in ("low", "high"))
+            assert f"{found['mean']:{sign}.1f} [{low}, {high}]" in readme

@@ -205,6 +205,21 @@ def test_words_and_flags_in_the_order_that_people_write_them() -> None:
             assert (cfg.action, cfg.studies, cfg.scale) == ("run", ["table1"], "small")
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        "a b,c --json --minus ard",
+        "--json --minus ard a b,c",
+        "a --minus=ard b,c --json=true",
+        "--json --runs a b,c --minus ard",
+    ],
+)
+def test_runs_stand_where_people_write_them(line: str) -> None:
+    cfg = cli.parse("seeds", line.split())
+    assert (cfg.runs, cfg.minus, cfg.json) == ([Path("a"), Path("b,c")], "ard", True)
+    assert not cfg.markdown
+
+
 def test_attacks_have_a_short_name() -> None:
     cfg = cli.parse("evaluate", ["--attacks", "natural", "pgd20", "--seed", "3"])
     assert (cfg.evaluation.attacks, cfg.seed) == (["natural", "pgd20"], 3)

@@ -12,7 +12,7 @@ from argparse import Namespace
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import is_dataclass
 from importlib.resources import files
-from itertools import pairwise
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
@@ -176,9 +176,19 @@ def _listed(words: Sequence[str], settings: Mapping[str, Any]) -> list[str]:
 
 
 def _runs(words: Sequence[str]) -> list[str]:
-    """`RUN RUN --json` as `--runs RUN RUN --json=true`."""
-    flags = [f"{word}=true" if word in ("--json", "--markdown") else word for word in words]
-    return flags if not flags or flags[0].startswith("-") else ["--runs", *flags]
+    """`RUN RUN --json` as `--runs RUN RUN --json=true`, in whatever order."""
+    runs, flags = [], []
+    given = iter(words)
+    for word in given:
+        if word in ("--json", "--markdown"):
+            flags.append(f"{word}=true")
+        elif word in ("--minus", "--config"):
+            flags += [word, *islice(given, 1)]
+        elif word.startswith("-"):
+            flags += [word] * (word != "--runs")
+        else:
+            runs.append(word)
+    return [*(["--runs", *runs] if runs else []), *flags]
 
 
 def _compared(words: Sequence[str]) -> list[str]:

@@ -9,10 +9,12 @@ from typing import Any
 
 import pytest
 import torch
+from torch import distributed
 
 from command_line import STAGE, TINY, TRAIN, folders, refusal
 from gacd import cli
 from gacd.commands import run, train
+from gacd.errors import UserError
 from gacd.models import create_model
 from gacd.models.checkpoints import save_model
 from gacd.training.loop import fit
@@ -305,3 +307,21 @@ def test_more_refusals(
     monkeypatch.chdir(tmp_path)
     assert said in refusal(capsys, *arguments)
     assert not (tmp_path / "nothing").exists()
+
+
+@pytest.mark.parametrize(
+    ("end", "code"), [(UserError("no"), 2), (KeyboardInterrupt(), 130), (None, 0)]
+)
+def test_a_run_leaves_its_other_processes_however_it_ends(
+    monkeypatch: pytest.MonkeyPatch, end: BaseException | None, code: int
+) -> None:
+    """Or else gloo's threads abort the interpreter as it ends, in one of three refusals."""
+
+    def joined(cfg: object) -> None:
+        distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
+        if end is not None:
+            raise end
+
+    monkeypatch.setattr(train, "train", joined)
+    assert cli.main(TRAIN) == code
+    assert not distributed.is_initialized()

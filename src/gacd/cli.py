@@ -103,6 +103,17 @@ def main(argv: Sequence[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 2
+    finally:
+        _leave()
+
+
+def _leave() -> None:
+    """Leave the other processes of a run: gloo's threads abort one that ends among them."""
+    distributed = sys.modules.get("torch.distributed")
+    if distributed is None or not distributed.is_initialized():
+        return
+    if distributed.get_backend() == "gloo":
+        distributed.destroy_process_group()
 
 
 def _main(arguments: list[str]) -> int:

@@ -19,7 +19,7 @@ def evaluate(cfg: c.Evaluate) -> None:
         run.keep(cfg.out / SOURCE, source, source_name, method_of(cfg.source))
     method, spent = method_of(cfg.checkpoint), Spent.read(cfg.checkpoint)
     run.keep(cfg.out / "model", model, name, method, spent)
-    run.measure(Row("model", name, method, "student", spent))
+    run.measure(Row("model", name, method, spent=spent))
     run.finish(f"{method} ({name}) on {run.splits.test.name}")
 
 

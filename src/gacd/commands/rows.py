@@ -71,7 +71,8 @@ class Row(NamedTuple):
     name: str
     architecture: str
     method: str
-    role: str
+    role: str = ""
+    """Undefended, teacher, student: of a run that has several."""
     spent: Spent = Spent()
     """On training."""
 
@@ -156,7 +157,7 @@ def measure_row(
         config=asdict(cfg),
         evaluation=found,
         extra={
-            "role": row.role,
+            **({"role": row.role} if row.role else {}),
             "parameters": sum(p.numel() for p in model.parameters()),
             **row.spent.record(),
             **({"cascade": True} if settings.cascade else {}),

@@ -3,11 +3,7 @@
 from gacd import build
 from gacd import config as c
 from gacd.commands.identity import Goal
-from gacd.commands.rows import (
-    SOURCE,
-    Row,
-    Spent,
-)
+from gacd.commands.rows import SOURCE, Row, Spent
 from gacd.commands.run import Run, refuse_teacher
 from gacd.errors import UserError
 from gacd.methods.registry import parse_method
@@ -21,7 +17,7 @@ def train(cfg: c.Train, *, goal: Goal = "report") -> None:
     run.check_stage(cfg.training, "training", parse_method(cfg.method))
     model = build.model(cfg.model, run.splits.train, seed=cfg.seed)
     spent = run.train(cfg.method, cfg.method, model, cfg.model, cfg.training)
-    run.measure(Row(cfg.method, cfg.model, cfg.method, "student", spent))
+    run.measure(Row(cfg.method, cfg.model, cfg.method, spent=spent))
     run.finish(f"{cfg.method} on {run.splits.test.name}")
 
 
@@ -41,5 +37,5 @@ def finetune(cfg: c.Finetune, *, goal: Goal = "report") -> None:
     before = Spent.read(cfg.checkpoint)
     label = f"{cfg.method} fine-tuned"
     spent = run.train(method, cfg.method, model, name, cfg.training, before=before, label=label)
-    run.measure(Row(method, name, label, "student", spent))
+    run.measure(Row(method, name, label, spent=spent))
     run.finish(f"{name}, fine-tuned on {run.splits.test.name}")

@@ -35,7 +35,7 @@ def seeds(cfg: c.Seeds) -> None:
     if cfg.json:
         print(json.dumps(_figures(arms, minus), indent=2))
         return
-    tables = seed_tables(arms, minus)
+    tables = seed_tables(arms, minus, *[_ONE_TEACHER] * _one_teacher(cfg.runs))
     if cfg.markdown:
         print("\n".join(table.markdown() for table in tables), end="")
         return
@@ -117,22 +117,21 @@ def _settings(result: Result) -> dict[str, Any]:
 
 
 def _one_teacher(runs: Sequence[Path]) -> bool:
-    """Whether all runs began with the same teacher's file, as far as they say."""
+    """Whether several runs began with the same teacher's file, as far as they say."""
     files = [run / "run.json" for run in runs]
     known = [flat(read_json(file)) if file.is_file() else {} for file in files]
     teachers = {settings.get("teacher.checkpoint") for settings in known}
-    return len(teachers) == 1 and None not in teachers
+    return len(runs) > 1 and len(teachers) == 1 and None not in teachers
 
 
-def seed_tables(arms: Mapping[str, Arm], minus: str | None) -> list[Table]:
+def seed_tables(arms: Mapping[str, Arm], minus: str | None, *notes: str) -> list[Table]:
     """Means with their intervals, and differences from one row, seed by seed and image by image."""
     other, metrics = None if minus is None else arms[minus], _metrics(arms)
     rows: list[Row] = [(name, arm, {}) for name, arm in arms.items()]
     runs = max(len(arm.results) for arm in arms.values())
     caption = on(f"{runs} runs of one recipe" if runs > 1 else "One run", list(arms.values()))
     means = row_table(caption, rows, other, metrics)
-    fixed = any(arm.fixed for arm in arms.values())
-    means = replace(means, notes=(*means.notes, _INTERVALS, *[_ONE_TEACHER] * fixed))
+    means = replace(means, notes=(*means.notes, _INTERVALS, *notes))
     others = {name: arm for name, arm in arms.items() if arm is not other}
     if other is None or not others:
         return [means]

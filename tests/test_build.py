@@ -15,7 +15,6 @@ from safetensors.torch import save_file
 
 from gacd import build, sections
 from gacd import config as c
-from gacd.attacks.threat import ThreatModel
 from gacd.data.dataset import ArrayDataset
 from gacd.errors import UserError
 from gacd.methods import METHODS
@@ -89,17 +88,6 @@ def test_a_network_for_large_images_is_told_from_other_misfits(tmp_path: Path) -
     torch.save(theirs, tmp_path / "m.pt")
     with pytest.raises(UserError, match="for large images: networks here begin with a 3x3 conv"):
         build.network(tmp_path / "m.pt", build.Given("resnet18", num_classes=3), channels=3)
-
-
-def test_a_training_attack_that_falls_short_of_the_budget_is_told(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    cfg = c.Attack(steps=10, step_size="2/255")
-    build.attack(cfg, ThreatModel(eps=8 / 255))
-    assert capsys.readouterr().out == ""
-    build.attack(cfg, ThreatModel(norm="l2", eps=1.0))
-    said = capsys.readouterr().out
-    assert "note: 10 steps of 0.00784 in training reach 0.0784 from where they start" in said
 
 
 def defaults(of: type) -> dict[str, Any]:

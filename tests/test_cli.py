@@ -325,3 +325,22 @@ def test_a_run_leaves_its_other_processes_however_it_ends(
     monkeypatch.setattr(train, "train", joined)
     assert cli.main(TRAIN) == code
     assert not distributed.is_initialized()
+
+
+def test_a_training_attack_that_falls_short_of_the_budget_is_told_once_a_stage(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    short = r"note: 1 steps of 0.00784 in training reach 0.00784 .* eps is 0.0314: say (\S+)"
+    assert cli.main(TRAIN) == 0
+    assert re.findall(short, capsys.readouterr().out) == ["training.attack.step_size"]
+    for number, enough in enumerate(
+        (["--method", "natural"], ["--training.attack.step_size=8/255"])
+    ):
+        assert cli.main([*TRAIN, *enough, "--out", str(number)]) == 0
+        assert "training reach" not in capsys.readouterr().out
+    stages = ("teacher.training", "training", "distillation")
+    steps = [f"--{stage}.{s}" for stage in stages for s in ("attack.steps=1", "batch_size=32")]
+    wide = ["--methods", "pgd-at", "ard", "gacd", "--gacd.teacher_projection=pca"]
+    assert cli.main(["distill", *steps, *TINY, *wide, "--gacd.dim", "9999"]) == 2
+    told = re.findall(short, capsys.readouterr().out)
+    assert told == [f"{stage}.attack.step_size" for stage in stages]

@@ -94,17 +94,10 @@ def linear_threat(cfg: c.Distill | c.Transfer) -> ThreatModel | None:
 
 def attack(cfg: c.Attack, threat: ThreatModel) -> TrainingAttack:
     """The attack in the training loop."""
-    step_size = c.fraction(cfg.step_size)
-    reach = cfg.steps * step_size
-    if reach < threat.eps:
-        print(
-            f"note: {cfg.steps} steps of {step_size:.3g} in training reach {reach:.3g} from where "
-            f"they start, and eps is {threat.eps:.3g}: say attack.step_size"
-        )
     return TrainingAttack(
         threat=threat,
         steps=cfg.steps,
-        step_size=step_size,
+        step_size=c.fraction(cfg.step_size),
         objective=cfg.objective,
     )
 

@@ -55,8 +55,9 @@ class Run:
         self.options = build.method_options(cfg)
         self.threat = build.threat(cfg.threat)
         self.fabric: Fabric = build.fabric(cfg.fabric)
-        if self.fabric.is_global_zero and self.threat.norm == "l2" and self.threat.eps < 0.1:
-            print(f"note: an l2 eps of {self.threat.eps:.3g} is next to nothing; 0.5 is usual")
+        self.notes: set[str] = set()
+        if self.threat.norm == "l2" and self.threat.eps < 0.1:
+            self.note(f"an l2 eps of {self.threat.eps:.3g} is next to nothing; 0.5 is usual")
         if cfg.evaluation.step_size is not None:
             self.threat.check_step(c.fraction(cfg.evaluation.step_size))
         for eps in cfg.evaluation.eps_curve:
@@ -112,10 +113,23 @@ class Run:
         if refused is not None:
             raise UserError(refused)
 
+    def note(self, text: str) -> None:
+        """Say what may not be meant, once."""
+        if self.fabric.is_global_zero and text not in self.notes:
+            print(f"note: {text}", flush=True)
+        self.notes.add(text)
+
     def check_stage(self, stage: c.Training, name: str, method: Named) -> None:
         """Refuse, before anything trains, what would fail in the stage's first step."""
         if method.attacks:
-            self.threat.check_step(c.fraction(stage.attack.step_size))
+            step_size, eps = c.fraction(stage.attack.step_size), self.threat.eps
+            self.threat.check_step(step_size)
+            reach = stage.attack.steps * step_size
+            if reach < eps:
+                self.note(
+                    f"{stage.attack.steps} steps of {step_size:.3g} in training reach {reach:.3g} "
+                    f"from where they start, and eps is {eps:.3g}: say {name}.attack.step_size"
+                )
         ranks = self.fabric.world_size
         try:
             share = per_rank(stage.batch_size, ranks)
@@ -159,9 +173,9 @@ class Run:
         plan = build.plan(training, self.cfg.data, self.cfg.fabric, self.cfg.seed)
         summary = fit(self.fabric, built, self.splits, plan, out=out, name=name)
         trivial = one_answer(self.splits.val.labels)
-        if self.fabric.is_global_zero and summary.val_natural <= trivial:
-            print(
-                f"note: {name}: right on {summary.val_natural:.1f} % of the validation images, and "
+        if summary.val_natural <= trivial:
+            self.note(
+                f"{name}: right on {summary.val_natural:.1f} % of the validation images, and "
                 f"one answer to all on {trivial:.1f} %: try another rate, or more epochs"
             )
         model.requires_grad_(True)  # a head that had no part in this has one in what follows

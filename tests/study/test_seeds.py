@@ -139,7 +139,14 @@ def test_evaluations_of_several_students_may_have_one_seed(
 
 
 @pytest.mark.skipif(not RESULTS.is_dir(), reason="the records are in the repository alone")
-@pytest.mark.parametrize("runs", ["cifar10-small/seed-*", "cifar10-small/autoattack-500/seed-*"])
+@pytest.mark.parametrize(
+    "runs",
+    [
+        "cifar10-small/seed-*",
+        "cifar10-small/autoattack-500/seed-*",
+        "strong-teacher-cifar10/seed-*",
+    ],
+)
 def test_the_tables_of_our_records_are_those_in_the_readme(
     capsys: pytest.CaptureFixture[str], runs: str
 ) -> None:

@@ -110,7 +110,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _leave() -> None:
     """Leave the other processes of a run: gloo's threads abort one that ends among them."""
     distributed = sys.modules.get("torch.distributed")
-    if distributed is None or not distributed.is_initialized():
+    if not (distributed and distributed.is_available() and distributed.is_initialized()):
         return
     if distributed.get_backend() == "gloo":
         distributed.destroy_process_group()

@@ -139,8 +139,8 @@ def _intro(records: Sequence[Record], *, trained: bool) -> Iterator[str]:
         "linf": f"change every pixel value by up to {eps}",
         "l2": f"move an image by a Euclidean distance of up to {eps}",
     }[first["settings"]["norm"]]
-    fate = "took no part in training or in choosing a checkpoint"
-    fate = fate if trained else "are the data's own test part"
+    apart = "took no part in training or in choosing a checkpoint"
+    fate = apart if trained else "are the data's own test part"
     yield (
         f"The attacker knows the whole model and may {reach}, where black is 0 and white is 1. "
         f"The {first['n']:,} test images {fate}."

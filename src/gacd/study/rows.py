@@ -13,6 +13,10 @@ StandIns = Mapping[str, str]
 Row = tuple[str, Arm, Mapping[str, float]]
 """What a row is called, its cells, and the paper's accuracies."""
 
+INTERVALS = (
+    "[low, high]: 95 % interval over seeds and test images; with one seed, over the images alone."
+)
+
 _MISSING = Cell("–")
 _DIFFERENCES = (
     "Percentage points, on the same images and seed by seed. ▲ or ▼: the whole 95 % interval is on "

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,8 @@ from gacd.report.tables import Table, read_record
 from gacd.storage import read_json
 from gacd.study.measure import Arm, contrast
 from gacd.study.results import Result
-from gacd.study.rows import Row, difference_table, on, row_table
+from gacd.study.rows import INTERVALS, Row, difference_table, on, row_table
 
-_INTERVALS = (
-    "[low, high]: 95 % interval over seeds and test images; with one seed, over the images alone."
-)
 _ONE_TEACHER = "One teacher taught them all: nothing is known of another's students."
 
 
@@ -31,11 +29,16 @@ def seeds(cfg: c.Seeds) -> None:
     arms = read_arms(cfg.runs)
     if cfg.minus is not None and cfg.minus not in arms:
         raise unknown("row of these runs", cfg.minus, arms)
+    notes = []
+    if _one_teacher(cfg.runs):  # it is one model, whatever each run measured of it
+        notes.append(_ONE_TEACHER)
+        if taught := arms.get(TEACHER):
+            arms[TEACHER] = replace(taught, results=taught.results[:1], fixed=True)
     minus = cfg.minus or ("pgd-at" if "pgd-at" in arms else None)
     if cfg.json:
         print(json.dumps(_figures(arms, minus), indent=2))
         return
-    tables = seed_tables(arms, minus, *[_ONE_TEACHER] * _one_teacher(cfg.runs))
+    tables = seed_tables(arms, minus, *notes)
     if cfg.markdown:
         print("\n".join(table.markdown() for table in tables), end="")
         return
@@ -47,8 +50,7 @@ def seeds(cfg: c.Seeds) -> None:
 def read_arms(runs: Sequence[Path]) -> dict[str, Arm]:
     """Every row of the runs' tables, by its name: its results, one a run, numbered.
 
-    A run is a folder of `gacd distill`, or one that holds a folder of `gacd evaluate` a row. A
-    teacher that all runs took from one file is one model, whatever they measured of it.
+    A run is a folder of `gacd distill`, or one that holds a folder of `gacd evaluate` a row.
 
     Raises:
         UserError: a run without rows, one given twice, two of one seed, or of different settings.
@@ -69,8 +71,6 @@ def read_arms(runs: Sequence[Path]) -> dict[str, Arm]:
     arms = {name: arm(name, folders[name]) for name in order}
     for each in arms.values():
         _check(each.results)
-    if TEACHER in arms and _one_teacher(runs):
-        arms[TEACHER] = replace(arms[TEACHER], results=arms[TEACHER].results[:1], fixed=True)
     return arms
 
 
@@ -92,28 +92,17 @@ def arm(name: str, folders: Mapping[int, Path]) -> Arm:
 
 def _check(results: Sequence[Result]) -> None:
     """Refuse what is no repetition of one experiment."""
-    first, *others = results
-    ours, seen = _settings(first), [first]
-    for other in others:
-        theirs = _settings(other)
+    known = [(r.folder, flat(r.record["config"])) for r in results if r.record]
+    for (a, ours), (b, theirs) in combinations(known, 2):
         newer = ours.keys() ^ theirs.keys()  # settings that one of them did not know
         if key := differing(ours, theirs, {"seed", *FREE, *STARTS, *newer}):
             raise UserError(
-                f"{first.folder} and {other.folder} are not of one recipe ({key} is {ours[key]} "
-                f"in the one and {theirs[key]} in the other): only their seeds may differ"
+                f"{a} and {b} are not of one recipe ({key} is {ours[key]} in the one and "
+                f"{theirs[key]} in the other): only their seeds may differ"
             )
-        for twin in seen if "checkpoint" not in theirs else ():  # that would be the evaluation's
-            if _settings(twin)["seed"] == theirs["seed"]:
-                raise UserError(
-                    f"{twin.folder} and {other.folder} are both of seed {theirs['seed']}: give "
-                    "one run of each"
-                )
-        seen.append(other)
-
-
-def _settings(result: Result) -> dict[str, Any]:
-    assert result.record is not None
-    return flat(result.record["config"])
+        trained = "checkpoint" not in theirs  # or else the seed is the evaluation's
+        if trained and ours["seed"] == theirs["seed"]:
+            raise UserError(f"{a} and {b} are both of seed {theirs['seed']}: give one run of each")
 
 
 def _one_teacher(runs: Sequence[Path]) -> bool:
@@ -131,7 +120,7 @@ def seed_tables(arms: Mapping[str, Arm], minus: str | None, *notes: str) -> list
     runs = max(len(arm.results) for arm in arms.values())
     caption = on(f"{runs} runs of one recipe" if runs > 1 else "One run", list(arms.values()))
     means = row_table(caption, rows, other, metrics)
-    means = replace(means, notes=(*means.notes, _INTERVALS, *notes))
+    means = replace(means, notes=(*means.notes, INTERVALS, *notes))
     others = {name: arm for name, arm in arms.items() if arm is not other}
     if other is None or not others:
         return [means]
@@ -147,15 +136,14 @@ def _metrics(arms: Mapping[str, Arm]) -> list[str]:
 
 def _figures(arms: Mapping[str, Arm], minus: str | None) -> list[dict[str, Any]]:
     """The same, for machines: each row's accuracy, then its difference from one row."""
-    others = [None] if minus is None else [None, minus]
-    return [
-        {"row": name, "minus": other, "attack": metric, **_figure(terms, metric)}
-        for other in others
-        for name, arm in arms.items()
-        if name != other
-        for terms in [[(1.0, arm), *([(-1.0, arms[other])] if other else [])]]
-        for metric in _metrics(arms)
-    ]
+    figures = []
+    for other in [None] if minus is None else [None, minus]:
+        subtracted = [] if other is None else [(-1.0, arms[other])]
+        for name in (name for name in arms if name != other):
+            for metric in _metrics(arms):
+                found = _figure([(1.0, arms[name]), *subtracted], metric)
+                figures.append({"row": name, "minus": other, "attack": metric, **found})
+    return figures
 
 
 def _figure(terms: Sequence[tuple[float, Arm]], metric: str) -> dict[str, Any]:

@@ -27,16 +27,24 @@ from gacd.study.paper import (
     written,
 )
 from gacd.study.results import Result
-from gacd.study.rows import Row, StandIns, difference_table, on, pair_table, row_table, shown
+from gacd.study.rows import (
+    INTERVALS,
+    Row,
+    StandIns,
+    difference_table,
+    on,
+    pair_table,
+    row_table,
+    shown,
+)
 
 Results = Sequence[Result]
 
 _ORDER = ("natural", "kd", "ard", "gacd+aft", "gacd")
 HOW_TO_READ = (
-    "Accuracies in %. [low, high]: 95 % interval over seeds and test images; with one seed, over "
-    "the images alone. No teacher: the same student trained adversarially by itself, which the "
-    "paper shows as a teacher of its own architecture alone. Cost: training of the student "
-    "relative to that row."
+    f"Accuracies in %. {INTERVALS} No teacher: the same student trained adversarially by itself, "
+    "which the paper shows as a teacher of its own architecture alone. Cost: training of the "
+    "student relative to that row."
 )
 
 

@@ -54,7 +54,7 @@ class Spent:
         """For a record, as far as known: seconds, cost of an image (a mean), FLOPs in all."""
         figures: dict[str, Any] = {}
         if self.seconds:
-            figures["train_seconds"] = round(self.seconds, 1)
+            figures["train_seconds"] = round(self.seconds, 3)
         if self.images:
             each = asdict(self.cost * (1 / self.images))
             figures |= {

@@ -21,6 +21,7 @@ from gacd.methods import METHODS
 from gacd.models import create_model
 from gacd.models.base import Backbone
 from gacd.models.checkpoints import load_model, save_model
+from gacd.storage import save_tensors
 
 
 def data(*classes: str) -> ArrayDataset:
@@ -81,6 +82,25 @@ def test_a_file_that_names_itself_needs_nothing_said(tmp_path: Path) -> None:
         build.from_checkpoint(path, build.Given("resnet18"), pets)
     with pytest.raises(UserError, match="holds its own mean and std: leave them out"):
         build.from_checkpoint(path, build.Given(mean=[0.5], std=[0.5]), pets)
+
+
+def test_a_state_of_training_is_normalised_as_its_network_was(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    original = made(tmp_path, [0.3], [0.2])
+    state = {f"student.{name}": tensor for name, tensor in original.state_dict().items()}
+    best, pets = tmp_path / "best.safetensors", data("cat", "dog", "fox")
+    save_tensors(best, state, {"epoch": 2, "mean": [0.3], "std": [0.2]})
+    with pytest.raises(UserError, match="say which network it is"):
+        build.from_checkpoint(best, build.Given(), pets)
+    images = torch.rand(4, 1, 8, 8)
+    same, _ = build.from_checkpoint(best, build.Given("digits-cnn-2"), pets)
+    assert torch.equal(same.eval()(images), original(images)) and not capsys.readouterr().out
+    with pytest.raises(UserError, match="holds its own mean and std: leave them out"):
+        build.from_checkpoint(best, build.Given("digits-cnn-2", [0.5], [0.5]), pets)
+    (tmp_path / "m.safetensors").rename(tmp_path / "model.safetensors")
+    with pytest.raises(UserError, match=r"state of training; the finished .* is .*model\.safet"):
+        build.from_checkpoint(best, build.Given(), pets)
 
 
 def test_a_network_for_large_images_is_told_from_other_misfits(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from gacd.models.adapted import Adapted
 from gacd.models.base import Backbone
 from gacd.models.checkpoints import load_model, load_weights, names_itself
 from gacd.ranks import Ranks
+from gacd.storage import load_meta
 from gacd.training.loop import Plan
 from gacd.training.precision import Bf16Autocast
 
@@ -160,22 +161,27 @@ def network(
         if given.mean is not None:
             raise UserError(f"{path} holds its own mean and std: leave them out")
         return loaded, meta
+    about = load_meta(path) if path.suffix == ".safetensors" else {}  # a state of training
     if given.model is None:
+        if "mean" in about and (finished := path.with_name("model.safetensors")).is_file():
+            raise UserError(f"{path}: a state of training; the finished network is {finished}")
         raise UserError(f"{path}: say which network it is with {flag}, such as {flag} resnet18")
     if given.num_classes is None:
         raise UserError(f"{path}: say with --num_classes how many classes it was trained on")
+    if given.mean is not None and "mean" in about:
+        raise UserError(f"{path} holds its own mean and std: leave them out")
     if given.mean is not None and len(given.mean) != channels:
         raise UserError(f"mean and std need {channels} numbers, one for each channel")
     loaded = create_model(
         given.model,
         num_classes=given.num_classes,
         channels=channels,
-        mean=given.mean,
-        std=given.std,
+        mean=about.get("mean", given.mean),
+        std=about.get("std", given.std),
         seed=0,
     )
     load_weights(loaded, path)
-    if given.mean is None:
+    if given.mean is None and "mean" not in about:
         mean, std = (flag.replace("model", name) for name in ("mean", "std"))
         print(f"note: {path} gets images in [0, 1]; give {mean} and {std} if it wants others")
     return loaded, {"architecture": given.model}

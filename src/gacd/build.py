@@ -190,10 +190,21 @@ def network(
 def from_checkpoint(
     path: Path, given: Given, data: ImageDataset, *, size: int | None = None, flag: str = "--model"
 ) -> tuple[Backbone, str]:
-    """A saved network for this data set, and its architecture's name; `size` as `check_size`."""
+    """A saved network for this data set, and its architecture's name; `size` as `check_size`.
+
+    Refuses one whose classifier was never trained.
+    """
     num_classes, channels = data.num_classes, data.channels
     given = given._replace(num_classes=num_classes)
     loaded, meta = network(path, given, channels=channels, flag=flag)
+    if meta.get("features"):
+        whole = path.parent.parent / path.name
+        there = whole != path and whole.is_file()
+        finished = f"the finished network is {whole}" if there else "finish its run"
+        raise UserError(
+            f"{path}: features alone, its classifier was never trained; {finished}, "
+            "or fit one with gacd transfer"
+        )
     if (loaded.num_classes, loaded.channels) != (num_classes, channels):
         raise UserError(
             f"{path}: a model of {loaded.num_classes} classes and {loaded.channels} channels, but "

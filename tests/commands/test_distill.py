@@ -6,6 +6,7 @@ import signal
 from collections.abc import Callable
 from copy import deepcopy
 from pathlib import Path
+from shutil import copy
 from types import ModuleType
 from typing import Any
 
@@ -17,9 +18,11 @@ from PIL import Image
 from evaluation.conftest import QuickAutoAttack
 from gacd import cli
 from gacd.anchors import AnchorBank
+from gacd.build import Given, from_checkpoint
 from gacd.commands import distill as command
 from gacd.commands import run
 from gacd.data.load import load_splits
+from gacd.errors import UserError
 from gacd.models import create_model
 from gacd.models.checkpoints import load_model, method_of
 from gacd.models.projection import Projection
@@ -192,6 +195,21 @@ def test_the_saved_model_is_the_one_that_was_measured(finished: Path) -> None:
     stages = [finished / "gacd" / file for file in ("features/done.json", "linear.json")]
     spent = load_meta(finished / "gacd" / "model.safetensors")["spent"]["seconds"]
     assert spent == pytest.approx(sum(read_json(stage)["seconds"] for stage in stages))
+
+
+def test_features_alone_do_not_classify(finished: Path, tmp_path: Path) -> None:
+    """A classifier that nobody trained is neither measured nor asked; its features serve."""
+    test = load_splits("digits", test_limit=40, seed=0).test
+    features = finished / "gacd" / "features" / "model.safetensors"
+    with pytest.raises(UserError, match=r"features alone.*network is .*/gacd/model\.safetensors"):
+        from_checkpoint(features, Given(), test)
+    alone = Path(copy(features, tmp_path))
+    with pytest.raises(UserError, match=r"features alone.*; finish its run, or fit one"):
+        from_checkpoint(alone, Given(), test)
+    files, images = (alone, finished / "gacd" / "model.safetensors"), test.float_images()
+    with torch.no_grad():
+        own, fitted = (load_model(file)[0].eval().forward_features(images) for file in files)
+    assert torch.equal(own, fitted)
 
 
 @pytest.mark.usefixtures("no_page")

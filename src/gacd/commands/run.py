@@ -181,7 +181,8 @@ class Run:
         model.requires_grad_(True)  # a head that had no part in this has one in what follows
         here = Spent(summary.seconds, summary.images, cost * summary.images)
         spent = here if before is None else before + here
-        self.keep(out, model, architecture, label or method, spent)
+        features = not parse_method(method, weights).trains_head
+        self.keep(out, model, architecture, label or method, spent, features=features)
         return spent
 
     def keep(
@@ -191,10 +192,13 @@ class Run:
         architecture: str,
         method: str,
         spent: Spent | None = None,
+        *,
+        features: bool = False,
     ) -> None:
         """Write `model.safetensors`, which evaluates and fine-tunes anywhere.
 
-        What was `spent` on it goes along, for whoever trains it further.
+        What was `spent` on it goes along, for whoever trains it further; whether it has `features`
+        alone and a classifier that nobody trained, too.
         """
         if self.fabric.is_global_zero and not (out / MODEL).is_file():
             meta = {
@@ -205,7 +209,7 @@ class Run:
                 "size": self.splits.train.size,
             }
             known = {} if spent is None else {"spent": asdict(spent)}
-            save_model(out / MODEL, model, meta | known)
+            save_model(out / MODEL, model, meta | known | ({"features": True} if features else {}))
 
     def load(
         self, path: Path | None, given: build.Given, flag: str = "--model"

@@ -12,7 +12,7 @@ from scipy.stats import t as student_t
 
 from command_line import refusal
 from gacd import cli
-from gacd.storage import write_json
+from gacd.storage import read_json, write_json
 from made_up import evaluation, record_of
 
 RESULTS = Path(__file__).parents[2] / "results"
@@ -136,6 +136,21 @@ def test_evaluations_of_several_students_may_have_one_seed(
         rows = {"gacd": {"natural": 50.0 + 2 * number}}
         make_run(Path(f"run-{number}"), 0, rows, checkpoint="model.safetensors")
     assert "| gacd | 51.0 [" in said(capsys, "run-0", "run-1", "--markdown")
+
+
+@pytest.mark.parametrize(("key", "value"), [("eps", 0.3), ("test_images", "4567")])
+@pytest.mark.parametrize("other", ["run-0/gacd", "run-1/pgd-at"])
+def test_what_met_another_attacker_or_other_images_is_refused(
+    capsys: pytest.CaptureFixture[str], key: str, value: object, other: str
+) -> None:
+    """Rows of `gacd evaluate` are runs of their own, and data of one name may lie elsewhere."""
+    for seed in (0, 1):
+        make_run(Path(f"run-{seed}"), seed)
+    path = Path(other) / "record.json"
+    record = read_json(path)
+    write_json(path, record | {"settings": record["settings"] | {key: value}})
+    text = refusal(capsys, "seeds", "run-0", "run-1")
+    assert other in text and f"were not attacked alike ({key} is " in text and str(value) in text
 
 
 @pytest.mark.skipif(not RESULTS.is_dir(), reason="the records are in the repository alone")

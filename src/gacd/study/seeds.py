@@ -3,7 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from itertools import combinations
+from itertools import combinations, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,8 @@ from gacd.study.measure import Arm, contrast
 from gacd.study.results import Result
 from gacd.study.rows import INTERVALS, Row, difference_table, on, row_table
 
+_ATTACKED = ("test_images", "norm", "eps", "step_size", "cascade")
+"""What must be alike for two accuracies to be compared, of a record's settings."""
 _ONE_TEACHER = "One teacher taught them all: nothing is known of another's students."
 
 
@@ -53,7 +55,8 @@ def read_arms(runs: Sequence[Path]) -> dict[str, Arm]:
     A run is a folder of `gacd distill`, or one that holds a folder of `gacd evaluate` a row.
 
     Raises:
-        UserError: a run without rows, one given twice, two of one seed, or of different settings.
+        UserError: a run without rows, one given twice, two of one seed, or of different settings;
+            rows that did not meet the same attacker on the same images.
     """
     if len({run.resolve() for run in runs}) < len(runs):
         raise UserError("a run is given twice: give one folder for each seed")
@@ -71,6 +74,7 @@ def read_arms(runs: Sequence[Path]) -> dict[str, Arm]:
     arms = {name: arm(name, folders[name]) for name in order}
     for each in arms.values():
         _check(each.results)
+    _check_attacked([result for each in arms.values() for result in each.results])
     return arms
 
 
@@ -103,6 +107,19 @@ def _check(results: Sequence[Result]) -> None:
         trained = "checkpoint" not in theirs  # or else the seed is the evaluation's
         if trained and ours["seed"] == theirs["seed"]:
             raise UserError(f"{a} and {b} are both of seed {theirs['seed']}: give one run of each")
+
+
+def _check_attacked(results: Sequence[Result]) -> None:
+    """Refuse models whose figures are not of the same test images and attacker."""
+    met = [(r.folder, r.record["settings"]) for r in results if r.record]
+    for (a, ours), (b, theirs) in pairwise(met):
+        for key in _ATTACKED:
+            if key in ours and key in theirs and ours[key] != theirs[key]:
+                raise UserError(
+                    f"{a} and {b} were not attacked alike ({key} is {ours[key]} for the one and "
+                    f"{theirs[key]} for the other): evaluate all models on the same test images, "
+                    "by one attacker"
+                )
 
 
 def _one_teacher(runs: Sequence[Path]) -> bool:

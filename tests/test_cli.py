@@ -162,6 +162,7 @@ def test_a_teacher_of_other_classes_or_channels(
             ["--methods", "kd", "--training.batch_size", "500"],
             "training.batch_size: a batch of 500",
         ),
+        (["--methods", "kd", "--training.batch_size", "1"], "training.batch_size: batch norm"),
         (["--methods", "gacd", "--distillation.batch_size", "500"], "distillation.batch_size: a"),
         (["--methods", "kd+aft", "--finetune.batch_size", "500"], "finetune.batch_size: a batch"),
         (

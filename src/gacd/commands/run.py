@@ -133,6 +133,8 @@ class Run:
         ranks = self.fabric.world_size
         try:
             share = per_rank(stage.batch_size, ranks)
+            if share == 1:
+                raise UserError("batch normalisation needs two images or more on each process")
             steps_per_epoch(len(self.splits.train), share, drop_last=True, world_size=ranks)
         except UserError as error:
             raise UserError(f"{name}.batch_size: {error}") from None

@@ -115,6 +115,9 @@ def test_a_teacher_of_all_runs_is_one_model(capsys: pytest.CaptureFixture[str]) 
         ("run-0 ./run-0", "a run is given twice"),
         ("run-0 copy", "run-0/pgd-at and copy/pgd-at are both of seed 0: give one run of each"),
         ("run-0 other", "not of one recipe (student is small in the one and big in the other)"),
+        ("run-0 weighted", "(weights.gacd is None in the one and 0.5 in the other)"),
+        ("weighted run-0", "(weights.gacd is 0.5 in the one and None in the other)"),
+        ("run-0/gacd", "run-0/gacd is one row of a run: give the folder of the whole run"),
         (".", "holds several records: give a run's own folder"),
         ("run-0 --minus gadc", "unknown row of these runs 'gadc': did you mean 'gacd'?"),
     ],
@@ -126,6 +129,7 @@ def test_what_is_no_repetition_is_refused(
     make_run(Path("run-0"), 0, rows)
     make_run(Path("copy"), 0, rows)
     make_run(Path("other"), 1, rows, student="big")
+    make_run(Path("weighted"), 1, rows, weights={"gacd": 0.5})
     assert message in refusal(capsys, "seeds", *words.split())
 
 

@@ -21,6 +21,8 @@ from gacd.study.rows import INTERVALS, Row, difference_table, on, row_table
 
 _ATTACKED = ("test_images", "norm", "eps", "step_size", "cascade")
 """What must be alike for two accuracies to be compared, of a record's settings."""
+_OPTIONAL = ("weights", "extra")
+"""Sections that hold nothing but what was said."""
 _ONE_TEACHER = "One teacher taught them all: nothing is known of another's students."
 
 
@@ -65,6 +67,8 @@ def read_arms(runs: Sequence[Path]) -> dict[str, Arm]:
         paths = sorted(run.rglob("record.json"))
         if not paths:
             raise UserError(f"{run}: no evaluated model in this folder (no record.json)")
+        if paths[0].parent == run:
+            raise UserError(f"{run} is one row of a run: give the folder of the whole run")
         for path in paths:
             row = path.relative_to(run).parts[0]
             if number in folders.setdefault(row, {}):
@@ -98,11 +102,12 @@ def _check(results: Sequence[Result]) -> None:
     """Refuse what is no repetition of one experiment."""
     known = [(r.folder, flat(r.record["config"])) for r in results if r.record]
     for (a, ours), (b, theirs) in combinations(known, 2):
-        newer = ours.keys() ^ theirs.keys()  # settings that one of them did not know
+        lone = ours.keys() ^ theirs.keys()  # settings that one of them did not know, or left out
+        newer = {key for key in lone if key.partition(".")[0] not in _OPTIONAL}
         if key := differing(ours, theirs, {"seed", *FREE, *STARTS, *newer}):
             raise UserError(
-                f"{a} and {b} are not of one recipe ({key} is {ours[key]} in the one and "
-                f"{theirs[key]} in the other): only their seeds may differ"
+                f"{a} and {b} are not of one recipe ({key} is {ours.get(key)} in the one and "
+                f"{theirs.get(key)} in the other): only their seeds may differ"
             )
         trained = "checkpoint" not in theirs  # or else the seed is the evaluation's
         if trained and ours["seed"] == theirs["seed"]:

@@ -142,6 +142,26 @@ def test_evaluations_of_several_students_may_have_one_seed(
     assert "| gacd | 51.0 [" in said(capsys, "run-0", "run-1", "--markdown")
 
 
+def test_one_model_is_no_repetition_of_itself(capsys: pytest.CaptureFixture[str]) -> None:
+    """Evaluated again, or fine-tuned again by the same seed."""
+    files = {"run-0": "m 01ab", "run-1": "m 01ab", "run-2": "m 9f9f"}
+    rows = {"gacd": {"natural": 50.0}}
+    for number, (name, file) in enumerate(files.items()):
+        settings = {"checkpoint": "m", "source_model": None}
+        make_run(Path(name, "gacd"), number, {"model": rows["gacd"]}, **settings)
+        make_run(Path("tuned", name), 0, rows, checkpoint="m")
+        for folder in (Path(name, "gacd"), Path("tuned", name)):
+            write_json(folder / "run.json", {"checkpoint": file})
+    text = said(capsys, "run-0", "run-1", "--markdown")
+    assert "| gacd | 50.0 [" in text and "gacd: one model in all runs" in text
+    text = said(capsys, "run-0", "run-2", "--markdown")
+    assert "| gacd | 51.0 [" in text and "one model" not in text
+    text = refusal(capsys, "seeds", *files)
+    assert text == "run-0/gacd/model and run-1/gacd/model are of one model: give it once"
+    assert "both of seed 0" in refusal(capsys, "seeds", "tuned/run-0", "tuned/run-1")
+    assert "| gacd | 50.0 [" in said(capsys, "tuned/run-0", "tuned/run-2", "--markdown")
+
+
 @pytest.mark.parametrize(("key", "value"), [("eps", 0.3), ("test_images", "4567")])
 @pytest.mark.parametrize("other", ["run-0/gacd", "run-1/pgd-at"])
 def test_what_met_another_attacker_or_other_images_is_refused(

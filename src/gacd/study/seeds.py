@@ -21,6 +21,8 @@ from gacd.study.rows import INTERVALS, Row, difference_table, on, row_table
 
 _ATTACKED = ("test_images", "norm", "eps", "step_size", "cascade")
 """What must be alike for two accuracies to be compared, of a record's settings."""
+_EVALUATED = "source_model"
+"""A setting of `gacd evaluate` alone."""
 _OPTIONAL = ("weights", "extra")
 """Sections that hold nothing but what was said."""
 _ONE_TEACHER = "One teacher taught them all: nothing is known of another's students."
@@ -38,6 +40,10 @@ def seeds(cfg: c.Seeds) -> None:
         notes.append(_ONE_TEACHER)
         if taught := arms.get(TEACHER):
             arms[TEACHER] = replace(taught, results=taught.results[:1], fixed=True)
+    for name, each in arms.items():
+        if _one_model(each.results):
+            notes.append(f"{name}: one model in all runs, whose training tells of no other.")
+            arms[name] = replace(each, results=each.results[:1], fixed=True)
     minus = cfg.minus or ("pgd-at" if "pgd-at" in arms else None)
     if cfg.json:
         print(json.dumps(_figures(arms, minus), indent=2))
@@ -109,8 +115,10 @@ def _check(results: Sequence[Result]) -> None:
                 f"{a} and {b} are not of one recipe ({key} is {ours.get(key)} in the one and "
                 f"{theirs.get(key)} in the other): only their seeds may differ"
             )
-        trained = "checkpoint" not in theirs  # or else the seed is the evaluation's
-        if trained and ours["seed"] == theirs["seed"]:
+        if _EVALUATED in theirs:  # the seed is the evaluation's
+            continue
+        began = "checkpoint" not in theirs or _start(a) == _start(b) is not None
+        if began and ours["seed"] == theirs["seed"]:
             raise UserError(f"{a} and {b} are both of seed {theirs['seed']}: give one run of each")
 
 
@@ -125,6 +133,29 @@ def _check_attacked(results: Sequence[Result]) -> None:
                     f"{theirs[key]} for the other): evaluate all models on the same test images, "
                     "by one attacker"
                 )
+
+
+def _start(folder: Path) -> str | None:
+    """Name and content of the file that a row's run began with, as far as it says."""
+    file = folder.parent / "run.json"
+    start: str | None = read_json(file).get("checkpoint") if file.is_file() else None
+    return start
+
+
+def _one_model(results: Sequence[Result]) -> bool:
+    """Whether `gacd evaluate` attacked one file in all of several runs, as far as they say.
+
+    Raises:
+        UserError: in some of them.
+    """
+    rows = [r for r in results if r.record and _EVALUATED in r.record["config"]]
+    files = [_start(row.folder) for row in rows]
+    if len(results) != len(files) or len(files) < 2 or None in files:
+        return False
+    for (a, ours), (b, theirs) in combinations(zip(rows, files, strict=True), 2):
+        if ours == theirs and len(set(files)) > 1:
+            raise UserError(f"{a.folder} and {b.folder} are of one model: give it once")
+    return len(set(files)) == 1
 
 
 def _one_teacher(runs: Sequence[Path]) -> bool:

@@ -14,7 +14,7 @@ from gacd import build
 from gacd import config as c
 from gacd.anchors import AnchorBank
 from gacd.attacks.validation import one_answer
-from gacd.commands.identity import Goal, claim
+from gacd.commands.identity import Goal, claim, refuse_missing
 from gacd.commands.rows import (
     MODEL,
     Row,
@@ -52,6 +52,8 @@ class Run:
         self.cfg, self.goal = cfg, goal
         for name in cfg.evaluation.attacks:
             parse_attack(name)
+        if goal == "report":  # a study's cell has made what it starts from
+            refuse_missing(cfg)
         self.options = build.method_options(cfg)
         self.threat = build.threat(cfg.threat)
         self.fabric: Fabric = build.fabric(cfg.fabric)

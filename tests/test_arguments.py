@@ -212,12 +212,20 @@ def test_words_and_flags_in_the_order_that_people_write_them() -> None:
         "--json --minus ard a b,c",
         "a --minus=ard b,c --json=true",
         "--json --runs a b,c --minus ard",
+        "a --json true b,c --minus ard --markdown false",
     ],
 )
 def test_runs_stand_where_people_write_them(line: str) -> None:
     cfg = cli.parse("seeds", line.split())
     assert (cfg.runs, cfg.minus, cfg.json) == ([Path("a"), Path("b,c")], "ard", True)
     assert not cfg.markdown
+
+
+@pytest.mark.parametrize("line", ["a b --json", "--json true a b", "a --json=true b"])
+def test_two_models_stand_where_people_write_them(line: str) -> None:
+    cfg = cli.parse("compare", line.split())
+    assert (cfg.a, cfg.b, cfg.json) == (Path("a"), Path("b"), True)
+    assert not cli.parse("compare", ["a", "b", "--json", "false"]).json
 
 
 def test_attacks_have_a_short_name() -> None:

@@ -117,7 +117,7 @@ def test_a_refusal_in_a_real_process_and_before_torch(tmp_path: Path) -> None:
         ("evaluate", "which model"),
         ("evaluate --checkpoint no.pt --model resnet18", "no.pt: no such file"),
         ("evaluate --checkpoint no.safetensors", "no.safetensors: no such file"),
-        ("evaluate --checkpoint no.pt", "say which network it is"),
+        ("evaluate --checkpoint no.pt", "no.pt: no such file"),
         ("finetune", "which model"),
         ("report --out nowhere", "nowhere: no evaluated model"),
         ("train --data.name folder", "say in which folder"),
@@ -162,6 +162,7 @@ def test_a_teacher_of_other_classes_or_channels(
             ["--methods", "kd", "--training.batch_size", "500"],
             "training.batch_size: a batch of 500",
         ),
+        (["--methods", "kd", "--training.batch_size", "1"], "training.batch_size: batch norm"),
         (["--methods", "gacd", "--distillation.batch_size", "500"], "distillation.batch_size: a"),
         (["--methods", "kd+aft", "--finetune.batch_size", "500"], "finetune.batch_size: a batch"),
         (

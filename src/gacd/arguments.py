@@ -178,10 +178,10 @@ def _listed(words: Sequence[str], settings: Mapping[str, Any]) -> list[str]:
 def _runs(words: Sequence[str]) -> list[str]:
     """`RUN RUN --json` as `--runs RUN RUN --json=true`, in whatever order."""
     runs, flags = [], []
-    given = iter(words)
+    given = iter(_switched(words, "--json", "--markdown"))
     for word in given:
-        if word in ("--json", "--markdown"):
-            flags.append(f"{word}=true")
+        if word.startswith(("--json=", "--markdown=")):
+            flags.append(word)
         elif word in ("--minus", "--config"):
             flags += [word, *islice(given, 1)]
         elif word.startswith("-"):
@@ -191,15 +191,24 @@ def _runs(words: Sequence[str]) -> list[str]:
     return [*(["--runs", *runs] if runs else []), *flags]
 
 
+def _switched(words: Sequence[str], *switches: str) -> list[str]:
+    """Every `--json`, `--json true` and `--json false` with an equals sign."""
+    result: list[str] = []
+    for before, word in pairwise(["", *words]):
+        if before in switches and word in ("true", "false"):
+            result[-1] = f"{before}={word}"
+        else:
+            result.append(f"{word}=true" if word in switches else word)
+    return result
+
+
 def _compared(words: Sequence[str]) -> list[str]:
     """`A B --json` as `--a=A --b=B --json=true`."""
     names = iter(("--a=", "--b="))
     result: list[str] = []
-    for before, word in pairwise(["", *words]):
-        flagged = before.startswith("--") and "=" not in before and before != "--json"
-        if word == "--json":
-            result.append("--json=true")
-        elif flagged or word.startswith("-"):
+    for before, word in pairwise(["", *_switched(words, "--json")]):
+        flagged = before.startswith("--") and "=" not in before
+        if flagged or word.startswith("-"):
             result.append(word)
         else:
             result.append(next(names, "") + word)

@@ -172,7 +172,8 @@ def test_a_transfer_needs_a_source(
     assert "--source FILE" in refusal(["train", "--attacks", "transfer"])
     assert "--source FILE" in refusal(["finetune", "--attacks", "transfer"])
     assert "no.safetensors: no such file" in refusal([*asked, "--source", "no.safetensors"])
-    assert "such as --source_model resnet18" in refusal([*asked, "--source", "no.pt"])
+    (public := tmp_path / "public.pt").touch()
+    assert "such as --source_model resnet18" in refusal([*asked, "--source", str(public)])
 
 
 @pytest.mark.usefixtures("no_page")

@@ -14,7 +14,7 @@ from filelock import FileLock
 from PIL import Image
 from safetensors import SafetensorError
 
-from command_line import TRAIN, folders, refusal
+from command_line import TINY, TRAIN, folders, refusal
 from gacd import cli
 
 pytestmark = pytest.mark.usefixtures("elsewhere")
@@ -35,6 +35,22 @@ def test_a_folder_of_another_run(capsys: pytest.CaptureFixture[str], tmp_path: P
     (tmp_path / "killed" / ".run.json.7.tmp").touch()
     assert cli.main([*TRAIN, "--out", "killed"]) == 0  # what a kill left of the first file
     assert [file.name for file in (tmp_path / "thesis").iterdir()] == ["chapter.tex"]
+
+
+def test_a_start_that_is_gone_is_not_another_run(capsys: pytest.CaptureFixture[str]) -> None:
+    """Also in a folder that began with it, and before any image is read."""
+    assert cli.main([*TRAIN, "--out", "mine"]) == 0
+    file = Path("mine/pgd-at/model.safetensors")
+    flags = ["--checkpoint", str(file), *TINY]
+    assert cli.main(["evaluate", *flags, "--out", "found"]) == 0
+    file.unlink()
+    assert refusal(capsys, "evaluate", *flags, "--out", "found") == f"{file}: no such file"
+    folder = ["--data.name", "folder", "--data.root", "nowhere"]
+    for command, flag in (("finetune", "--source"), ("distill", "--teacher.checkpoint")):
+        assert refusal(capsys, command, flag, "gone.pt", *folder) == "gone.pt: no such file"
+    Path("public.pt").touch()
+    said = refusal(capsys, "evaluate", "--checkpoint", "public.pt", "--out", "public")
+    assert said.startswith("public.pt: say which network it is with --model, such as")
 
 
 def test_data_that_changed_are_another_run(

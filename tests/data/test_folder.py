@@ -155,6 +155,20 @@ def test_an_empty_class_folder_is_named(tmp_path: Path) -> None:
     assert str(root / "train/eel") in refused(root)
 
 
+@pytest.mark.parametrize("part", [b"train/caf\xe9", b"train/cat/caf\xe9.png", b"test/cat/\xe9.txt"])
+def test_a_name_that_is_not_utf8_is_refused(tmp_path: Path, part: bytes) -> None:
+    """An archive from another system holds such names; Python keeps their bytes as surrogates."""
+    root = write(tmp_path, PARTS)
+    path = os.fsencode(root) + b"/" + part
+    try:
+        Path(os.fsdecode(path)).touch() if b"." in part else Path(os.fsdecode(path)).mkdir()
+    except OSError:
+        pytest.skip("a file system of UTF-8 names alone")
+    message = refused(root)
+    assert "\\xe9" in message and message.endswith("its name is not UTF-8; rename it")
+    message.encode()
+
+
 def test_one_class_is_not_enough(tmp_path: Path) -> None:
     assert "at least two" in refused(write(tmp_path, {"train/cat": 2, "test/cat": 1}))
 

@@ -222,6 +222,11 @@ def test_grey_of_more_than_eight_bits_is_scaled_or_refused_and_never_clipped(
         load_splits("huggingface", root=tmp_path, **SETTINGS)
 
 
+def test_a_folder_that_is_not_there_is_not_looked_for_on_the_network() -> None:
+    with pytest.raises(UserError, match=r"^mnist: no such folder"):
+        load_splits("huggingface", root=Path("mnist"), **SETTINGS)
+
+
 def test_classes_that_test_calls_otherwise_are_refused(tmp_path: Path) -> None:
     datasets = pytest.importorskip("datasets")
 

@@ -53,6 +53,12 @@ def test_what_does_not_depend_on_the_batch_is_shared_out_over_it(world: World) -
     assert 8 * (large - huge) == pytest.approx(2 * projected, rel=1e-6)
 
 
+@pytest.mark.parametrize("name", ["pgd-at", "gacd"])
+def test_two_training_images_are_enough(world: World, name: str) -> None:
+    few, method = world.data.subset(torch.arange(2)), world.method(name)
+    assert measure(method, few, batch_size=2) == measure(method, world.data, batch_size=2)
+
+
 def test_steps_that_differ_count_by_their_mean(world: World) -> None:
     """Of three steps of a refreshed projection one is live and two share one projected bank."""
     attack = replace(ATTACK, objective="cosine")

@@ -227,6 +227,9 @@ def test_own_files_that_are_no_model(tmp_path: Path) -> None:
     save_model(path, source(), {"architecture": "wrn-10-3"})
     with pytest.raises(UserError, match=r"'block1.layer.0.conv1.weight' is"):
         load_model(path)
+    save_model(path, source(), {"architecture": "mine"})
+    with pytest.raises(UserError, match=r"m.*: unknown model 'mine'.*; register a network of your"):
+        load_model(path)
     path.write_bytes(path.read_bytes()[:-10])
     with pytest.raises(UserError, match="truncated"):
         load_model(path)

@@ -198,6 +198,7 @@ def test_all_attacks_are_shown_with_their_intervals(run):
     text = said(run)
     assert "Accuracy in % on digits method natural FGSM PGD-20 AutoAttack model" in text
     assert "70.5 [68.5, 72.5]" in text
+    assert "AutoAttack is the strongest, and the figure to compare." in text
 
 
 def test_curves_begin_at_the_natural_accuracy(run):
@@ -256,6 +257,7 @@ def test_what_has_no_data_is_left_out(tmp_path):
     assert "Run alone A network, small (8,610 parameters), on digits; seed 3." in text
     assert "move an image by a Euclidean distance of up to ε = 1/5" in text
     assert "The 540 test images are the data's own test part." in text  # more is not known
+    assert "AutoAttack was not run: a weaker attack alone can flatter a model." in text
 
 
 def test_an_installed_package_has_no_commit(tmp_path):

@@ -12,7 +12,7 @@ from scipy.stats import t as student_t
 
 from command_line import refusal
 from gacd import cli
-from gacd.storage import write_json
+from gacd.storage import read_json, write_json
 from made_up import evaluation, record_of
 
 RESULTS = Path(__file__).parents[2] / "results"
@@ -115,6 +115,9 @@ def test_a_teacher_of_all_runs_is_one_model(capsys: pytest.CaptureFixture[str]) 
         ("run-0 ./run-0", "a run is given twice"),
         ("run-0 copy", "run-0/pgd-at and copy/pgd-at are both of seed 0: give one run of each"),
         ("run-0 other", "not of one recipe (student is small in the one and big in the other)"),
+        ("run-0 weighted", "(weights.gacd is None in the one and 0.5 in the other)"),
+        ("weighted run-0", "(weights.gacd is 0.5 in the one and None in the other)"),
+        ("run-0/gacd", "run-0/gacd is one row of a run: give the folder of the whole run"),
         (".", "holds several records: give a run's own folder"),
         ("run-0 --minus gadc", "unknown row of these runs 'gadc': did you mean 'gacd'?"),
     ],
@@ -126,6 +129,7 @@ def test_what_is_no_repetition_is_refused(
     make_run(Path("run-0"), 0, rows)
     make_run(Path("copy"), 0, rows)
     make_run(Path("other"), 1, rows, student="big")
+    make_run(Path("weighted"), 1, rows, weights={"gacd": 0.5})
     assert message in refusal(capsys, "seeds", *words.split())
 
 
@@ -136,6 +140,41 @@ def test_evaluations_of_several_students_may_have_one_seed(
         rows = {"gacd": {"natural": 50.0 + 2 * number}}
         make_run(Path(f"run-{number}"), 0, rows, checkpoint="model.safetensors")
     assert "| gacd | 51.0 [" in said(capsys, "run-0", "run-1", "--markdown")
+
+
+def test_one_model_is_no_repetition_of_itself(capsys: pytest.CaptureFixture[str]) -> None:
+    """Evaluated again, or fine-tuned again by the same seed."""
+    files = {"run-0": "m 01ab", "run-1": "m 01ab", "run-2": "m 9f9f"}
+    rows = {"gacd": {"natural": 50.0}}
+    for number, (name, file) in enumerate(files.items()):
+        settings = {"checkpoint": "m", "source_model": None}
+        make_run(Path(name, "gacd"), number, {"model": rows["gacd"]}, **settings)
+        make_run(Path("tuned", name), 0, rows, checkpoint="m")
+        for folder in (Path(name, "gacd"), Path("tuned", name)):
+            write_json(folder / "run.json", {"checkpoint": file})
+    text = said(capsys, "run-0", "run-1", "--markdown")
+    assert "| gacd | 50.0 [" in text and "gacd: one model in all runs" in text
+    text = said(capsys, "run-0", "run-2", "--markdown")
+    assert "| gacd | 51.0 [" in text and "one model" not in text
+    text = refusal(capsys, "seeds", *files)
+    assert text == "run-0/gacd/model and run-1/gacd/model are of one model: give it once"
+    assert "both of seed 0" in refusal(capsys, "seeds", "tuned/run-0", "tuned/run-1")
+    assert "| gacd | 50.0 [" in said(capsys, "tuned/run-0", "tuned/run-2", "--markdown")
+
+
+@pytest.mark.parametrize(("key", "value"), [("eps", 0.3), ("test_images", "4567")])
+@pytest.mark.parametrize("other", ["run-0/gacd", "run-1/pgd-at"])
+def test_what_met_another_attacker_or_other_images_is_refused(
+    capsys: pytest.CaptureFixture[str], key: str, value: object, other: str
+) -> None:
+    """Rows of `gacd evaluate` are runs of their own, and data of one name may lie elsewhere."""
+    for seed in (0, 1):
+        make_run(Path(f"run-{seed}"), seed)
+    path = Path(other) / "record.json"
+    record = read_json(path)
+    write_json(path, record | {"settings": record["settings"] | {key: value}})
+    text = refusal(capsys, "seeds", "run-0", "run-1")
+    assert other in text and f"were not attacked alike ({key} is " in text and str(value) in text
 
 
 @pytest.mark.skipif(not RESULTS.is_dir(), reason="the records are in the repository alone")

@@ -55,6 +55,15 @@ def claim(out: Path, cfg: c.Run, *, images: str | None = None, goal: Goal = "rep
         )
 
 
+def refuse_missing(cfg: c.Run) -> None:
+    """Refuse a file to start from that is not there, before anything is read or compared."""
+    teacher = getattr(cfg, "teacher", None)
+    paths = [getattr(cfg, key, None) for key in ("checkpoint", "source")]
+    for path in [*paths, getattr(teacher, "checkpoint", None)]:
+        if path is not None and not path.exists():
+            raise UserError(f"{path}: no such file")
+
+
 def differing(
     here: Mapping[str, Any], there: Mapping[str, Any], free: Container[str]
 ) -> str | None:

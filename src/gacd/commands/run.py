@@ -14,7 +14,7 @@ from gacd import build
 from gacd import config as c
 from gacd.anchors import AnchorBank
 from gacd.attacks.validation import one_answer
-from gacd.commands.identity import Goal, claim
+from gacd.commands.identity import Goal, claim, refuse_missing
 from gacd.commands.rows import (
     MODEL,
     Row,
@@ -52,6 +52,8 @@ class Run:
         self.cfg, self.goal = cfg, goal
         for name in cfg.evaluation.attacks:
             parse_attack(name)
+        if goal == "report":  # a study's cell has made what it starts from
+            refuse_missing(cfg)
         self.options = build.method_options(cfg)
         self.threat = build.threat(cfg.threat)
         self.fabric: Fabric = build.fabric(cfg.fabric)
@@ -133,6 +135,8 @@ class Run:
         ranks = self.fabric.world_size
         try:
             share = per_rank(stage.batch_size, ranks)
+            if share == 1:
+                raise UserError("batch normalisation needs two images or more on each process")
             steps_per_epoch(len(self.splits.train), share, drop_last=True, world_size=ranks)
         except UserError as error:
             raise UserError(f"{name}.batch_size: {error}") from None

@@ -3,7 +3,7 @@
 import os
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from io import BytesIO
@@ -68,7 +68,17 @@ def find_images(root: Path) -> tuple[tuple[str, ...], Files, Files]:
 def _folders(folder: Path) -> list[str]:
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder; put {folder.name}/CLASS/* images there")
-    return sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
+    names = [p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith(".")]
+    _check_names(folder, names)
+    return sorted(names)
+
+
+def _check_names(folder: Path, names: Iterable[str]) -> None:
+    """Refuse names that are no text: neither a record nor a message could hold them."""
+    for name in names:
+        if not name.isprintable() and any("\ud800" <= letter <= "\udfff" for letter in name):
+            shown = os.fsencode(folder / name).decode(errors="backslashreplace")
+            raise UserError(f"{shown}: its name is not UTF-8; rename it")
 
 
 def _files(folder: Path, classes: Sequence[str]) -> Files:
@@ -80,6 +90,7 @@ def _files(folder: Path, classes: Sequence[str]) -> Files:
             continue
         with os.scandir(folder / name) as found_there:  # it knows what is a folder, unasked
             entries = list(found_there)
+        _check_names(folder / name, (entry.name for entry in entries))
         paths = sorted(Path(entry.path) for entry in entries if _is_image(entry))
         taken = {path.name for path in paths}
         left_out += [e.path for e in entries if e.name not in taken and e.name[0] != "."]

@@ -200,6 +200,8 @@ def _huggingface(root: Path) -> _Found:
 
     The image and the label are the first columns of these types.
     """
+    if not root.is_dir():  # the package would look for a data set of that name on the network
+        raise UserError(f"{root}: no such folder; put a data set there")
     try:
         import datasets
     except ImportError:

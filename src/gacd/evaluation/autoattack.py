@@ -125,7 +125,7 @@ def autoattack(
                     broken = min(broken + lost, len(survivors))  # noqa: B023
                     left = 100 * (len(survivors) - broken) / len(robust)  # noqa: B023
                     # A broken image meets no later attack: that share of the work is done as well.
-                    reach(done + len(rows) * ranks.size + lost * later, left=left)
+                    reach(done + len(rows) * ranks.size + lost * later, robust=left)
 
                 batches = list(chunks(survivors, batch_size))
                 found = shared_out(
@@ -136,7 +136,7 @@ def autoattack(
                     notes |= dict.fromkeys(value["notes"])
                     seconds += value["seconds"]
                 after[name] = 100.0 * int(robust.sum()) / len(robust)
-                reach(total - later * int(robust.sum()), left=after[name])
+                reach(total - later * int(robust.sum()), robust=after[name])
 
     # One image of 100 is more than the limit and shows nothing: the interval's lower end decides.
     added = round((list(after.values())[-2] - after["square"]) * len(robust) / 100)

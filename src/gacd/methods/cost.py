@@ -48,14 +48,14 @@ class Cost:
 def measure(method: Method, data: ImageDataset, *, batch_size: int) -> Cost:
     """The cost per image of `method` in batches of `batch_size`, its warm-ups over.
 
-    Steps of a copy on the first images of `data`, as many as tell them apart: neither the method,
-    nor its statistics and memories, nor any random state moves. What a step costs whatever its size
-    (a projected anchor bank) is told from what each image costs by the line through both, and
-    shared out over `batch_size` images; the transport plan's B x B products, the only ones that are
-    not linear, are thereby left out, mostly.
+    Steps of a copy on the first images of `data`, as many as tell them apart (over again where they
+    are fewer): neither the method, nor its statistics and memories, nor any random state moves.
+    What a step costs whatever its size (a projected anchor bank) is told from what each image costs
+    by the line through both, and shared out over `batch_size` images; the transport plan's B x B
+    products, the only ones that are not linear, are thereby left out, mostly.
     """
     data = data.to(next(method.parameters()).device)
-    index = torch.arange(_SIZES[1], device=data.labels.device)
+    index = torch.arange(_SIZES[1], device=data.labels.device) % len(data)
     first = Batch(to_float(next(data.fetch([index]))), data.labels[index], index)
     with global_randomness_kept(index.device):  # dropout draws from it
         small, large = (_step(method, Batch(*(part[:size] for part in first))) for size in _SIZES)

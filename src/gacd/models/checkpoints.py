@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from gacd.errors import UserError
-from gacd.models import create_model
+from gacd.models import check_model, create_model
 from gacd.models.base import Backbone
 from gacd.storage import load_meta, load_tensors, save_tensors
 
@@ -79,6 +79,12 @@ def load_model(path: Path | str) -> tuple[Backbone, dict[str, Any]]:
         raise UserError(
             f"{path}: does not say what network it holds (no {error}); "
             "name the architecture and load the weights alone"
+        ) from None
+    try:
+        check_model(name)
+    except UserError as error:
+        raise UserError(
+            f"{path}: {error}; register a network of your own before you load it (docs/methods.md)"
         ) from None
     model = create_model(name, seed=0, **shape)
     _fill(model, tensors, path)

@@ -153,12 +153,16 @@ def _size(record: Record) -> str:
 
 def _accuracies(records: Sequence[Record]) -> Section:
     without_times = [{k: v for k, v in record.items() if k != "seconds"} for record in records]
+    compared = (
+        "AutoAttack is the strongest, and the figure to compare."
+        if any("autoattack" in record for record in records)
+        else "AutoAttack was not run: a weaker attack alone can flatter a model."
+    )
     return Section(
         "Accuracy under attack",
         [
-            "Natural: the images as they are. PGD-20 and AutoAttack: the share on which the model "
-            "is still right when each image is attacked against it; AutoAttack is the stronger, "
-            "and the figure to compare."
+            "Natural: the images as they are. Under attack: the share on which the model is still "
+            f"right when each image is attacked against it. {compared}"
         ],
         [comparison_table(without_times, worst=True)],
     )

@@ -555,6 +555,9 @@ def test_labels_of_any_width_and_a_constant_given_as_a_number() -> None:
     expected_B = gacd_loss(**p, log_z=torch.tensor(0.5, dtype=DOUBLE))
     labels = {name: p[name].int() for name in ("labels_B", "anchor_labels_M")}
     torch.testing.assert_close(gacd_loss(**p | labels, log_z=0.5), expected_B, rtol=0, atol=0)
+    p["anchor_labels_M"] += 256 * (torch.arange(23) % 2)  # classes that bytes do not tell apart
+    narrow_B = gacd_loss(**p | {"labels_B": p["labels_B"].to(torch.int8)})
+    torch.testing.assert_close(narrow_B, gacd_loss(**p), rtol=0, atol=0)
 
 
 def test_nce_keeps_its_precision_under_autocast_and_refuses_what_would_broadcast() -> None:

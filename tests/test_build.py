@@ -2,6 +2,7 @@
 
 import inspect
 import re
+from collections.abc import Callable
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
@@ -15,13 +16,18 @@ from safetensors.torch import save_file
 
 from gacd import build, sections
 from gacd import config as c
+from gacd.anchors import AnchorBank
 from gacd.data.dataset import ArrayDataset
 from gacd.errors import UserError
+from gacd.losses import contrastive, robust, soft_labels
+from gacd.losses.information import nce_bound
+from gacd.losses.pairs import Pairs
 from gacd.methods import METHODS
 from gacd.models import create_model
 from gacd.models.base import Backbone
 from gacd.models.checkpoints import load_model, save_model
 from gacd.storage import save_tensors
+from gacd.training.loop import Plan
 
 
 def data(*classes: str) -> ArrayDataset:
@@ -110,7 +116,7 @@ def test_a_network_for_large_images_is_told_from_other_misfits(tmp_path: Path) -
         build.network(tmp_path / "m.pt", build.Given("resnet18", num_classes=3), channels=3)
 
 
-def defaults(of: type) -> dict[str, Any]:
+def defaults(of: Callable[..., Any]) -> dict[str, Any]:
     parameters = inspect.signature(of).parameters.values()
     return {p.name: p.default for p in parameters if p.default is not p.empty}
 
@@ -132,6 +138,37 @@ def test_a_method_has_the_defaults_of_its_flags_and_of_its_documentation(name: s
     for key, value in said:
         plain = value if value == "teacher" else float(Fraction(value))
         assert own[CALLED.get(key, key)] == pytest.approx(plain), key
+
+
+PARTS: list[tuple[Callable[..., Any], type, dict[str, str]]] = [
+    (soft_labels.kd, sections.KD, {}),
+    (soft_labels.ard, sections.ARD, {}),
+    (soft_labels.rslad, sections.RSLAD, {"adv_weight": "alpha"}),
+    (soft_labels.iad, sections.IAD, {}),
+    (soft_labels.adaad, sections.AdaAD, {"adv_weight": "alpha"}),
+    (robust.trades, sections.TRADES, {}),
+    (robust.mart, sections.MART, {}),
+    (contrastive.nce, sections.CRD, {}),
+    (contrastive.crd_nce, sections.CRD, {}),
+    (contrastive.gacd_loss, sections.GACD, {}),
+    (Pairs, sections.GACD, {}),
+    (Pairs.gacd_loss, sections.GACD, {}),
+    (nce_bound, sections.GACD, {}),
+    (AnchorBank.build, sections.GACD, {"dtype": "anchors"}),
+    (Plan, sections.Training, {}),
+]
+
+
+@pytest.mark.parametrize(("part", "section", "called"), PARTS)
+def test_what_is_used_by_itself_has_the_defaults_of_the_command_line(
+    part: Callable[..., Any], section: type, called: dict[str, str]
+) -> None:
+    flags = defaults(section)
+    found = {called.get(name, name): value for name, value in defaults(part).items()}
+    shared = found.keys() & flags.keys()
+    assert shared
+    for name in shared:
+        assert found[name] == flags[name], name
 
 
 def test_images_too_small_for_any_network_are_refused(tmp_path: Path) -> None:

@@ -155,6 +155,12 @@ def test_adaptive_kl_takes_both_networks_at_the_attacked_image() -> None:
     assert same(x).abs().max() < 1e-6
 
 
+def test_what_an_image_is_compared_with_is_a_constant() -> None:
+    target = TARGET.clone().requires_grad_()
+    for make in (objectives.kl, objectives.feature_cosine, objectives.feature_transport):
+        assert not make(model, target)(X).requires_grad
+
+
 @pytest.mark.parametrize("objective", [objectives.feature_cosine, objectives.feature_transport])
 def test_clean_features_are_of_the_same_images(objective) -> None:
     with pytest.raises(UserError, match=r"clean features are \[3, 12\], .* \[2, 12"):

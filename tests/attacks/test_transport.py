@@ -144,6 +144,14 @@ def test_tolerance_bounds_the_change_of_u(tolerance: float) -> None:
     torch.testing.assert_close(never, sinkhorn(cost, iterations=20))
 
 
+def test_with_a_tolerance_the_slowest_set_decides() -> None:
+    slow = cosine_cost(*features(0))
+    both = torch.stack([torch.zeros_like(slow), slow])  # the first is at its plan at once
+    alone = sinkhorn(slow, iterations=1000, tolerance=1e-3)
+    torch.testing.assert_close(sinkhorn(both, iterations=1000, tolerance=1e-3)[1], alone)
+    assert not torch.allclose(sinkhorn(slow, iterations=1), alone, rtol=1e-2)
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_is_finite_and_near(dtype: torch.dtype) -> None:
     clean, perturbed = features(0)

@@ -279,6 +279,14 @@ def test_bfloat16_is_near_float64(generator: torch.Generator) -> None:
         assert (half - full).norm() < tolerance * full.norm()
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_positive_scores_of_half_precision_embeddings_are_not_rounded(dtype: torch.dtype) -> None:
+    p = {name: value.to(dtype) for name, value in problem().items() if name.endswith("E")}
+    expected_B = (p["student_BE"].double() * p["positive_BE"].double()).sum(1) / 0.1
+    found_B = Pairs(p["student_BE"], p["positive_BE"], problem()["anchors_MD"].to(dtype)).positive_B
+    torch.testing.assert_close(found_B.double(), expected_B, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("log_z", "temperature"), [(25.0, 0.3), (2.0, 0.3), (-60.0, 0.3), (0.0, 0.005)]
 )
@@ -443,6 +451,7 @@ def test_crd_equals_its_loop(generator: torch.Generator) -> None:
 
     student, teacher, memory_s, memory_t = unit(3, 5), unit(3, 5), unit(3, 8, 5), unit(3, 8, 5)
     weights_BJ = torch.rand(3, 8, generator=generator, dtype=DOUBLE)
+    weights_B = torch.rand(3, generator=generator, dtype=DOUBLE)
     loss_B = crd_nce(
         student,
         teacher,
@@ -451,16 +460,19 @@ def test_crd_equals_its_loop(generator: torch.Generator) -> None:
         dataset_size=50,
         student_log_z=torch.tensor(3.0, dtype=DOUBLE),
         teacher_log_z=torch.tensor(4.0, dtype=DOUBLE),
+        weights_B=weights_B,
         weights_BJ=weights_BJ,
         temperature=0.2,
     )
-    ones = torch.ones(3, 8)
+    queries_BJ = weights_B[:, None].expand(3, 8)
     expected_B = crd(student, memory_t, weights_BJ, 3.0, 50, 0.2)
-    torch.testing.assert_close(loss_B, expected_B + crd(teacher, memory_s, ones, 4.0, 50, 0.2))
+    expected_B += crd(teacher, memory_s, queries_BJ, 4.0, 50, 0.2)
+    torch.testing.assert_close(loss_B, expected_B)
 
 
 def test_projected_anchors_give_the_same_loss() -> None:
     p, weight, bias = raw_problem()
+    weight.requires_grad_()  # what is projected beforehand is a constant
     live_B = gacd_loss(**p, projection_weight_ED=weight, projection_bias_E=bias)
     frozen = p | {"anchors_MD": project_anchors(p["anchors_MD"], weight, bias)}
     torch.testing.assert_close(gacd_loss(**frozen), live_B)
@@ -543,6 +555,9 @@ def test_labels_of_any_width_and_a_constant_given_as_a_number() -> None:
     expected_B = gacd_loss(**p, log_z=torch.tensor(0.5, dtype=DOUBLE))
     labels = {name: p[name].int() for name in ("labels_B", "anchor_labels_M")}
     torch.testing.assert_close(gacd_loss(**p | labels, log_z=0.5), expected_B, rtol=0, atol=0)
+    p["anchor_labels_M"] += 256 * (torch.arange(23) % 2)  # classes that bytes do not tell apart
+    narrow_B = gacd_loss(**p | {"labels_B": p["labels_B"].to(torch.int8)})
+    torch.testing.assert_close(narrow_B, gacd_loss(**p), rtol=0, atol=0)
 
 
 def test_nce_keeps_its_precision_under_autocast_and_refuses_what_would_broadcast() -> None:

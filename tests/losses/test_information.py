@@ -13,6 +13,7 @@ from torch import Tensor
 
 from gacd.losses.contrastive import gacd_loss
 from gacd.losses.information import Bound, info_nce_bound, nce_bound
+from reference.gacd_eq9 import eq9
 
 DIMENSIONS, RHO = 3, 0.8
 TRUTH = -DIMENSIONS / 2 * math.log(1 - RHO**2)
@@ -90,8 +91,15 @@ def test_own_anchors_count_once(generator: torch.Generator) -> None:
     index_M = torch.arange(25)
     other = nce_bound(
         students, positives, bank, log_z=torch.zeros(()), index_B=index_M[:5],
-        anchor_index_M=index_M,
+        anchor_index_M=index_M, temperature=1.0, negatives=64,
     )  # fmt: skip
+    ones = torch.ones(25)
+    loss_B = eq9(
+        students.detach(), positives, bank, index_M[:5], index_M, ones[:5], ones, [0.0] * 5, 64, 25,
+        1.0,
+    )  # fmt: skip
+    assert other.ceiling == pytest.approx(math.log(64))
+    assert other.nats == pytest.approx(math.log(64) - loss_B.mean().item(), rel=1e-4)
     assert not got.nats.requires_grad and not other.nats.requires_grad
 
 

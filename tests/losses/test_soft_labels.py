@@ -132,6 +132,17 @@ def test_autocast_changes_nothing(case: Case, generator: torch.Generator) -> Non
 
 
 @every_loss
+def test_half_precision_loses_nothing_that_its_numbers_hold(
+    case: Case, generator: torch.Generator
+) -> None:
+    """Outputs of 2,000 and of 1, whose differences are between two numbers of that type."""
+    scale = torch.tensor([1, 2000, 1, 1, 2000], dtype=torch.float64)
+    inputs = [(x + (-1) ** i * scale).half() for i, x in enumerate(draw(case.n, generator))]
+    expected = case.loss(*(x.double() for x in inputs))
+    torch.testing.assert_close(case.loss(*inputs).double(), expected, rtol=1e-5, atol=1e-5)
+
+
+@every_loss
 def test_images_do_not_see_each_other(case: Case, generator: torch.Generator) -> None:
     inputs = draw(case.n, generator)
     changed = [torch.cat([x[:3], 7 * x[3:]]) for x in inputs]

@@ -14,6 +14,7 @@ from gacd.methods.registry import method_order, parse_method
 from methods.world import ATTACK, World, known_attack, step_of, total
 
 PAIRS = ["gacd+rslad", "rslad+gacd", "crd+kd", "ard+kd", "gacd+regression", "gacd+pgd-at"]
+PAIRS += ["crd+pgd-at", "natural+pgd-at"]  # clean images beside attacked ones
 
 
 def learned(method: Method, world: World) -> dict[str, Tensor]:
@@ -161,7 +162,9 @@ def test_a_step_makes_each_pass_once(world: World) -> None:
     step = step_of(world.method("ard"), world.batch())
     assert step.student_logits is step.student_logits
     assert step.teacher_logits is step.teacher_logits
+    step.logs["seen"] = torch.ones(())
     again = step.again()
     assert again.teacher_logits is step.teacher_logits
     assert again.adv_images is step.adv_images
     assert again.student_logits is not step.student_logits
+    assert not again.logs

@@ -438,3 +438,17 @@ def test_the_seed_draws_both_projections_and_each_for_itself(world: World, name:
         drawn.append(tuple(weights))
     for pair in (*drawn, *zip(*drawn, strict=True)):
         assert len(pair) == 2 and not torch.equal(*pair)
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [("crd", {"negatives": 7}), ("gacd", {"estimator": "memory", "normaliser": "first-batch"})],
+)
+def test_the_seed_draws_the_memories(world: World, name: str, options: dict[str, Any]) -> None:
+    drawn = []
+    for seed in (0, 0, 1):
+        student = network("digits-cnn-2", seed=1)
+        made = {"teacher": world.teacher, "bank": world.bank, "seed": seed}
+        method = create_method(name, student, ATTACK, **made, options={name: options})
+        drawn.append(method.terms[name].contrast.memory.student_ME)
+    assert torch.equal(drawn[0], drawn[1]) and not torch.equal(drawn[0], drawn[2])

@@ -17,7 +17,7 @@ from gacd.data.batches import iterate
 from gacd.data.dataset import ArrayDataset
 from gacd.data.load import load_splits
 from gacd.errors import UserError
-from gacd.methods import METHODS, Step, Teacher, TrainingAttack
+from gacd.methods import METHODS, Step, Teacher, TrainingAttack, create_method
 from gacd.methods.base import OBJECTIVES, check_same_classes
 from gacd.models import create_model
 from gacd.models.base import Backbone
@@ -51,6 +51,17 @@ def test_the_teachers_weights_are_probabilities_of_the_true_class(world: World) 
     for row, y in zip(logits, world.batch().labels.tolist(), strict=True):
         expected.append(math.exp(row[y]) / math.fsum(map(math.exp, row)))
     torch.testing.assert_close(step.teacher_weights, torch.tensor(expected))
+
+
+def test_a_teacher_is_frozen_and_speaks_in_float32() -> None:
+    module = network("digits-cnn-3", seed=0).train()
+    teacher, x = Teacher(module), torch.rand(4, 1, 8, 8)
+    assert not any(part.training for part in module.modules())
+    assert not any(p.requires_grad for p in module.parameters())
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        features = teacher.features(x)
+        said = teacher(x), features, teacher.head(features)
+    assert [part.dtype for part in said] == [torch.float32] * 3
 
 
 @pytest.mark.parametrize("name", SETTINGS)
@@ -118,7 +129,9 @@ def test_the_objective_of_the_attack_can_be_chosen(world: World, objective: str)
     for name in OBJECTIVES[1:]:
         method = world.method("ard", replace(attack, objective=name))
         assert method.objective == name
-        found[name] = step_of(method, batch).adv_images
+        step = step_of(method, batch)
+        found[name] = step.adv_images  # and no pass of them was made before they were there
+        torch.testing.assert_close(step.teacher_adv_logits, world.teacher(step.adv_images))
     judge = world.method("ard", replace(attack, objective=objective))
     step = Step(batch, judge.student, judge.teacher, torch.Generator(), 1.0)
     with evaluating(judge.student):
@@ -169,6 +182,26 @@ def test_the_attack_is_pgd_on_the_student_in_evaluation_mode(world: World) -> No
         )  # fmt: skip
     found = step_of(method, batch).adv_images
     torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("name", ["regression", "crd", "gacd"])
+def test_autocast_ends_at_the_features(world: World, name: str) -> None:
+    method = world.method(name)
+    twin, step = copy.deepcopy(method.terms[name]), step_of(method, world.batch())
+    state = step.generator.get_state()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = method.terms[name](step)
+    step.generator.set_state(state)
+    torch.testing.assert_close(found, twin(step), rtol=0, atol=0)
+
+
+def test_the_seed_draws_the_projection_of_regression(world: World) -> None:
+    drawn = []
+    for seed in (0, 0, 1):
+        student = network("digits-cnn-2", seed=1)
+        method = create_method("regression", student, ATTACK, teacher=world.teacher, seed=seed)
+        drawn.append(method.terms["regression"].projection.weight)
+    assert torch.equal(drawn[0], drawn[1]) and not torch.equal(drawn[0], drawn[2])
 
 
 def test_a_budget_of_nothing_is_natural_training(world: World) -> None:

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -61,19 +62,22 @@ def test_two_steps_are_nesterovs_by_hand(stage: Any, tmp_path: Path) -> None:
             tmp_path, method, epochs=1, batch_size=35, lr=0.3, momentum=0.7, weight_decay=0.1,
             clip_norm=0.2, ema=0.0, warmup=0.5, select="last",
         )  # fmt: skip
-    velocity = [torch.zeros_like(p) for p in twin.parameters()]
+    velocity, norms = [torch.zeros_like(p) for p in twin.parameters()], []
     for step, batch in enumerate(batches):
         rates.append(learning_rate((step + 0.5) / 2, peak=0.3, schedule="cosine", warmup=0.5))
         loss = F.cross_entropy(twin.student(batch.images), batch.labels)
         gradients = torch.autograd.grad(loss, list(twin.parameters()))
         norm = torch.stack([g.norm() for g in gradients]).norm()
         assert norm > 0.2  # so that the clipping is seen
+        norms.append(norm.item())
         for p, g, v in zip(twin.parameters(), gradients, velocity, strict=True):
             with torch.no_grad():
                 g = g * (0.2 / norm) + 0.1 * p
                 v.mul_(0.7).add_(g)
                 p.sub_(rates[step] * (g + 0.7 * v))
     assert len(batches) == 2
+    [row] = read_json_lines(tmp_path / "log.jsonl")
+    assert row["grad_norm"] == pytest.approx(sum(norms) / 2, rel=1e-5)  # before it is clipped
     for name, value in twin.state_dict().items():
         torch.testing.assert_close(method.state_dict()[name], value, msg=name)
 
@@ -84,11 +88,11 @@ def test_without_momentum_a_step_is_plain_descent(stage: Any, tmp_path: Path) ->
     with steps_of(method, batches, lambda _, batch: batch):
         stage.fit(
             tmp_path, method, epochs=1, batch_size=70, lr=0.3, momentum=0.0, weight_decay=0.1,
-            clip_norm=1e6, ema=0.0, warmup=0.0, select="last",
+            clip_norm=1e6, ema=0.0, warmup=0.0, select="last", schedule="one-cycle",
         )  # fmt: skip
     [batch] = batches
     F.cross_entropy(twin.student(batch.images), batch.labels).backward()
-    rate = learning_rate(0.5, peak=0.3, schedule="cosine", warmup=0.0)
+    rate = learning_rate(0.5, peak=0.3, schedule="one-cycle", warmup=0.0)
     for name, p in twin.named_parameters():
         expected = p - rate * (p.grad + 0.1 * p)
         torch.testing.assert_close(method.get_parameter(name), expected, msg=name)
@@ -135,22 +139,22 @@ def test_the_average_is_its_closed_form_and_is_what_is_kept(stage: Any, tmp_path
     method = stage.method("natural")
     seen: list[dict[str, Tensor]] = []
     with steps_of(method, seen, lambda method, _: weights(method)):
-        stage.fit(tmp_path, method, epochs=1, ema=0.8, select="last")
+        stage.fit(tmp_path, method, epochs=2, ema=0.8, select="last")
     after = load_tensors(tmp_path / "best.safetensors")[0]
     assert same(after, method.state_dict())  # and what the method is left with
     # The state after step n is seen before step n + 1; the last one is what the average implies.
     trajectory = seen[1:]
-    assert len(trajectory) == 3
+    assert len(trajectory) == 7
     mean = trajectory[0]
     for state in trajectory[1:]:
         mean = {k: 0.8 * mean[k] + 0.2 * v for k, v in state.items() if v.is_floating_point()}
-    # a_4 = 0.8 a_3 + 0.2 w_4, and w_4 is where a run without an average ends
-    plain, _ = stage.fit(tmp_path / "plain", "natural", epochs=1, ema=0.0, select="last")
+    # a_8 = 0.8 a_7 + 0.2 w_8, and w_8 is where a run without an average ends
+    plain, _ = stage.fit(tmp_path / "plain", "natural", epochs=2, ema=0.0, select="last")
     for key, value in mean.items():
         expected = 0.8 * value + 0.2 * plain.state_dict()[key]
         torch.testing.assert_close(after[key], expected, msg=key)
     assert not same(after, plain.state_dict())
-    assert after["student.body.1.num_batches_tracked"] == 4
+    assert after["student.body.1.num_batches_tracked"] == 8
 
 
 def test_an_average_of_decay_0_is_a_copy_that_shares_no_memory(stage: Any) -> None:
@@ -261,6 +265,33 @@ def test_validation_counts_what_the_predictor_gets_right(stage: Any, tmp_path: P
     assert method.training and same(before, method.state_dict())
 
 
+def test_validation_attacks_in_ten_steps_from_noise_of_its_seed(stage: Any) -> None:
+    method, threat, attacked = stage.method("pgd-at"), stage.method().attack.threat, []
+    seen: list[Tensor] = []
+    method.student.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+    for seed in (0, 0, 1):
+        seen.clear()
+        validate(stage.fabric(), method, stage.splits.val, threat, seed=seed)
+        assert len(seen) == 10 + 2  # and the verdicts of clean and of attacked images
+        attacked.append(seen[-1])
+    assert torch.equal(attacked[0], attacked[1]) and not torch.equal(attacked[0], attacked[2])
+    seen.clear()
+    validate(stage.fabric(), method, stage.splits.val, threat, steps=3)
+    assert len(seen) == 3 + 2
+
+
+def test_validation_asks_what_predicts_where_no_head_trains(stage: Any) -> None:
+    method, val = stage.method("gacd").eval(), stage.splits.val
+    with torch.no_grad():
+        answers = method.predictor(val.float_images()).argmax(1)
+        head = method.student.get_classifier()
+        head.weight.zero_()  # whose answer is the least right one
+        head.bias.copy_(-answers.bincount(minlength=3).float())
+    nothing = type(method.attack.threat)(eps=0.0)
+    scores = validate(stage.fabric(), method, replace(val, labels=answers), nothing)
+    assert scores == {"val_natural": 100, "val_robust": 100}
+
+
 def test_logs_have_a_row_an_epoch(stage: Any, tmp_path: Path) -> None:
     _, summary = stage.fit(tmp_path, "gacd", epochs=2)
     rows = read_json_lines(tmp_path / "log.jsonl")
@@ -273,6 +304,30 @@ def test_logs_have_a_row_an_epoch(stage: Any, tmp_path: Path) -> None:
     assert any(path.name.startswith("events.out.tfevents") for path in tmp_path.iterdir())
     assert not (tmp_path / "checkpoint.safetensors").exists()
     assert read_json(tmp_path / "done.json")["selected_epoch"] == summary.selected_epoch
+
+
+def test_the_log_has_the_means_of_each_epochs_steps(stage: Any, tmp_path: Path) -> None:
+    method, seen = stage.method("gacd"), []
+    forward = method.forward
+
+    def noted(batch: Batch, generator: Generator, progress: float) -> Loss:
+        loss = forward(batch, generator, progress)
+        seen.append((loss.total.item(), loss.parts["mi"].item()))
+        return loss
+
+    method.forward = noted  # type: ignore[method-assign]
+    stage.fit(tmp_path, method, epochs=2)
+    for row, steps in zip(
+        read_json_lines(tmp_path / "log.jsonl"), (seen[:4], seen[4:]), strict=True
+    ):
+        means = [sum(values) / 4 for values in zip(*steps, strict=True)]
+        assert [row["loss"], row["mi"]] == pytest.approx(means)
+
+
+def test_a_network_trains_whatever_mode_it_comes_in(stage: Any, tmp_path: Path) -> None:
+    found, _ = stage.fit(tmp_path / "evaluating", stage.method("natural").eval(), epochs=1)
+    expected, _ = stage.fit(tmp_path / "training", "natural", epochs=1)
+    assert same(weights(found), weights(expected))
 
 
 def test_a_finished_stage_is_only_loaded(stage: Any, tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from gacd.evaluation.outcomes import Evaluation
 from gacd.memory import MomentumMemory
 from gacd.shapes import Batch
 from gacd.storage import load_meta, load_tensors, read_json, read_json_lines
+from gacd.training import validation
 from gacd.training.ranks import check_states, per_rank, synchronised
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -139,6 +140,34 @@ def test_verdicts_are_those_of_one_process(
 
 def test_noise_differs_by_rank(said: list[dict[str, Any]]) -> None:
     assert said[0]["noise"] != said[1]["noise"]
+
+
+def test_each_rank_draws_noise_of_its_own(
+    stage: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In its four steps and in validation; one process here, told that it is another rank."""
+    seeds: list[set[int]] = []
+    count = validation.count_right
+
+    def counted(*given: Any, generator: torch.Generator, **more: Any) -> torch.Tensor:
+        seeds[-1].add(generator.initial_seed())
+        return count(*given, generator=generator, **more)
+
+    monkeypatch.setattr(validation, "count_right", counted)
+    for rank in (0, 1):
+        monkeypatch.setattr(Fabric, "global_rank", property(lambda _, rank=rank: rank))
+        seeds.append(set())
+        method = stage.method("natural")
+        forward = method.forward
+
+        def noted(*step: Any, forward: Any = forward) -> Any:
+            seeds[-1].add(step[1].initial_seed())
+            return forward(*step)
+
+        method.forward = noted
+        stage.fit(tmp_path / str(rank), method, epochs=1)
+    assert len(seeds[0]) == len(seeds[1]) == 4 + 1
+    assert not seeds[0] & seeds[1]
 
 
 def test_the_command_on_two_processes_and_again_on_one(

@@ -94,7 +94,7 @@ def test_ctrl_c_in_the_middle_of_an_epoch(
     assert_same(tmp_path, whole[name, precision])
 
 
-def test_the_seconds_before_an_interrupt_count(stage: Any, tmp_path: Path) -> None:
+def test_the_seconds_and_images_before_an_interrupt_count(stage: Any, tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         stage.fit(tmp_path, after(6, stage.method("pgd-at"), ctrl_c))
     checkpoint = tmp_path / "checkpoint.safetensors"
@@ -103,6 +103,7 @@ def test_the_seconds_before_an_interrupt_count(stage: Any, tmp_path: Path) -> No
     save_tensors(checkpoint, tensors, {**meta, "seconds": 5000.0})
     _, summary = stage.fit(tmp_path, "pgd-at")
     assert 5000 < read_json_lines(tmp_path / "log.jsonl")[1]["seconds"] < summary.seconds < 5600
+    assert summary.images == 3 * 4 * 16  # epochs, steps, a batch
 
 
 @pytest.mark.parametrize("epoch", [1, 3])

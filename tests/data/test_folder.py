@@ -221,6 +221,19 @@ def test_two_folders_that_look_alike_are_two_in_the_cache(
     assert read_folder(tmp_path / "white")[0].images.min() == 255
 
 
+def test_the_cache_is_of_one_size_and_of_the_files_as_they_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(folder, "_WORTH_CACHING", -1.0)
+    root = write(tmp_path, PARTS)
+    assert [read_folder(root, size)[0].size for size in (6, 3, 6)] == [6, 3, 6]
+    path = root / "train/cat/10.bmp"
+    for grey in (0, 255):  # files of one length
+        Image.new("RGB", (6, 6), (grey,) * 3).save(path)
+        os.utime(path, (1 + grey, 1 + grey))
+        assert read_folder(root, 6)[0].images[3].eq(grey).all()
+
+
 def test_a_photograph_stands_upright(tmp_path: Path) -> None:
     root = write(tmp_path, PARTS)
     image = picture(5)

@@ -157,3 +157,17 @@ def test_given_verdicts_are_those_of_the_images_chosen(honest, digits, threat, m
         elsewhere = Evaluation(100, given.robust, given.index, alike | other)
         diagnosis(honest, digits, threat, evaluation=elsewhere)
         assert "autoattack" in measured[2 * n]["attacks"]
+
+
+def test_a_limit_is_at_least_what_chance_may_do(
+    honest, digits, threat, measured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the attack breaks nothing: a point, or one image, which of 20 is five."""
+    monkeypatch.setitem(ACCURACIES, "pgd100", ACCURACIES["natural"])
+    for limit, points in ((100, 1.0), (20, 5.0)):
+        found = {check.name: check for check in diagnosis(honest, digits, threat, limit=limit)}
+        for name in (
+            "random noise is harmless next to the attack",
+            "more steps never help the defender",
+        ):
+            assert found[name].limit == pytest.approx(points)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from scipy.stats import binomtest
 
 from gacd.errors import UserError
 from gacd.evaluation.outcomes import Evaluation, compare
@@ -44,6 +45,15 @@ def test_record_has_percentages_with_their_own_n(evaluation: Evaluation) -> None
     assert record["pgd20"]["accuracy"] == pytest.approx(400 / 6)
     assert (record["pgd20"]["n"], record["autoattack"]["n"], record["worst"]["n"]) == (6, 3, 3)
     assert record["pgd20"]["low"] < record["pgd20"]["accuracy"] < record["pgd20"]["high"] < 100
+
+
+@pytest.mark.parametrize("confidence", [0.5, 0.95, 0.99])
+def test_an_interval_has_the_confidence_asked_for(
+    evaluation: Evaluation, confidence: float
+) -> None:
+    wilson = binomtest(5, 6).proportion_ci(confidence, method="wilson")
+    expected = 100 * wilson.low, 100 * wilson.high
+    assert evaluation.interval("natural", confidence) == pytest.approx(expected)
 
 
 def test_unknown_attack_suggests_one(evaluation: Evaluation) -> None:

@@ -83,6 +83,13 @@ def test_other_sizes_are_scaled_and_centre_cropped(
     assert train.size == 3 and "note" not in capsys.readouterr().out  # it was asked for
 
 
+def test_the_side_is_the_shorter_one_of_the_first_image(tmp_path: Path) -> None:
+    for size in ((9, 6), (6, 9)):
+        root = write(tmp_path / f"{size}", PARTS)
+        picture(50, size=size).save(root / "train/cat/00.png")
+        assert read_folder(root)[0].size == 6
+
+
 def test_jpeg_palette_alpha_and_bilevel_images(tmp_path: Path) -> None:
     root = write(tmp_path, PARTS)
     picture(1).save(root / "train/cat/10.JPEG")

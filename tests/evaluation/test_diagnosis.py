@@ -88,6 +88,12 @@ def test_few_images_prove_little() -> None:
         assert (low > 10) == shown
 
 
+def test_what_pgd_alone_breaks_is_no_gap() -> None:
+    stands = torch.tensor([True, False, False, True, True])
+    _, said = _autoattack_gap(stands, torch.tensor([True, True, True, False, True]))
+    assert "1 of 5 images" in said
+
+
 def test_zero_gradients_are_counted(honest, masked, digits) -> None:
     assert zero_gradients(honest, digits) < 1
     assert zero_gradients(masked(Quantise()), digits, batch_size=7) == 100.0

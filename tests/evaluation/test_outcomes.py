@@ -79,14 +79,16 @@ def test_other_tensor_files_are_refused(tmp_path: Path) -> None:
 def test_compare_pairs_by_image_not_by_position(evaluation: Evaluation) -> None:
     other = Evaluation(
         n=6,
-        robust={"autoattack": bits("1101")},
+        robust={"autoattack": bits("0110")},
         index={"autoattack": torch.tensor([0, 2, 3, 4])},
         settings=SETTINGS,
     )
     found = compare(evaluation, other, "autoattack")
-    # On images 0, 3, 4 the first is right on 3 and 4, the second on 0 and 4.
-    assert (found["n"], found["only_a"], found["only_b"], found["p"]) == (3, 1, 1, 1.0)
-    assert found["a"]["accuracy"] == found["b"]["accuracy"] == pytest.approx(200 / 3)
+    # On images 0, 3, 4 the first is right on 3 and 4, the second on 3; by position they'd be alike.
+    assert (found["n"], found["only_a"], found["only_b"], found["p"]) == (3, 1, 0, 1.0)
+    assert (found["a"]["accuracy"], found["b"]["accuracy"]) == pytest.approx((200 / 3, 100 / 3))
+    swapped = compare(other, evaluation, "autoattack")
+    assert (swapped["only_a"], swapped["only_b"]) == (0, 1)
     assert found["a"]["low"] < 200 / 3 < found["a"]["high"]
 
 

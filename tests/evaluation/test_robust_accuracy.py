@@ -109,6 +109,8 @@ def test_cascade_counts_the_worst_case_so_far(honest, digits, threat) -> None:
     assert figures == sorted(figures, reverse=True)
     assert together.accuracy("worst") == figures[-1]
     assert together.robust["fgsm"].equal(alone.robust["fgsm"])
+    weaker = run(honest, digits, "fgsm", "noise", threat=threat)  # no cascade: each by itself
+    assert weaker.accuracy("noise") > weaker.accuracy("fgsm")
 
 
 @pytest.fixture

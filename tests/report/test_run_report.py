@@ -218,7 +218,7 @@ def test_of_an_epoch_logged_twice_the_later_row_counts(run):
 
 
 def test_the_cost_is_shown_where_it_is_known(run):
-    assert "pgd-at (teacher) 11 10.7 2 0 1,250.00 3.5" in said(run)
+    assert "pgd-at (teacher) 11 10.7 2 0 1,250.00 3.5 " in said(run)
 
 
 def test_failed_checks_are_named_with_their_figures(run):

@@ -188,9 +188,11 @@ def _transfers(cell: Maker, seed: int, gain: float, jitter: float) -> list[Resul
 def likeness(points: float, seed: int) -> dict[str, Any]:
     """Of a student to its teacher: `points` hundredths closer than another."""
     mean = 0.3 - points / 100 + 0.01 * (seed % 3)
-    matrix = np.full((3, 3), mean * 1.5) * (1 - np.eye(3))
-    found = {"mean": float(matrix.mean()), "matrix": matrix.tolist()}
-    return {"natural": found, "attacked": found}
+    found = {}
+    for view, times in (("natural", 1.0), ("attacked", 2.0)):
+        matrix = np.full((3, 3), times * mean * 1.5) * (1 - np.eye(3))
+        found[view] = {"mean": float(matrix.mean()), "matrix": matrix.tolist()}
+    return found
 
 
 def _analysis(folder: Path, name: str, seed: int, gain: float) -> Result:

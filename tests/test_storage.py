@@ -63,6 +63,8 @@ def test_lines_survive_a_kill_in_the_last_one(tmp_path):
     whole = path.read_text(encoding="utf-8")
     path.write_text(whole + '{"epoch": 3, "lo', encoding="utf-8")
     assert read_json_lines(path) == [{"epoch": 1}, {"epoch": 2}]
+    path.write_text('{"epoch": 1, "lo\n' + whole, encoding="utf-8")  # what follows counts
+    assert read_json_lines(path) == [{"epoch": 1}, {"epoch": 2}]
 
 
 @writers

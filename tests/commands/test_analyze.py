@@ -1,5 +1,6 @@
 """`gacd transfer` and `gacd analyze` from end to end, in miniature."""
 
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 import torch
 
 from gacd import cli
+from gacd.attacks.threat import ThreatModel
 from gacd.data.load import load_splits
 from gacd.evaluation import structure
 from gacd.models import create_model
@@ -31,6 +33,20 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
         meta = {"architecture": architecture, "method": name, "seed": seed}
         save_model(folder / f"{name}.safetensors", model, meta)
     return folder
+
+
+def attacked_likeness(saved: Path, *, made_on: str | None, eps: float, steps: int) -> float:
+    """CKA of gacd's features and the teacher's, of images attacked on one model or on its own."""
+    test = load_splits("digits", seed=0, test_limit=40).test
+    models = {name: load_model(saved / f"{name}.safetensors")[0] for name in ("teacher", "gacd")}
+    features = []
+    for name, model in models.items():
+        x_adv = structure.perturbed(
+            models[made_on or name], test.float_images(), test.labels,
+            threat=ThreatModel(eps=eps), steps=steps, show_progress=False,
+        )  # fmt: skip
+        features.append(structure.outputs(model, x_adv).features)
+    return structure.linear_cka(*features)
 
 
 def analyze(saved: Path, out: Path, *more: str) -> int:
@@ -66,6 +82,23 @@ def test_the_record_holds_what_the_models_say(saved: Path, analyzed: Path) -> No
     assert record["cka"]["gacd"]["natural"] == pytest.approx(
         structure.linear_cka(*(z.astype(np.float64) for z in features)), abs=1e-4
     )
+    expected = attacked_likeness(saved, made_on=None, eps=0.1, steps=2)
+    assert record["cka"]["gacd"]["attacked"] == pytest.approx(expected, abs=1e-4)
+    classes = []
+    for k in (3, 8):
+        rows = (test.labels == k).nonzero().flatten()
+        order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))
+        classes.append(test.float_images(rows[order]))
+    aim = torch.full((len(classes[1]),), 3)
+    threat = ThreatModel(eps=0.1)
+    for name, model in models.items():
+        pushed = structure.perturbed(
+            model, classes[1], aim, targeted=True, threat=threat, steps=2, show_progress=False
+        )
+        shape = structure.geometry(
+            *(structure.outputs(model, x).features for x in (*classes, pushed))
+        )
+        assert record["geometry"][name] == pytest.approx(asdict(shape), abs=1e-3)
     assert list(record["geometry"]) == ["teacher", "ard", "gacd"]
     assert record["pair"] == {"target": "3", "source": "8", "n_target": 4, "n_source": 4}
     sizes = {group: len(p) for group, p in record["embedding"]["points"]["ard"].items()}
@@ -85,13 +118,18 @@ def test_images_made_on_the_teacher_and_one_embedding(saved: Path, tmp_path: Pat
     arguments = ["--attacked", "teacher", "--embedding", "joint", "--steps", "1", *SMALL]
     arguments += ["--threat.eps", "8/255"]
     command = ["analyze", "--teacher", str(teacher), "--students", f"twin={teacher}"]
+    command.append(f"gacd={saved / 'gacd.safetensors'}")
     assert cli.main([*command, *arguments, "--out", str(out)]) == 0
     record = read_json(out / "analysis.json")
     assert "PGD-1 at linf ε = 8/255, made against" in (out / "report.html").read_text()
     assert record["correlations"]["twin"]["attacked"]["mean"] == 0
     assert record["cka"]["twin"]["attacked"] == pytest.approx(1)
+    expected = attacked_likeness(saved, made_on="teacher", eps=8 / 255, steps=1)
+    assert record["cka"]["gacd"]["attacked"] == pytest.approx(expected, abs=1e-5)
+    own = attacked_likeness(saved, made_on=None, eps=8 / 255, steps=1)
+    assert abs(own - expected) > 1e-4  # which it could be mistaken for
     assert record["embedding"]["kind"] == "joint"
-    count = 2 * sum(map(len, record["embedding"]["points"]["twin"].values()))
+    count = 3 * sum(map(len, record["embedding"]["points"]["twin"].values()))
     assert record["embedding"]["perplexity"] == pytest.approx(min(30, (count - 1) / 3))
 
 

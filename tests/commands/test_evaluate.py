@@ -95,6 +95,26 @@ def test_data_may_move_but_not_change(tmp_path: Path) -> None:
         claim(tmp_path, there, images="2e")
 
 
+@pytest.mark.parametrize("part", ["checkpoint", "source", "teacher.checkpoint"])
+def test_a_file_of_the_same_name_and_other_content_is_another_run(
+    tmp_path: Path, part: str
+) -> None:
+    def starting_from(folder: str, content: str) -> c.Evaluate | c.Distill:
+        path = tmp_path / folder / "model.safetensors"
+        path.parent.mkdir()
+        path.write_text(content)
+        if part == "teacher.checkpoint":
+            return c.Distill(teacher=c.Teacher(checkpoint=path))
+        return c.Evaluate(**{"checkpoint": Path("a.pt"), part: path})
+
+    out = tmp_path / "out"
+    claim(out, starting_from("here", "weights"))
+    (out / "model").mkdir()
+    claim(out, starting_from("there", "weights"))
+    with pytest.raises(UserError, match=rf"holds another run \({part} is model.safetensors "):
+        claim(out, starting_from("elsewhere", "other weights"))
+
+
 def test_a_run_goes_on_with_other_hardware_and_not_with_other_arithmetic(tmp_path: Path) -> None:
     cfg = c.Distill()
     claim(tmp_path, cfg)

@@ -83,6 +83,13 @@ def test_other_sizes_are_scaled_and_centre_cropped(
     assert train.size == 3 and "note" not in capsys.readouterr().out  # it was asked for
 
 
+def test_the_side_is_the_shorter_one_of_the_first_image(tmp_path: Path) -> None:
+    for size in ((9, 6), (6, 9)):
+        root = write(tmp_path / f"{size}", PARTS)
+        picture(50, size=size).save(root / "train/cat/00.png")
+        assert read_folder(root)[0].size == 6
+
+
 def test_jpeg_palette_alpha_and_bilevel_images(tmp_path: Path) -> None:
     root = write(tmp_path, PARTS)
     picture(1).save(root / "train/cat/10.JPEG")
@@ -233,6 +240,19 @@ def test_two_folders_that_look_alike_are_two_in_the_cache(
             os.utime(path, (1, 1))
     assert read_folder(tmp_path / "black")[0].images.max() == 0
     assert read_folder(tmp_path / "white")[0].images.min() == 255
+
+
+def test_the_cache_is_of_one_size_and_of_the_files_as_they_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(folder, "_WORTH_CACHING", -1.0)
+    root = write(tmp_path, PARTS)
+    assert [read_folder(root, size)[0].size for size in (6, 3, 6)] == [6, 3, 6]
+    path = root / "train/cat/10.bmp"
+    for grey in (0, 255):  # files of one length
+        Image.new("RGB", (6, 6), (grey,) * 3).save(path)
+        os.utime(path, (1 + grey, 1 + grey))
+        assert read_folder(root, 6)[0].images[3].eq(grey).all()
 
 
 def test_a_photograph_stands_upright(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import logging
 import sys
 from pathlib import Path
+from typing import Any
 
 import pyautoattack
 import pytest
@@ -13,7 +14,8 @@ import gacd.evaluation.autoattack as autoattack_module
 import gacd.progress
 from gacd.attacks.threat import ThreatModel
 from gacd.errors import UserError
-from gacd.evaluation.autoattack import autoattack, standard_attacks
+from gacd.evaluation.autoattack import AutoAttackResult, autoattack, standard_attacks
+from gacd.evaluation.robust import evaluate
 from gacd.ranks import Ranks
 
 
@@ -212,3 +214,19 @@ def test_an_attack_outside_its_budget_is_caught(
     monkeypatch.setattr(pyautoattack, "AutoAttack", TooFar)
     with pytest.raises(RuntimeError, match="left its budget"):
         ours(honest, *images, threat)
+
+
+def test_an_evaluations_settings_reach_autoattack(
+    honest, digits, threat, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: dict[str, Any] = {}
+
+    def noted(model, images, labels, **settings: Any) -> AutoAttackResult:
+        given.update(settings)
+        return AutoAttackResult(torch.ones(len(images), dtype=torch.bool), {}, 9, [], 0.0)
+
+    monkeypatch.setattr("gacd.evaluation.robust.autoattack", noted)
+    wanted = {"threat": threat, "batch_size": 30, "seed": 3, "show_progress": False}
+    evaluate(honest, digits, attacks=["autoattack"], **wanted)
+    assert {key: given[key] for key in wanted} == wanted
+    assert given["num_classes"] == 10

@@ -88,6 +88,12 @@ def test_few_images_prove_little() -> None:
         assert (low > 10) == shown
 
 
+def test_what_pgd_alone_breaks_is_no_gap() -> None:
+    stands = torch.tensor([True, False, False, True, True])
+    _, said = _autoattack_gap(stands, torch.tensor([True, True, True, False, True]))
+    assert "1 of 5 images" in said
+
+
 def test_zero_gradients_are_counted(honest, masked, digits) -> None:
     assert zero_gradients(honest, digits) < 1
     assert zero_gradients(masked(Quantise()), digits, batch_size=7) == 100.0
@@ -157,3 +163,17 @@ def test_given_verdicts_are_those_of_the_images_chosen(honest, digits, threat, m
         elsewhere = Evaluation(100, given.robust, given.index, alike | other)
         diagnosis(honest, digits, threat, evaluation=elsewhere)
         assert "autoattack" in measured[2 * n]["attacks"]
+
+
+def test_a_limit_is_at_least_what_chance_may_do(
+    honest, digits, threat, measured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the attack breaks nothing: a point, or one image, which of 20 is five."""
+    monkeypatch.setitem(ACCURACIES, "pgd100", ACCURACIES["natural"])
+    for limit, points in ((100, 1.0), (20, 5.0)):
+        found = {check.name: check for check in diagnosis(honest, digits, threat, limit=limit)}
+        for name in (
+            "random noise is harmless next to the attack",
+            "more steps never help the defender",
+        ):
+            assert found[name].limit == pytest.approx(points)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from scipy.stats import binomtest
 
 from gacd.errors import UserError
 from gacd.evaluation.outcomes import Evaluation, compare
@@ -46,6 +47,15 @@ def test_record_has_percentages_with_their_own_n(evaluation: Evaluation) -> None
     assert record["pgd20"]["low"] < record["pgd20"]["accuracy"] < record["pgd20"]["high"] < 100
 
 
+@pytest.mark.parametrize("confidence", [0.5, 0.95, 0.99])
+def test_an_interval_has_the_confidence_asked_for(
+    evaluation: Evaluation, confidence: float
+) -> None:
+    wilson = binomtest(5, 6).proportion_ci(confidence, method="wilson")
+    expected = 100 * wilson.low, 100 * wilson.high
+    assert evaluation.interval("natural", confidence) == pytest.approx(expected)
+
+
 def test_unknown_attack_suggests_one(evaluation: Evaluation) -> None:
     with pytest.raises(UserError, match="did you mean 'pgd20'"):
         evaluation.accuracy("pgd2")
@@ -69,14 +79,16 @@ def test_other_tensor_files_are_refused(tmp_path: Path) -> None:
 def test_compare_pairs_by_image_not_by_position(evaluation: Evaluation) -> None:
     other = Evaluation(
         n=6,
-        robust={"autoattack": bits("1101")},
+        robust={"autoattack": bits("0110")},
         index={"autoattack": torch.tensor([0, 2, 3, 4])},
         settings=SETTINGS,
     )
     found = compare(evaluation, other, "autoattack")
-    # On images 0, 3, 4 the first is right on 3 and 4, the second on 0 and 4.
-    assert (found["n"], found["only_a"], found["only_b"], found["p"]) == (3, 1, 1, 1.0)
-    assert found["a"]["accuracy"] == found["b"]["accuracy"] == pytest.approx(200 / 3)
+    # On images 0, 3, 4 the first is right on 3 and 4, the second on 3; by position they'd be alike.
+    assert (found["n"], found["only_a"], found["only_b"], found["p"]) == (3, 1, 0, 1.0)
+    assert (found["a"]["accuracy"], found["b"]["accuracy"]) == pytest.approx((200 / 3, 100 / 3))
+    swapped = compare(other, evaluation, "autoattack")
+    assert (swapped["only_a"], swapped["only_b"]) == (0, 1)
     assert found["a"]["low"] < 200 / 3 < found["a"]["high"]
 
 

@@ -109,6 +109,8 @@ def test_cascade_counts_the_worst_case_so_far(honest, digits, threat) -> None:
     assert figures == sorted(figures, reverse=True)
     assert together.accuracy("worst") == figures[-1]
     assert together.robust["fgsm"].equal(alone.robust["fgsm"])
+    weaker = run(honest, digits, "fgsm", "noise", threat=threat)  # no cascade: each by itself
+    assert weaker.accuracy("noise") > weaker.accuracy("fgsm")
 
 
 @pytest.fixture
@@ -239,6 +241,7 @@ def test_cache_of_other_weights_or_settings_is_not_taken(
         {"batch_size": 50},
         {"source": "other"},
         {"data": "other"},
+        {"version": "another"},
     ],
 )
 def test_nothing_is_taken_from_a_cache_of_other_settings(
@@ -258,6 +261,8 @@ def test_nothing_is_taken_from_a_cache_of_other_settings(
         data = digits
         if settings.pop("data", None):
             data = replace(digits, images=digits.images.flip(3))
+        if version := settings.pop("version", None):
+            monkeypatch.setattr("gacd.__version__", version)
         if settings["source"] == "other":
             settings["source"] = tiny_net()
         run(honest, data, "transfer", cache=tmp_path, **settings)
@@ -380,19 +385,33 @@ def test_model_must_fit_the_data(tiny_net, digits) -> None:
         run(tiny_net(), digits, autoattack_limit=0)
 
 
-def test_curve_follows_the_closed_form_and_never_rises(linear) -> None:
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_curve_follows_the_closed_form_and_never_rises(linear, norm: str) -> None:
     model, data, margin = linear
-    reach = margin / float(model.weight.detach().abs().sum())
-    values = [0.0, 0.002, 0.005, 0.02]
-    points = epsilon_curve(
-        model, data, eps_values=values[::-1], threat=ThreatModel(eps=1.0), show_progress=False
-    )
+    weight = model.weight.detach()
+    reach = margin / float(weight.abs().sum() if norm == "linf" else weight.norm())
+    rising = reach[reach > 0].sort().values
+    values = [0.0, *(float(rising[i] + rising[i + 1]) / 2 for i in (3, 9, 20))]
+    threat = ThreatModel(norm=norm, eps=1.0)
+    points = epsilon_curve(model, data, eps_values=values[::-1], threat=threat, show_progress=False)
     assert [p.eps for p in points] == values
     assert [p.accuracy for p in points] == pytest.approx(
         [100 * float((reach > eps).double().mean()) for eps in values]
     )
     assert all(p.low <= p.accuracy <= p.high for p in points)
     assert points[0].accuracy > points[1].accuracy > points[2].accuracy
+
+
+def test_a_point_of_the_curve_is_an_evaluation_of_the_same_seed_and_batches(honest, digits) -> None:
+    threat, found = ThreatModel(eps=0.2), set()
+    for seed in range(4):
+        options = {"threat": threat, "batch_size": 30, "seed": seed}
+        (point,) = epsilon_curve(
+            honest, digits, eps_values=[0.2], steps=1, show_progress=False, **options
+        )
+        assert point.accuracy == run(honest, digits, "pgd1", **options).accuracy("pgd1")
+        found.add(point.accuracy)
+    assert len(found) > 1  # the seed has a say
 
 
 def test_how_many_images_get_one_and_the_same_answer(tiny_net, digits) -> None:

@@ -219,7 +219,7 @@ def test_of_an_epoch_logged_twice_the_later_row_counts(run):
 
 
 def test_the_cost_is_shown_where_it_is_known(run):
-    assert "pgd-at (teacher) 11 10.7 2 0 1,250.00 3.5" in said(run)
+    assert "pgd-at (teacher) 11 10.7 2 0 1,250.00 3.5 " in said(run)
 
 
 def test_failed_checks_are_named_with_their_figures(run):
@@ -290,3 +290,21 @@ def test_a_damaged_file_is_named(tmp_path, file):
 def test_no_torch_is_needed():
     program = "import sys, gacd.report.run; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], timeout=60).returncode == 0
+
+
+def test_the_pictures_under_attack_the_seeds_and_the_latest_machine_are_shown(tmp_path):
+    pictures = []
+    late = {**ENVIRONMENT, "python": "3.12.1"}
+    for attacked in ("attacked", "clean"):
+        out = tmp_path / attacked
+        for seed, environment in enumerate((ENVIRONMENT, late)):
+            more = {"seed": seed, "environment": environment}
+            more["timestamp"] = f"2026-01-0{1 + seed}T10:00:00+00:00"
+            row = record("pgd-at", "student", f"net-{seed}", 8610, eps_curve=[], **more)
+            write(out / f"net-{seed}" / "record.json", row)
+        shown = example(1)
+        write(out / "net-0" / "examples.json", {**shown, "attacked": shown[attacked]})
+        write_run_report(out)
+        pictures.append((out / "figures" / "attacked-images.png").read_bytes())
+        assert "seed 0, 1." in said(out) and "python 3.12.1" in said(out)
+    assert pictures[0] != pictures[1]

@@ -194,3 +194,17 @@ def test_a_model_of_one_answer_is_named_below_the_table():
         "kd (student): one and the same answer to 99.5 % of the test images; "
         "where that happens to be right, no attack can change it."
     ]
+
+
+def test_seeds_of_networks_of_two_sizes_are_not_averaged():
+    table = comparison_table([record(parameters=10), record(seed=1, parameters=2000)])
+    assert column(table, "params") == ["10", "2,000"]
+    assert "seeds" not in [c.heading for c in table.columns]
+
+
+def test_times_are_means_and_intervals_are_explained_where_they_stand():
+    both = [record(seed=s, seconds=10.0 + 10 * s, intervals={"natural": [1, 9]}) for s in (0, 1)]
+    table = comparison_table(both)
+    assert column(table, "time") == ["15 s"]
+    assert not any("binomial" in note for note in table.notes)
+    assert any("binomial" in note for note in comparison_table(both[:1]).notes)

@@ -4,8 +4,12 @@ import dataclasses
 import json
 
 import pytest
+from scipy.stats import t as student_t
 
+from gacd.report.tables import signed
+from gacd.study.claim_tables import evidence_tables, likeness_table
 from gacd.study.claims import NO_ROBUSTNESS, Claim, claims_json, judge_claims
+from gacd.study.evidence import METRICS
 from made_up import STAND_INS, Maker, likeness, whole_study
 
 EVERY = [f"C{i}" for i in range(1, 10)]
@@ -92,7 +96,10 @@ def test_autoattack_is_reported_beside_and_does_not_judge(true):
         f"{name} not measured under AutoAttack" for name in ("GACD+AFT", "ARD")
     )
     assert verdicts(beside)["C2"] == "held"
-    assert judged(true)["C2"].evidence[2].verdict == "held"
+    claims = judged(true)
+    assert claims["C2"].evidence[2].verdict == "held"
+    parts = [part for claim in claims.values() for part in claim.evidence]
+    assert not any(part.judged for part in parts if part.metric == "autoattack")
 
 
 def test_c1_is_judged_where_the_architectures_are_the_same(true):
@@ -176,3 +183,39 @@ def test_cells_that_wait_and_cells_that_are_not_planned_are_named(true):
 
 def test_no_result_at_all():
     assert verdicts([]) == dict.fromkeys(EVERY, "not decided")
+
+
+@pytest.mark.parametrize(("name", "places"), [("C2", 1), ("C6", 3)])
+def test_the_tables_of_a_claim_hold_its_figures(true, name, places):
+    claim = judged(true)[name]
+    parts, models = evidence_tables(claim)
+    headings = [column.heading for column in models.columns]
+    lines = {str(row[0]): dict(zip(headings, map(str, row), strict=True)) for row in models.rows}
+    for row, each in zip(parts.rows, claim.evidence, strict=True):
+        low, value, high = (signed(x, places) for x in (each.low, each.estimate, each.high))
+        assert str(row[2]) == f"{value} [{low}, {high}]"
+        assert row[4].text == each.verdict
+        for side in each.arms:
+            line = lines[f"{side.name} ({each.where})" if each.where else side.name]
+            figures = [f"{x:.{places}f}" for x in (side.mean, side.low, side.high)]
+            expected = "{} [{}, {}]".format(*figures)
+            assert line[METRICS.get(side.metric, side.metric)] == expected
+
+
+def test_likeness_is_of_the_view_and_its_intervals_end_where_it_does():
+    """A difference of correlations is at most 2, CKA at most 1; over two seeds, by Student's t."""
+    figures = {0: (0.1, 0.7), 1: (0.3, 0.9)}
+    records = [
+        {
+            "seed": seed,
+            "correlations": {"gacd": {"natural": {"mean": 0.5}, "attacked": {"mean": differs}}},
+            "cka": {"gacd": {"natural": 0.4, "attacked": cka}},
+        }
+        for seed, (differs, cka) in figures.items()
+    ]
+    (row,) = likeness_table(records, "attacked").rows
+    half = student_t.ppf(0.975, 1) * 0.1  # the standard error of either mean
+    assert 0.2 - half < 0 < 0.2 + half < 2 and 0.8 + half > 1
+    assert [str(cell) for cell in row] == [
+        "GACD", f"0.200 [0.000, {0.2 + half:.3f}]", "0.800 [0.000, 1.000]", "2",
+    ]  # fmt: skip

@@ -73,6 +73,8 @@ def test_the_full_scale_is_the_papers_grid() -> None:
         for method in ("kd", "ard", "gacd", "gacd+aft"):
             rows = [(x["teacher"], x["student"]) for x in labels if x["method"] == method]
             assert sorted(rows) == sorted((t, s) for t in teachers for s in students)
+        (data,) = {e.cell.config.data.name for e in entries(cfg, study, 0)}
+        assert {data} == {e.labels["dataset"] for e in entries(cfg, study, 0)}
     k = {e.labels["negatives"] for e in entries(cfg, "figure2", 0)}
     temperatures = {e.labels["temperature"] for e in entries(cfg, "figure2", 0)}
     assert k == {16, 64, 256, 1024, 4096, 16384}
@@ -177,6 +179,23 @@ def test_a_cell_starts_from_the_files_of_its_parents() -> None:
     config = resolved(tuned.parents["student"])
     assert config.teacher.checkpoint == Path("teacher/pgd-at/model.safetensors")
     assert config.bank == Path("teacher")  # one bank for all of its students
+
+
+def test_an_analysis_and_a_transfer_are_of_what_the_study_says() -> None:
+    cfg = configured("--scale", "small", "--threat.eps", "4/255")
+    here = c.Fabric()
+    analysis = only(cfg, "figure5").cell
+    assert isinstance(analysis.config, c.Analyze)
+    assert (analysis.config.threat, analysis.config.data) == (cfg.threat, cfg.data)
+    config = analysis.resolved(Path("out"), {name: Path(name) for name in analysis.parents}, here)
+    assert config.teacher == Path("teacher/pgd-at/model.safetensors")
+    rows = {m: m for m in ("natural", "pgd-at", "ard", "gacd")} | {"gacd+aft": "finetuned"}
+    assert config.students == [f"{m}={m}/{row}/model.safetensors" for m, row in rows.items()]
+
+    moved = only(cfg, "table4", source="gacd").cell
+    assert moved.config.evaluation.attacks == ["natural", "pgd7", "autoattack"]  # as Table 4 has it
+    config = moved.resolved(Path("out"), {"student": Path("student")}, here)
+    assert config.checkpoint == Path("student/gacd/model.safetensors")
 
 
 def test_a_setting_that_is_new_leaves_old_addresses_alone(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -99,12 +99,14 @@ def test_a_teacher_of_all_runs_is_one_model(capsys: pytest.CaptureFixture[str]) 
     for seed, file in enumerate(("one 01ab", "one 01ab", "one 9f9f")):
         make_run(Path(f"run-{seed}"), seed)
         write_json(Path(f"run-{seed}") / "run.json", {"teacher": {"checkpoint": file}})
+        make_run(Path(f"own-{seed}"), seed)
     text = said(capsys, "run-0", "run-1", "--markdown")
     assert "One teacher taught them all" in text
     assert re.search(r"^\| teacher \| 60\.0 .*\| 1 \| – \|$", text, re.M)
-    text = said(capsys, "run-1", "run-2", "--markdown")  # files of one name
-    assert "One teacher" not in text
-    assert re.search(r"^\| teacher \| 61\.5 .*\| 2 \| – \|$", text, re.M)
+    for kind in ("run", "own"):  # files of one name; teachers of the runs' own
+        text = said(capsys, f"{kind}-1", f"{kind}-2", "--markdown")
+        assert "One teacher" not in text
+        assert re.search(r"^\| teacher \| 61\.5 .*\| 2 \| – \|$", text, re.M)
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import xml.etree.ElementTree as ET
 import pytest
 
 from gacd.report.page import slug
+from gacd.study.claim_tables import likeness_table
 from gacd.study.report import write_study_report
 from gacd.study.tables import (
     ablation_tables,
@@ -252,3 +253,36 @@ def test_rivals_stand_beside_their_teacher_whatever_else_was_run(results):
     (table,) = rival_tables(here, {})
     assert table.rows[0][0].text == "teacher"
     assert table.markdown() == next(iter(rival_tables(results, {}))).markdown()
+
+
+def test_rivals_without_a_teacher_have_rows_of_their_own(maker):
+    pair = {"teacher": "big", "student": "small", "dataset": "cifar10"}
+    kinds = {
+        ("undefended", "natural"): ("undefended", 90.0),
+        ("baseline", "trades"): ("TRADES, no teacher", 60.0),
+        ("baseline", "pgd-at"): ("no teacher", 50.0),
+        ("student", "ard"): ("ARD", 70.0),
+    }
+    made = [
+        maker("rivals", 0, {"natural": natural, "pgd20": 20.0}, role=role, method=method, **pair)
+        for (role, method), (_, natural) in kinds.items()
+    ]
+    (table,) = rival_tables(made, {})
+    found = {name: row["natural"] for name, row in rows(table).items()}
+    assert found == {name: f"{natural:.1f}" for name, natural in kinds.values()}
+
+
+def test_a_cell_of_several_studies_counts_once(results, out):
+    cells = len({r.key for r in results})
+    assert cells < len(results)
+    assert f"Scale small: {cells} of {cells} cells done" in (out / "report.md").read_text()
+
+
+def test_each_figure_of_correlations_shows_its_own_view(results, out):
+    text = (out / "report.md").read_text()
+    records = [r.record for r in results if r.study == "figure3"]
+    for number, view in ((3, "natural"), (4, "attacked")):
+        section = text.partition(f"## Figure {number}: ")[2].partition("\n## ")[0]
+        assert likeness_table(records, view).markdown().strip() in section
+        mean = sum(r["correlations"]["gacd"][view]["mean"] for r in records) / len(records)
+        assert f"GACD: mean {mean:.3f}, from" in section

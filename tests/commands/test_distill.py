@@ -1,119 +1,27 @@
 """Runs from end to end, in miniature: a teacher, students, their records, and coming back later."""
 
 import json
-import os
-import signal
 from collections.abc import Callable
 from copy import deepcopy
 from pathlib import Path
 from shutil import copy
-from types import ModuleType
 from typing import Any
 
 import pyautoattack
 import pytest
 import torch
-from PIL import Image
 
+from commands.conftest import DISTILL, METHODS, distill
 from evaluation.conftest import QuickAutoAttack
 from gacd import cli
-from gacd.anchors import AnchorBank
 from gacd.build import Given, from_checkpoint
-from gacd.commands import distill as command
 from gacd.commands import run
 from gacd.data.load import load_splits
 from gacd.errors import UserError
 from gacd.models import create_model
-from gacd.models.checkpoints import load_model, method_of
+from gacd.models.checkpoints import load_model
 from gacd.models.projection import Projection
-from gacd.storage import load_meta, load_tensors, read_json
-
-COMMON = [
-    "--data.train_limit",
-    "200",
-    "--data.test_limit",
-    "40",
-    "--data.pad",
-    "1",
-    "--data.flip",
-    "false",
-    "--threat.eps",
-    "0.1",
-    "--fabric.accelerator",
-    "cpu",
-    "--fabric.precision",
-    "32-true",
-    "--attacks",
-    "natural",
-    "pgd2",
-]
-STAGES = [
-    f"--{stage}.{key}={value}"
-    for stage in ("teacher.training", "training", "distillation", "finetune")
-    for key, value in (("epochs", 1), ("batch_size", 32), ("attack.steps", 1))
-]
-DISTILL = [
-    *("distill", "--teacher.model", "digits-cnn-4", "--student", "digits-cnn-2"),
-    *(
-        "--gacd.negatives",
-        "64",
-        "--crd.negatives",
-        "64",
-        "--evaluation.eps_curve",
-        "[0.05]",
-        *COMMON,
-        *STAGES,
-    ),
-]
-METHODS = (
-    *("natural", "pgd-at", "trades", "mart", "kd", "ard", "rslad+igdm", "iad", "adaad"),
-    *("regression", "crd+kd", "gacd", "gacd+aft", "gacd+rslad", "gacd+rslad+aft"),
-)
-
-
-def distill(out: Path, *methods: str) -> int:
-    return cli.main([*DISTILL, "--out", str(out), "--methods", *methods])
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run with every method."""
-    out = tmp_path_factory.mktemp("runs") / "all"
-    assert distill(out, *METHODS) == 0
-    return out
-
-
-@pytest.fixture
-def no_page(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No report.html: drawing it takes longer than a miniature run."""
-    monkeypatch.setattr(run, "write_run_report", lambda *_, **__: None)
-
-
-@pytest.fixture
-def watched(monkeypatch: pytest.MonkeyPatch) -> Callable[[], list[str]]:
-    """The names of the stages that are trained and of the models that are attacked."""
-    done: list[str] = []
-
-    def note(where: ModuleType, what: str, key: str) -> None:
-        original = getattr(where, what)
-
-        def noted(*args: Any, **kwargs: Any) -> Any:
-            done.append(f"{what} {kwargs[key]}" if key in kwargs else what)
-            return original(*args, **kwargs)
-
-        monkeypatch.setattr(where, what, noted)
-
-    note(run, "measure_row", "")
-    note(command, "fit_head", "")
-    original = run.fit
-
-    def fit(fabric: Any, method: Any, splits: Any, plan: Any, *, out: Path, name: str) -> Any:
-        if not (out / "done.json").is_file():
-            done.append(f"fit {name}")
-        return original(fabric, method, splits, plan, out=out, name=name)
-
-    monkeypatch.setattr(run, "fit", fit)
-    return lambda: done
+from gacd.storage import load_meta, read_json
 
 
 def test_results_have_a_row_for_every_model(finished: Path) -> None:
@@ -123,6 +31,7 @@ def test_results_have_a_row_for_every_model(finished: Path) -> None:
     for row in results:
         assert {"model", "method", "dataset", "seed", "n", "natural", "pgd2"} <= row.keys()
         assert (row["dataset"], row["seed"], row["n"]) == ("digits", 0, 40)
+        assert (row["norm"], row["eps"]) == ("linf", 0.1)
         assert 0 <= row["pgd2"] <= row["natural"] <= 100
         assert row["natural"] * 40 / 100 == pytest.approx(round(row["natural"] * 40 / 100))
         low, high = row["intervals"]["natural"]
@@ -295,7 +204,9 @@ def test_an_anchor_bank_of_another_run_is_taken_only_if_it_fits(
     shared = [*DISTILL, *teacher, "--teacher.evaluate", "false", "--bank", str(finished)]
     out = ["--methods", "gacd", "--out", str(tmp_path / "run")]
     assert cli.main([*shared, *changed, *out]) == 2
-    assert f"another {what}" in capsys.readouterr().err
+    said = capsys.readouterr()
+    assert f"another {what}" in said.err
+    assert ("is of seed 0: if it trained on these images" in said.out) == (what == "data")
     if what == "preprocessing":
         assert cli.main([*shared, *out[:-1], str(tmp_path / "same")]) == 0
         assert not (tmp_path / "same" / "anchors.safetensors").exists()
@@ -356,219 +267,3 @@ def test_the_order_of_the_methods_does_not_matter(finished: Path, tmp_path: Path
     for row in (again, before):
         del row["train_seconds"], row["timestamp"]
     assert again == before
-
-
-@pytest.mark.usefixtures("no_page")
-def test_a_model_is_evaluated_and_a_later_one_of_the_same_name_is_not_mistaken_for_it(
-    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def evaluate(name: str) -> int:
-        path = finished / name / "model.safetensors"
-        return cli.main(
-            ["evaluate", "--checkpoint", str(path), "--out", str(tmp_path / "out"), *COMMON]
-        )
-
-    assert evaluate("pgd-at") == evaluate("pgd-at") == 0
-    (row,) = read_json(tmp_path / "out" / "results.json")
-    record = read_json(finished / "pgd-at" / "record.json")
-    assert (row["natural"], row["pgd2"], row["n"]) == (record["natural"], record["pgd2"], 40)
-    assert (row["model"], row["method"]) == ("digits-cnn-2", "pgd-at")
-    capsys.readouterr()
-    assert evaluate("trades") == 2
-    assert "holds another run (checkpoint is model.safetensors" in capsys.readouterr().err
-
-
-def test_files_are_called_by_the_row_that_they_are_of(finished: Path) -> None:
-    for method in METHODS:
-        assert method_of(finished / method / "model.safetensors") == method
-    assert method_of(finished / "teacher" / "model.safetensors") == "pgd-at"
-    assert method_of(Path("somebody's.pt")) == "somebody's"
-
-
-@pytest.mark.usefixtures("no_page")
-def test_a_stages_own_weights_want_the_normalisation_that_they_were_trained_with(
-    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """They say no network, so it is given; what it is given must fit."""
-    path = finished / "pgd-at" / "best.safetensors"
-    asked = ["evaluate", "--checkpoint", str(path), "--model", "digits-cnn-2", *COMMON]
-    assert cli.main([*asked, "--out", str(tmp_path / "none")]) == 2
-    assert "was trained with mean" in capsys.readouterr().err
-    model, _ = load_model(finished / "pgd-at" / "model.safetensors")
-    said = ["--mean", str(model.mean.item()), "--std", str(model.std.item())]
-    assert cli.main([*asked, *said, "--out", str(tmp_path / "out")]) == 0
-    (row,) = read_json(tmp_path / "out" / "results.json")
-    record = read_json(finished / "pgd-at" / "record.json")
-    assert (row["natural"], row["pgd2"]) == (record["natural"], record["pgd2"])
-
-
-@pytest.mark.usefixtures("no_page")
-def test_a_public_checkpoint_is_evaluated(finished: Path, tmp_path: Path) -> None:
-    model, _ = load_model(finished / "natural" / "model.safetensors")
-    mean, std = model.mean.item(), model.std.item()
-    with torch.no_grad():  # such files know nothing of our normalisation: its scale is folded in
-        model.body[0].weight.div_(std)
-    state = {f"module.{name}": value for name, value in model.state_dict().items()}
-    torch.save({"state_dict": state, "epoch": 3}, tmp_path / "public.pt")
-    public = ["--checkpoint", str(tmp_path / "public.pt"), "--model", "digits-cnn-2"]
-    assert cli.main(["evaluate", *public, "--out", str(tmp_path / "out"), *COMMON]) == 0
-    (row,) = read_json(tmp_path / "out" / "results.json")
-    assert (row["model"], row["method"], row["n"]) == ("digits-cnn-2", "public", 40)
-    test = load_splits("digits", test_limit=40, seed=0).test
-    original, _ = load_model(finished / "natural" / "model.safetensors")
-    with torch.no_grad():  # (x + mean - mean) / std is what the folded network computes
-        answers = original.eval()(test.float_images() + mean).argmax(1)
-    right = (answers == test.labels).float().mean()
-    assert row["natural"] == pytest.approx(100 * right.item())
-
-
-@pytest.mark.usefixtures("no_page")
-@pytest.mark.parametrize("method", ["pgd-at", "trades"])
-def test_a_model_is_fine_tuned(finished: Path, tmp_path: Path, method: str) -> None:
-    path = finished / "natural" / "model.safetensors"
-    stage = ["--training.epochs", "1", "--training.attack.steps", "1", "--method", method]
-    stage += ["--source", str(finished / "teacher" / "model.safetensors")]
-    command = ["finetune", "--checkpoint", str(path), "--out", str(tmp_path), *stage, *COMMON]
-    assert cli.main(command) == 0
-    assert method_of(tmp_path / "source" / "model.safetensors") == "pgd-at"
-    (row,) = read_json(tmp_path / "results.json")
-    assert row["method"] == f"{method} fine-tuned"
-    before = read_json(finished / "natural" / "record.json")
-    assert all(row[what] > before[what] for what in ("train_images", "train_flops"))
-    tuned, _ = load_model(tmp_path / "finetuned" / "model.safetensors")
-    start, _ = load_model(path)
-    moved = [
-        (tuned.state_dict()[name] - value).abs().max().item()
-        for name, value in start.state_dict().items()
-        if value.is_floating_point()
-    ]
-    assert all(0 < distance < 1 for distance in moved)
-
-
-@pytest.mark.parametrize(("method", "awp", "forward"), [("natural", 0, 1), ("mart", 0.005, 14)])
-def test_one_network_is_trained_and_reported(
-    tmp_path: Path, method: str, awp: float, forward: int
-) -> None:
-    stage = ["--training.epochs", "1", "--training.batch_size", "32", "--method", method]
-    stage += ["--training.awp", str(awp)]
-    command = ["train", "--model", "digits-cnn-2", "--out", str(tmp_path), *stage, *COMMON]
-    assert cli.main(command) == 0
-    (row,) = read_json(tmp_path / "results.json")
-    assert (row["model"], row["method"]) == ("digits-cnn-2", method)
-    assert row["cost"]["student_forward"] == forward
-    page = tmp_path / "report.html"
-    page.unlink()
-    assert cli.main(["report", "--out", str(tmp_path)]) == 0
-    assert page.stat().st_size > 1000
-
-
-@pytest.mark.usefixtures("no_page")
-def test_a_teacher_from_a_file_is_not_trained(
-    finished: Path, tmp_path: Path, watched: Callable[[], list[str]]
-) -> None:
-    path = finished / "teacher" / "model.safetensors"
-    flags = ["--teacher.checkpoint", str(path), "--out", str(tmp_path), "--methods", "kd"]
-    assert cli.main([*DISTILL, *flags]) == 0
-    assert watched() == ["measure_row", "fit kd", "measure_row"]
-    rows = {row["method"]: row for row in read_json(tmp_path / "results.json")}
-    assert list(rows) == ["pgd-at", "kd"]
-    results = read_json(finished / "results.json")
-    before = {row["method"]: row for row in results if row["role"] != "teacher"}
-    assert rows["kd"]["natural"] == before["kd"]["natural"]
-    assert rows["kd"]["pgd2"] == before["kd"]["pgd2"]
-
-
-@pytest.mark.usefixtures("no_page")
-def test_a_teacher_from_a_file_is_called_by_what_the_file_says(
-    finished: Path, tmp_path: Path
-) -> None:
-    path = finished / "natural" / "model.safetensors"
-    flags = ["--teacher.checkpoint", str(path), "--out", str(tmp_path), "--methods", "kd"]
-    assert cli.main([*DISTILL, *flags]) == 0
-    teacher, _ = read_json(tmp_path / "results.json")
-    assert (teacher["method"], teacher["role"]) == ("natural", "teacher")
-
-
-@pytest.mark.usefixtures("no_page")
-def test_evaluation_in_another_process_gives_the_same_figures(
-    finished: Path, tmp_path: Path
-) -> None:
-    arguments = [*DISTILL, "--out", str(tmp_path), "--methods", "kd", "--evaluation.workers", "1"]
-    assert cli.main(arguments) == 0
-    for name in ("teacher", "kd"):
-        ours, theirs = (read_json(out / name / "record.json") for out in (tmp_path, finished))
-        assert ours["evaluation"] == theirs["evaluation"]
-        assert ours["eps_curve"] == theirs["eps_curve"]
-
-
-def dies(*_: Any) -> None:
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
-@pytest.mark.usefixtures("no_page")
-def test_an_evaluating_process_that_is_killed_ends_the_run(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """As by a system whose memory is short; the pool itself would wait for ever."""
-    arguments = [*DISTILL, "--out", str(tmp_path), "--methods", "kd", "--evaluation.workers", "1"]
-    with monkeypatch.context() as patch:
-        patch.setattr(run, "measure_row_elsewhere", dies)
-        assert cli.main(arguments) == 2
-    assert "a process that evaluates was killed" in capsys.readouterr().err
-    assert cli.main(arguments) == 0
-
-
-def test_the_speedrun_in_miniature(tmp_path: Path, no_page: None) -> None:
-    """The command with its own recipe, on the digits: the schedule's shape, other sizes."""
-    sizes = ["--data.name", "digits", "--fabric.compile", "false", "--gacd.negatives", "64"]
-    models = ["--teacher.model", "digits-cnn-4", "--student", "digits-cnn-2"]
-    out = tmp_path / "run"
-    assert cli.main(["speedrun", *sizes, *models, *COMMON, *STAGES, "--out", str(out)]) == 0
-    rows = {row["method"]: row for row in read_json(out / "results.json")}
-    assert list(rows) == ["gacd+aft"]
-    recipe = read_json(out / "run.json")
-    assert recipe["teacher"]["method"] == "trades"
-    for stage in ("distillation", "finetune"):
-        assert recipe[stage]["schedule"] == "one-cycle"
-
-
-def test_streamed_training_is_that_of_memory(
-    tmp_path: Path, no_page: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The same weights to the bit, from class folders on disk and from memory; bank mapped."""
-    data = load_splits("digits", seed=0).test
-    for part, rows in (("train", range(90)), ("test", range(90, 120))):
-        for row in rows:
-            path = tmp_path / "data" / part / str(int(data.labels[row])) / f"{row}.png"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(data.images[row, 0].numpy()).save(path)
-    devices = []
-    load = AnchorBank.load
-    monkeypatch.setattr(
-        AnchorBank, "load", lambda *a, **k: devices.append(k["device"]) or load(*a, **k)
-    )
-
-    def run(stream: str, workers: str = "1") -> dict[str, torch.Tensor]:
-        arguments = [
-            *DISTILL, "--data.name", "folder", "--data.root", str(tmp_path / "data"),
-            "--data.stream", stream, "--data.workers", workers, "--gacd.estimator", "sampled",
-            "--data.train_limit", "80", "--data.test_limit", "20", "--methods", "gacd",
-            "--out", str(tmp_path / stream),
-        ]  # fmt: skip
-        assert cli.main(arguments) == 0
-        return load_tensors(tmp_path / stream / "gacd" / "model.safetensors")[0]
-
-    streamed, held = run("true"), run("false")
-    assert devices == [None, torch.device("cpu")]
-    assert streamed.keys() == held.keys()
-    for name, value in streamed.items():
-        assert torch.equal(value, held[name]), name
-    run("true", workers="0")  # the same run, read by another number of processes
-
-
-def test_streamed_data_needs_sampled_anchors(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    arguments = [*DISTILL, "--data.name", "folder", "--data.root", str(tmp_path)]
-    assert cli.main([*arguments, "--data.stream", "true", "--out", str(tmp_path / "run")]) == 2
-    assert "say --gacd.estimator sampled" in capsys.readouterr().err

@@ -16,12 +16,12 @@ import torch
 from gacd import cli
 from gacd import config as c
 from gacd.attacks.threat import ThreatModel
-from gacd.commands import run
 from gacd.commands.identity import claim
 from gacd.data.load import load_splits
 from gacd.errors import UserError
 from gacd.evaluation.outcomes import Evaluation
 from gacd.evaluation.robust import evaluate
+from gacd.methods import METHODS
 from gacd.models import create_model
 from gacd.models.checkpoints import load_model, save_model
 from gacd.storage import load_meta, read_json, write_json
@@ -47,12 +47,6 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
         paths.append(folder / f"{name}.safetensors")
         save_model(paths[-1], model, {"architecture": "digits-cnn-4"})
     return paths[0], paths[1]
-
-
-@pytest.fixture
-def no_page(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No report.html: drawing it takes longer than the attacks."""
-    monkeypatch.setattr(run, "write_run_report", lambda *_, **__: None)
 
 
 def command(model: Path, out: Path, attacks: str, *more: str) -> list[str]:
@@ -128,6 +122,40 @@ def test_a_run_goes_on_with_other_hardware_and_not_with_other_arithmetic(tmp_pat
     for setting in ({"precision": "32-true"}, {"batch_norm": "synchronised"}):
         with pytest.raises(UserError, match=f"holds another run .fabric.{min(setting)} is"):
             claim(tmp_path, replace(cfg, fabric=c.Fabric(**setting)))
+
+
+def test_methods_may_be_added_with_their_own_settings(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(METHODS, "mine", METHODS["kd"])
+    cfg = c.Distill(methods=["ard"], finetune_method="trades")
+    claim(tmp_path, cfg)
+    for folder in ("teacher", "ard"):
+        (tmp_path / folder).mkdir()
+    more = replace(cfg, methods=["gacd+aft"], gacd=c.GACD(negatives=9), extra={"mine": {"T": 2.0}})
+    claim(tmp_path, more)
+    run = read_json(tmp_path / "run.json")
+    assert run["methods"] == ["ard", "gacd+aft"] and run["gacd"]["negatives"] == 9
+    assert run["extra"] == {"mine": {"T": 2.0}}
+    claim(tmp_path, cfg)  # gacd has not begun: nothing of it is fixed
+    claim(tmp_path, more)
+    (tmp_path / "gacd+aft").mkdir()
+    claim(tmp_path, replace(more, extra={}))
+    for key, other in {
+        "gacd.negatives": replace(more, gacd=c.GACD(negatives=8)),
+        "ard.temperature": replace(cfg, ard=c.ARD(temperature=2.0)),
+        "trades.beta": replace(cfg, trades=c.TRADES(beta=2.0)),  # of +aft
+    }.items():
+        with pytest.raises(UserError, match=f"holds another run .{key} is"):
+            claim(tmp_path, other)
+
+
+def test_one_budget_may_be_written_in_two_ways(tmp_path: Path) -> None:
+    claim(tmp_path, c.Evaluate(threat=c.Threat(eps="8/255")))
+    (tmp_path / "model").mkdir()
+    claim(tmp_path, c.Evaluate(threat=c.Threat(eps=8 / 255)))
+    with pytest.raises(UserError, match=r"threat\.eps is 8/255 there and 0\.03 here"):
+        claim(tmp_path, c.Evaluate(threat=c.Threat(eps=0.03)))
 
 
 @pytest.mark.usefixtures("no_page")

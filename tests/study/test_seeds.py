@@ -12,6 +12,7 @@ from scipy.stats import t as student_t
 
 from command_line import refusal
 from gacd import cli
+from gacd.methods import METHODS
 from gacd.storage import read_json, write_json
 from made_up import evaluation, record_of
 
@@ -133,6 +134,18 @@ def test_what_is_no_repetition_is_refused(
     make_run(Path("other"), 1, rows, student="big")
     make_run(Path("weighted"), 1, rows, weights={"gacd": 0.5})
     assert message in refusal(capsys, "seeds", *words.split())
+
+
+def test_settings_of_methods_that_a_row_does_not_use_may_differ(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(METHODS, "mine", METHODS["kd"])
+    for row in ("pgd-at", "gacd+aft"):
+        rows = {row: ACCURACIES["gacd"]}
+        make_run(Path(row, "0"), 0, rows, gacd={"negatives": 8})
+        make_run(Path(row, "1"), 1, rows, gacd={"negatives": 9}, extra={"mine": {"beta": 1.0}})
+    assert "2 runs of one recipe" in said(capsys, "pgd-at/0", "pgd-at/1")
+    assert "(gacd.negatives is 8 in the one" in refusal(capsys, "seeds", "gacd+aft/0", "gacd+aft/1")
 
 
 def test_evaluations_of_several_students_may_have_one_seed(

@@ -26,7 +26,7 @@ from gacd.methods.base import check_same_classes
 from gacd.methods.registry import Named, parse_method
 from gacd.models.base import Backbone
 from gacd.models.checkpoints import load_weights, method_of, names_itself
-from gacd.storage import read_json, write_json
+from gacd.storage import load_meta, read_json, write_json
 from gacd.training.ranks import refuse_memory
 
 
@@ -96,12 +96,23 @@ def _teacher(run: Run, cfg: c.Distill) -> tuple[Backbone, str, Spent]:
             given = given._replace(model=None)  # what the teacher would be if it were trained
         teacher, name = run.load(cfg.teacher.checkpoint, given, "--teacher.model")
         spent = Spent.read(cfg.teacher.checkpoint)
+        _note_seed(run, cfg.teacher.checkpoint)
         run.keep(cfg.out / TEACHER, teacher, name, method_of(cfg.teacher.checkpoint), spent)
         teacher.to(run.fabric.device).to(memory_format=torch.channels_last)
         return teacher, name, spent
     teacher = build.model(cfg.teacher.model, data, seed=cfg.seed)
     spent = run.train(TEACHER, cfg.teacher.method, teacher, cfg.teacher.model, cfg.teacher.training)
     return teacher, cfg.teacher.model, spent
+
+
+def _note_seed(run: Run, teacher: Path) -> None:
+    """The seed decides which images are held out: a teacher of another one has seen them."""
+    seed = load_meta(teacher).get("seed") if teacher.suffix == ".safetensors" else None
+    if seed not in (None, run.cfg.seed):
+        run.note(
+            f"{teacher} is of seed {seed}: if it trained on these images, it has seen most of "
+            f"those that seed {run.cfg.seed} holds out for validation"
+        )
 
 
 def _first_stage(cfg: c.Distill, named: Named) -> c.Training:

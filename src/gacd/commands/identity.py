@@ -1,6 +1,7 @@
 """Whose a folder is: what makes a run this one, and what may differ when it goes on."""
 
-from collections.abc import Container, Mapping
+from collections.abc import Container, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
@@ -9,6 +10,7 @@ from gacd import config as c
 from gacd.commands.rows import MODEL, TEACHER
 from gacd.errors import UserError
 from gacd.evaluation.record import without_paths
+from gacd.methods import METHODS
 from gacd.storage import fingerprint, read_json, write_json
 
 Goal = Literal["model", "record", "report"]
@@ -16,7 +18,7 @@ Goal = Literal["model", "record", "report"]
 FREE = (  # a run may be moved, go on elsewhere, and get further rows later
     "out", "bank", "methods", "data.root", "data.workers", "evaluation.workers",
     "fabric.accelerator", "fabric.devices", "fabric.num_nodes", "fabric.strategy", "fabric.threads",
-    "fabric.compile",
+    "fabric.compile", "teacher.evaluate",
 )  # fmt: skip
 STARTS = ("checkpoint", "source", "teacher.checkpoint")  # of a study's cell, its address knows
 
@@ -25,6 +27,7 @@ def claim(out: Path, cfg: c.Run, *, images: str | None = None, goal: Goal = "rep
     """Make `out` this run's folder, or refuse the folder of another run.
 
     A run that has not begun its first stage may be replaced: its command may have been mistyped.
+    So may the settings of methods that have not begun; `run.json` grows by what is new.
     The data may lie elsewhere than before, but the fingerprint of their `images` must be the same.
     What a study's cell starts from may have been made anew, on a machine that rounds otherwise.
 
@@ -47,12 +50,26 @@ def claim(out: Path, cfg: c.Run, *, images: str | None = None, goal: Goal = "rep
     # A setting that is newer than the run had its default there.
     here, there = flat(ours), flat(_identity(type(cfg)())) | flat(theirs)
     here.setdefault("images", there.setdefault("images", images))  # older runs did not note it
-    key = differing(here, there, FREE if goal == "report" else FREE + STARTS)
+    begun = used((folder.name for folder in out.iterdir() if folder.is_dir()), there)
+    key = differing(here, there, FREE if goal == "report" else FREE + STARTS, begun)
     if key is not None:
         raise UserError(
             f"{out} holds another run ({key} is {there.get(key)} there and {here.get(key)} here): "
             f"choose another --out{_reusable(out, cfg, key)}, or delete that folder"
         )
+    grown = _grown(theirs, ours, begun)
+    if grown != theirs:
+        write_json(path, grown)
+
+
+def _grown(theirs: dict[str, Any], ours: dict[str, Any], begun: Container[str]) -> dict[str, Any]:
+    """A run's settings with ours of the methods that have not begun, and ours added to its rows."""
+    grown = theirs | {name: ours[name] for name in METHODS if name in ours and name not in begun}
+    if "methods" in theirs:
+        grown["methods"] = list(dict.fromkeys([*theirs["methods"], *ours["methods"]]))
+        kept = {k: v for k, v in theirs.get("extra", {}).items() if k in begun}
+        grown["extra"] = ours["extra"] | kept
+    return grown
 
 
 def refuse_missing(cfg: c.Run) -> None:
@@ -65,11 +82,35 @@ def refuse_missing(cfg: c.Run) -> None:
 
 
 def differing(
-    here: Mapping[str, Any], there: Mapping[str, Any], free: Container[str]
+    here: Mapping[str, Any],
+    there: Mapping[str, Any],
+    free: Container[str],
+    terms: Container[str],
 ) -> str | None:
-    """The first setting that is not the same in both, but for those that are free to differ."""
-    settings = (key for key in {**here, **there} if key not in free)
-    return next((key for key in settings if here.get(key) != there.get(key)), None)
+    """The first setting that is not the same in both.
+
+    Not compared are those that are free to differ, and those of methods that are not among `terms`.
+    """
+    for key in {**here, **there}:
+        method = key.removeprefix("extra.").partition(".")[0]
+        if key in free or (method in METHODS and method not in terms):
+            continue
+        if _number(here.get(key)) != _number(there.get(key)):
+            return key
+    return None
+
+
+def used(rows: Iterable[str], settings: Mapping[str, Any]) -> set[str]:
+    """The terms of methods that rows of these names went through, by a run's flat settings."""
+    others = (str(settings.get(key, "")) for key in ("teacher.method", "finetune_method"))
+    return {term for name in (*rows, *others) for term in name.split("+")}
+
+
+def _number(value: object) -> object:
+    """`8/255` and its decimals are one budget."""
+    with suppress(ValueError):
+        return c.fraction(value) if isinstance(value, str) else value
+    return value
 
 
 def _reusable(out: Path, cfg: c.Run, differs: str) -> str:

@@ -193,7 +193,8 @@ def find_records(out: Path, names: Sequence[str]) -> list[dict[str, Any]]:
 def summary(record: dict[str, Any]) -> dict[str, Any]:
     """The line of `results.json` that stands for a whole record."""
     skipped = ("evaluation", "config", "environment", "settings", "seconds", "eps_curve")
-    return {k: v for k, v in record.items() if k not in skipped}
+    budget = {k: record["settings"][k] for k in ("norm", "eps") if k in record["settings"]}
+    return {k: v for k, v in record.items() if k not in skipped} | budget
 
 
 def row_order(out: Path) -> list[str]:

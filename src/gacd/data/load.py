@@ -115,7 +115,7 @@ def _read(
     if name == "digits":
         return read_digits()
     if root is None:
-        raise UserError(f"data set '{name}' is read from files: say in which folder (root)")
+        raise UserError(f"data set '{name}' is read from files: say in which folder (data.root)")
     if name == "folder" and not stream:
         return read_folder(root, size)
     if name in STREAMED:

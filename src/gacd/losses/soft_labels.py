@@ -188,6 +188,6 @@ def _mix(weight: float, first: PerSample, second: PerSample) -> PerSample:
 def _difference(a: Float[Tensor, "B E"], b: Float[Tensor, "B E"]) -> Float[Tensor, "B E"]:
     if a.shape != b.shape:
         raise UserError(f"outputs to compare are {list(a.shape)} and {list(b.shape)}")
-    # Widened first: two half-precision outputs that are close lose what matters in subtraction.
+    # Widened first: a half-precision difference is rounded, and its square may overflow.
     wide = torch.promote_types(torch.promote_types(a.dtype, b.dtype), torch.float32)
     return a.to(wide) - b.to(wide)

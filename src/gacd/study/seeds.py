@@ -3,12 +3,12 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from itertools import combinations, pairwise
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 from gacd import config as c
-from gacd.commands.identity import FREE, STARTS, differing, flat
+from gacd.commands.identity import FREE, STARTS, differing, flat, used
 from gacd.commands.rows import TEACHER
 from gacd.errors import UserError, unknown
 from gacd.evaluation.outcomes import WORST
@@ -19,7 +19,7 @@ from gacd.study.measure import Arm, contrast
 from gacd.study.results import Result
 from gacd.study.rows import INTERVALS, Row, difference_table, on, row_table
 
-_ATTACKED = ("test_images", "norm", "eps", "step_size", "cascade")
+_ATTACKED = {"test_images", "norm", "eps", "step_size", "cascade"}
 """What must be alike for two accuracies to be compared, of a record's settings."""
 _EVALUATED = "source_model"
 """A setting of `gacd evaluate` alone."""
@@ -110,7 +110,8 @@ def _check(results: Sequence[Result]) -> None:
     for (a, ours), (b, theirs) in combinations(known, 2):
         lone = ours.keys() ^ theirs.keys()  # settings that one of them did not know, or left out
         newer = {key for key in lone if key.partition(".")[0] not in _OPTIONAL}
-        if key := differing(ours, theirs, {"seed", *FREE, *STARTS, *newer}):
+        terms = used([results[0].key], ours)
+        if key := differing(ours, theirs, {"seed", *FREE, *STARTS, *newer}, terms):
             raise UserError(
                 f"{a} and {b} are not of one recipe ({key} is {ours.get(key)} in the one and "
                 f"{theirs.get(key)} in the other): only their seeds may differ"
@@ -124,14 +125,16 @@ def _check(results: Sequence[Result]) -> None:
 
 def _check_attacked(results: Sequence[Result]) -> None:
     """Refuse models whose figures are not of the same test images and attacker."""
-    met = [(r.folder, r.record["settings"]) for r in results if r.record]
-    for (a, ours), (b, theirs) in pairwise(met):
-        for key in _ATTACKED:
-            if key in ours and key in theirs and ours[key] != theirs[key]:
+    first: dict[str, tuple[Path, Any]] = {}
+    for result in results:
+        settings = result.record["settings"] if result.record else {}
+        for key in settings.keys() & _ATTACKED:
+            folder, value = first.setdefault(key, (result.folder, settings[key]))
+            if value != settings[key]:
                 raise UserError(
-                    f"{a} and {b} were not attacked alike ({key} is {ours[key]} for the one and "
-                    f"{theirs[key]} for the other): evaluate all models on the same test images, "
-                    "by one attacker"
+                    f"{folder} and {result.folder} were not attacked alike ({key} is {value} for "
+                    f"the one and {settings[key]} for the other): evaluate all models on the same "
+                    "test images, by one attacker"
                 )
 
 

@@ -23,7 +23,8 @@ from gacd.methods.registry import register_method
 from gacd.report.tables import HEADLINES
 from gacd.shapes import Batch, PerSample
 from gacd.storage import read_json, write_json
-from gacd.study.seeds import arm, seed_tables
+from gacd.study.repeats import arm
+from gacd.study.seeds import seed_tables
 
 ROWS: dict[str, tuple[str, ...]] = {
     "exact": (),

@@ -3,28 +3,17 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from itertools import combinations
-from pathlib import Path
 from typing import Any
 
 from gacd import config as c
-from gacd.commands.identity import FREE, STARTS, differing, flat, used
 from gacd.commands.rows import TEACHER
 from gacd.errors import UserError, unknown
 from gacd.evaluation.outcomes import WORST
-from gacd.methods.registry import method_order
-from gacd.report.tables import Table, read_record
-from gacd.storage import read_json
+from gacd.report.tables import Table
 from gacd.study.measure import Arm, contrast
-from gacd.study.results import Result
+from gacd.study.repeats import one_model, one_teacher, read_arms
 from gacd.study.rows import INTERVALS, Row, difference_table, on, row_table
 
-_ATTACKED = {"test_images", "norm", "eps", "step_size", "cascade"}
-"""What must be alike for two accuracies to be compared, of a record's settings."""
-_EVALUATED = "source_model"
-"""A setting of `gacd evaluate` alone."""
-_OPTIONAL = ("weights", "extra")
-"""Sections that hold nothing but what was said."""
 _ONE_TEACHER = "One teacher taught them all: nothing is known of another's students."
 
 
@@ -36,12 +25,12 @@ def seeds(cfg: c.Seeds) -> None:
     if cfg.minus is not None and cfg.minus not in arms:
         raise unknown("row of these runs", cfg.minus, arms)
     notes = []
-    if _one_teacher(cfg.runs):  # it is one model, whatever each run measured of it
+    if one_teacher(cfg.runs):  # it is one model, whatever each run measured of it
         notes.append(_ONE_TEACHER)
         if taught := arms.get(TEACHER):
             arms[TEACHER] = replace(taught, results=taught.results[:1], fixed=True)
     for name, each in arms.items():
-        if _one_model(each.results):
+        if one_model(each.results):
             notes.append(f"{name}: one model in all runs, whose training tells of no other.")
             arms[name] = replace(each, results=each.results[:1], fixed=True)
     minus = cfg.minus or ("pgd-at" if "pgd-at" in arms else None)
@@ -55,118 +44,6 @@ def seeds(cfg: c.Seeds) -> None:
     from rich.console import Console
 
     Console().print(*tables, sep="\n\n")
-
-
-def read_arms(runs: Sequence[Path]) -> dict[str, Arm]:
-    """Every row of the runs' tables, by its name: its results, one a run, numbered.
-
-    A run is a folder of `gacd distill`, or one that holds a folder of `gacd evaluate` a row.
-
-    Raises:
-        UserError: a run without rows, one given twice, two of one seed, or of different settings;
-            rows that did not meet the same attacker on the same images.
-    """
-    if len({run.resolve() for run in runs}) < len(runs):
-        raise UserError("a run is given twice: give one folder for each seed")
-    folders: dict[str, dict[int, Path]] = {}
-    for number, run in enumerate(runs):
-        paths = sorted(run.rglob("record.json"))
-        if not paths:
-            raise UserError(f"{run}: no evaluated model in this folder (no record.json)")
-        if paths[0].parent == run:
-            raise UserError(f"{run} is one row of a run: give the folder of the whole run")
-        for path in paths:
-            row = path.relative_to(run).parts[0]
-            if number in folders.setdefault(row, {}):
-                raise UserError(f"{run / row} holds several records: give a run's own folder")
-            folders[row][number] = path.parent
-    order = [TEACHER] * (TEACHER in folders) + method_order(folders.keys() - {TEACHER})
-    arms = {name: arm(name, folders[name]) for name in order}
-    for each in arms.values():
-        _check(each.results)
-    _check_attacked([result for each in arms.values() for result in each.results])
-    return arms
-
-
-def arm(name: str, folders: Mapping[int, Path]) -> Arm:
-    """One model by several seeds, numbered: the folders of its row."""
-    results = (
-        Result(
-            study="",
-            labels={},
-            seed=number,
-            key=name,
-            folder=folder,
-            record=read_record(folder / "record.json"),
-        )
-        for number, folder in folders.items()
-    )
-    return Arm(name, tuple(results))
-
-
-def _check(results: Sequence[Result]) -> None:
-    """Refuse what is no repetition of one experiment."""
-    known = [(r.folder, flat(r.record["config"])) for r in results if r.record]
-    for (a, ours), (b, theirs) in combinations(known, 2):
-        lone = ours.keys() ^ theirs.keys()  # settings that one of them did not know, or left out
-        newer = {key for key in lone if key.partition(".")[0] not in _OPTIONAL}
-        terms = used([results[0].key], ours)
-        if key := differing(ours, theirs, {"seed", *FREE, *STARTS, *newer}, terms):
-            raise UserError(
-                f"{a} and {b} are not of one recipe ({key} is {ours.get(key)} in the one and "
-                f"{theirs.get(key)} in the other): only their seeds may differ"
-            )
-        if _EVALUATED in theirs:  # the seed is the evaluation's
-            continue
-        began = "checkpoint" not in theirs or _start(a) == _start(b) is not None
-        if began and ours["seed"] == theirs["seed"]:
-            raise UserError(f"{a} and {b} are both of seed {theirs['seed']}: give one run of each")
-
-
-def _check_attacked(results: Sequence[Result]) -> None:
-    """Refuse models whose figures are not of the same test images and attacker."""
-    first: dict[str, tuple[Path, Any]] = {}
-    for result in results:
-        settings = result.record["settings"] if result.record else {}
-        for key in settings.keys() & _ATTACKED:
-            folder, value = first.setdefault(key, (result.folder, settings[key]))
-            if value != settings[key]:
-                raise UserError(
-                    f"{folder} and {result.folder} were not attacked alike ({key} is {value} for "
-                    f"the one and {settings[key]} for the other): evaluate all models on the same "
-                    "test images, by one attacker"
-                )
-
-
-def _start(folder: Path) -> str | None:
-    """Name and content of the file that a row's run began with, as far as it says."""
-    file = folder.parent / "run.json"
-    start: str | None = read_json(file).get("checkpoint") if file.is_file() else None
-    return start
-
-
-def _one_model(results: Sequence[Result]) -> bool:
-    """Whether `gacd evaluate` attacked one file in all of several runs, as far as they say.
-
-    Raises:
-        UserError: in some of them.
-    """
-    rows = [r for r in results if r.record and _EVALUATED in r.record["config"]]
-    files = [_start(row.folder) for row in rows]
-    if len(results) != len(files) or len(files) < 2 or None in files:
-        return False
-    for (a, ours), (b, theirs) in combinations(zip(rows, files, strict=True), 2):
-        if ours == theirs and len(set(files)) > 1:
-            raise UserError(f"{a.folder} and {b.folder} are of one model: give it once")
-    return len(set(files)) == 1
-
-
-def _one_teacher(runs: Sequence[Path]) -> bool:
-    """Whether several runs began with the same teacher's file, as far as they say."""
-    files = [run / "run.json" for run in runs]
-    known = [flat(read_json(file)) if file.is_file() else {} for file in files]
-    teachers = {settings.get("teacher.checkpoint") for settings in known}
-    return len(runs) > 1 and len(teachers) == 1 and None not in teachers
 
 
 def seed_tables(arms: Mapping[str, Arm], minus: str | None, *notes: str) -> list[Table]:

@@ -57,7 +57,6 @@ def test_plain_lines_hold_loss_throughput_and_remaining_time(capsys, clock):
     assert err.splitlines() == [
         "gacd/features: 250/1000 images, 10/s, 0:25 spent, 1:15 left epoch 3 loss 1.235",
         "gacd/features: 1000/1000 images, 10/s, 1:40 spent, 0:00 left epoch 3 loss 0.5",
-        "gacd/features: 1000/1000 images, 10/s, 1:40 spent, 0:00 left epoch 3 loss 0.5",
     ]
 
 

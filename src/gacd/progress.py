@@ -64,17 +64,21 @@ class _Lines:
         self.before = self.done = done
         self.values: dict[str, SupportsFloat] = {}
         self.start = self.last = time.monotonic()
+        self.unsaid = True
 
     def advance(self, n: int = 1, **values: SupportsFloat) -> None:
         self.done += n
         self.values.update(values)
+        self.unsaid = True
         if time.monotonic() - self.last > _LINE_EVERY:
             self._print()
 
     def close(self) -> None:
-        self._print()
+        if self.unsaid:
+            self._print()
 
     def _print(self) -> None:
+        self.unsaid = False
         self.last = time.monotonic()
         spent = self.last - self.start
         rate = (self.done - self.before) / spent if spent > 0 else 0.0

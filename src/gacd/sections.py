@@ -205,7 +205,7 @@ class Evaluation:
     attacks: list[str] = field(default_factory=lambda: ["natural", "fgsm", "pgd20", "autoattack"])
     """natural, noise, fgsm, pgd<steps>, pgd<steps>x<restarts>, cw (Carlini and Wagner's margin; 40
     steps), cw<steps>, cw<steps>x<restarts>, transfer (pgd20 images made on another model),
-    autoattack."""
+    autoattack. In short: --attacks natural autoattack."""
     step_size: Budget | None = None
     """Of PGD; by default eps/4 (2/255 at 8/255)."""
     autoattack_limit: int | None = None

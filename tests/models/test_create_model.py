@@ -131,13 +131,14 @@ def test_weights_depend_on_the_seed_alone(name: str) -> None:
     assert not torch.equal(weights(create_model(name, num_classes=3, seed=6)), first)
 
 
-@pytest.mark.parametrize("name", ["resnet18", "wrn-16-2", "digits-cnn-32"])
+@pytest.mark.parametrize("name", ["resnet18", "wrn-16-2", "mobilenetv2", "digits-cnn-32"])
 def test_convolutions_start_with_he_variance(name: str) -> None:
     model = create_model(name, num_classes=10, seed=0)
     for module in model.modules():
         if isinstance(module, torch.nn.Conv2d) and module.weight.numel() > 4000:
             expected = (2 / (module.kernel_size[0] ** 2 * module.out_channels)) ** 0.5
             assert module.weight.std().item() == pytest.approx(expected, rel=0.05)
+    assert not model.get_classifier().bias.any()
 
 
 @pytest.mark.parametrize(

@@ -75,7 +75,7 @@ class Data:
     title: str | None = None
     """What records and reports call the data, where its name would mislead."""
     size: int | None = None
-    """Scale and crop to size x size; by default as the data set is, or its first image."""
+    """Scale and crop to size x size; by default as the data (STL-10: 32) or the first image is."""
     classes: list[str | int] | None = None
     """Keep only the images of these classes, by name, relabelled in this order."""
     val_fraction: float = 0.1

@@ -370,7 +370,7 @@ class GACD(Reweighted):
 
     temperature: float = 0.1
     negatives: int = 16384
-    """k: the weight of the negative term, and with `sampled` the number of anchors drawn."""
+    """k: the weight of the negative term, and, unless `exact`, the number of anchors drawn."""
     dim: int = 128
     """Width of the shared embedding."""
     estimator: Literal["exact", "sampled", "memory"] = "exact"

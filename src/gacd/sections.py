@@ -75,7 +75,7 @@ class Data:
     title: str | None = None
     """What records and reports call the data, where its name would mislead."""
     size: int | None = None
-    """Scale and crop to size x size; by default as the data set is, or its first image."""
+    """Scale and crop to size x size; by default as the data (STL-10: 32) or the first image is."""
     classes: list[str | int] | None = None
     """Keep only the images of these classes, by name, relabelled in this order."""
     val_fraction: float = 0.1
@@ -370,7 +370,7 @@ class GACD(Reweighted):
 
     temperature: float = 0.1
     negatives: int = 16384
-    """k: the weight of the negative term, and with `sampled` the number of anchors drawn."""
+    """k: the weight of the negative term, and, unless `exact`, the number of anchors drawn."""
     dim: int = 128
     """Width of the shared embedding."""
     estimator: Literal["exact", "sampled", "memory"] = "exact"

@@ -1,6 +1,7 @@
 """What an attack maximises: each factory returns a function of images, one number per image.
 
-The larger the number, the better for the attacker. All are computed in float32 under any autocast.
+The larger the number, the better for the attacker. What follows the network is computed in float32
+under any autocast.
 """
 
 from collections.abc import Callable

@@ -40,10 +40,10 @@ def load_splits(
     `train_limit` and `test_limit` then keep at most so many images of what they name. All choices
     are stratified and keep the images' order. Validation and training part depend on `seed`, the
     test part never does: use one seed for a teacher and its students, or the teacher has seen
-    their validation images. `size` is the side in pixels that images are resized to. Only images of
-    `classes` are kept where that is given, relabelled in its order. With `stream`, for those of
-    `STREAMED`, training images stay on disk and `workers` processes decode them; the two other
-    parts are in memory all the same.
+    their validation images. `size` is the side in pixels that images are resized to (32 for STL-10
+    if not given). Only images of `classes` are kept where that is given, relabelled in its order.
+    With `stream`, for those of `STREAMED`, training images stay on disk and `workers` processes
+    decode them; the two other parts are in memory all the same.
     Raises UserError on bad names, paths, files and numbers.
     """
     if not 0 < val_fraction < 1:

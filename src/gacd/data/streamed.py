@@ -40,9 +40,9 @@ class Reader(Protocol):
 class StreamedDataset:
     """Some `rows` of what `reader` reads, as images of `size` x `size` pixels.
 
-    In memory are the labels and eight bytes a row, no image. `workers` processes decode ahead (0:
-    this one). Images are scaled and cropped as `read_folder` does it, and brought to `channels`
-    (1: grey, 3: RGB).
+    In memory are the labels, eight bytes a row and what `reader` keeps of where the images lie, no
+    image. `workers` processes decode ahead (0: this one). Images are scaled and cropped as
+    `read_folder` does it, and brought to `channels` (1: grey, 3: RGB).
     """
 
     reader: Reader

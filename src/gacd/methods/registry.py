@@ -104,7 +104,8 @@ def parse_method(name: str, weights: Mapping[str, float] | None = None) -> Named
     """`gacd+rslad+aft` as its terms; those that `weights` sets to 0 are left out of a combination.
 
     Raises:
-        UserError: an unknown term (the nearest one is named), a term twice, an addition alone.
+        UserError: an unknown term (the nearest one is named), a term twice, an addition alone,
+            every weight 0, or aft after terms that need no teacher.
     """
     parts = name.split("+")
     aft = len(parts) > 1 and parts[-1] == AFT

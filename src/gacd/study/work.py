@@ -45,7 +45,7 @@ _COMMANDS = {
 }
 _POLL = 2.0  # seconds between looks at cells that others are working on
 _KEPT_OUT_OF_GIT = """\
-# What another machine needs is the records, and the networks trained without a teacher.
+# What another machine needs is the records, and the networks trained by PGD-AT: every teacher.
 *.lock
 *.safetensors
 !outcomes.safetensors

@@ -20,9 +20,8 @@ from gacd.methods.registry import check_settings
 from gacd.models import create_model
 from gacd.models.adapted import Adapted
 from gacd.models.base import Backbone
-from gacd.models.checkpoints import load_model, load_weights, names_itself
+from gacd.models.checkpoints import load_model, load_weights, said_of
 from gacd.ranks import Ranks
-from gacd.storage import load_meta
 from gacd.training.loop import Plan
 from gacd.training.precision import Bf16Autocast
 
@@ -154,22 +153,19 @@ def network(
         found = sorted(path.glob("model.safetensors")) + sorted(path.glob("*/model.safetensors"))
         such = f"such as {found[0]}" if found else "a .safetensors of gacd or a public .pt"
         raise UserError(f"{path} is a folder: name a file, {such}")
-    if names_itself(path):
-        loaded, meta = load_model(path)
-        if given.model not in (None, meta["architecture"]):
-            raise UserError(f"{path} holds a {meta['architecture']}: leave {flag} out")
-        if given.mean is not None:
-            raise UserError(f"{path} holds its own mean and std: leave them out")
-        return loaded, meta
-    about = load_meta(path) if path.suffix == ".safetensors" else {}  # a state of training
+    about = said_of(path)
+    if given.mean is not None and "mean" in about:
+        raise UserError(f"{path} holds its own mean and std: leave them out")
+    if "architecture" in about:
+        if given.model not in (None, about["architecture"]):
+            raise UserError(f"{path} holds a {about['architecture']}: leave {flag} out")
+        return load_model(path)
     if given.model is None:
         if "mean" in about and (finished := path.with_name("model.safetensors")).is_file():
             raise UserError(f"{path}: a state of training; the finished network is {finished}")
         raise UserError(f"{path}: say which network it is with {flag}, such as {flag} resnet18")
     if given.num_classes is None:
         raise UserError(f"{path}: say with --num_classes how many classes it was trained on")
-    if given.mean is not None and "mean" in about:
-        raise UserError(f"{path} holds its own mean and std: leave them out")
     if given.mean is not None and len(given.mean) != channels:
         raise UserError(f"mean and std need {channels} numbers, one for each channel")
     loaded = create_model(

@@ -25,8 +25,8 @@ from gacd.methods import Teacher
 from gacd.methods.base import check_same_classes
 from gacd.methods.registry import Named, parse_method
 from gacd.models.base import Backbone
-from gacd.models.checkpoints import load_weights, method_of, names_itself
-from gacd.storage import load_meta, read_json, write_json
+from gacd.models.checkpoints import load_weights, method_of, names_itself, said_of
+from gacd.storage import read_json, write_json
 from gacd.training.ranks import refuse_memory
 
 
@@ -107,7 +107,7 @@ def _teacher(run: Run, cfg: c.Distill) -> tuple[Backbone, str, Spent]:
 
 def _note_seed(run: Run, teacher: Path) -> None:
     """The seed decides which images are held out: a teacher of another one has seen them."""
-    seed = load_meta(teacher).get("seed") if teacher.suffix == ".safetensors" else None
+    seed = said_of(teacher).get("seed")
     if seed not in (None, run.cfg.seed):
         run.note(
             f"{teacher} is of seed {seed}: if it trained on these images, it has seen most of "

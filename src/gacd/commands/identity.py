@@ -74,9 +74,8 @@ def _grown(theirs: dict[str, Any], ours: dict[str, Any], begun: Container[str]) 
 
 def refuse_missing(cfg: c.Run) -> None:
     """Refuse a file to start from that is not there, before anything is read or compared."""
-    teacher = getattr(cfg, "teacher", None)
-    paths = [getattr(cfg, key, None) for key in ("checkpoint", "source")]
-    for path in [*paths, getattr(teacher, "checkpoint", None)]:
+    settings = flat(asdict(cfg))
+    for path in map(settings.get, STARTS):
         if path is not None and not path.exists():
             raise UserError(f"{path}: no such file")
 

@@ -18,10 +18,10 @@ from gacd.evaluation.robust import answered_alike, epsilon_curve, evaluate
 from gacd.methods.cost import Cost
 from gacd.methods.registry import method_order
 from gacd.models.base import Backbone
-from gacd.models.checkpoints import load_model
+from gacd.models.checkpoints import load_model, said_of
 from gacd.ranks import ALONE, Ranks
 from gacd.report.tables import read_record
-from gacd.storage import load_meta, write_json
+from gacd.storage import write_json
 
 MODEL = "model.safetensors"
 TEACHER = "teacher"
@@ -47,7 +47,7 @@ class Spent:
     @classmethod
     def read(cls, path: Path) -> "Spent":
         """What went into the network of a file, as far as the file says."""
-        meta = load_meta(path).get("spent") if path.suffix == ".safetensors" else None
+        meta = said_of(path).get("spent")
         return cls() if meta is None else cls(**{**meta, "cost": Cost(**meta["cost"])})
 
     def record(self) -> dict[str, Any]:

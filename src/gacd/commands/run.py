@@ -6,6 +6,7 @@ from multiprocessing import active_children, get_context
 from multiprocessing.pool import AsyncResult, Pool
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock, Timeout
 from lightning_fabric import Fabric
@@ -205,15 +206,18 @@ class Run:
         alone and a classifier that nobody trained, too.
         """
         if self.fabric.is_global_zero and not (out / MODEL).is_file():
-            meta = {
+            meta: dict[str, Any] = {
                 "architecture": architecture,
                 "method": method,
                 "seed": self.cfg.seed,
                 "classes": list(self.splits.train.classes),
                 "size": self.splits.train.size,
             }
-            known = {} if spent is None else {"spent": asdict(spent)}
-            save_model(out / MODEL, model, meta | known | ({"features": True} if features else {}))
+            if spent is not None:
+                meta["spent"] = asdict(spent)
+            if features:
+                meta["features"] = True
+            save_model(out / MODEL, model, meta)
 
     def load(
         self, path: Path | None, given: build.Given, flag: str = "--model"

@@ -45,18 +45,22 @@ def statistics(model: Backbone) -> dict[str, list[float] | None]:
     return {"mean": _numbers(model.mean), "std": _numbers(model.std)}
 
 
-def method_of(path: Path) -> str:
-    """How a file says that its network was trained; its own name where it does not say."""
-    known = load_meta(path) if path.suffix == ".safetensors" else {}
-    return str(known.get("method", path.stem))
-
-
-def names_itself(path: Path) -> bool:
-    """Whether a file says what network it holds: whether `load_model` takes it.
+def said_of(path: Path) -> dict[str, Any]:
+    """What a file says of itself: nothing, where it is no .safetensors.
 
     Raises UserError for a .safetensors that is not there, or damaged.
     """
-    return path.suffix == ".safetensors" and "architecture" in load_meta(path)
+    return load_meta(path) if path.suffix == ".safetensors" else {}
+
+
+def method_of(path: Path) -> str:
+    """How a file says that its network was trained; its own name where it does not say."""
+    return str(said_of(path).get("method", path.stem))
+
+
+def names_itself(path: Path) -> bool:
+    """Whether a file says what network it holds: whether `load_model` takes it. Raises as that."""
+    return "architecture" in said_of(path)
 
 
 def load_model(path: Path | str) -> tuple[Backbone, dict[str, Any]]:

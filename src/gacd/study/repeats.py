@@ -83,7 +83,7 @@ def _check(results: Sequence[Result]) -> None:
             )
         if _EVALUATED in theirs:  # the seed is the evaluation's
             continue
-        began = "checkpoint" not in theirs or _start(a) == _start(b) is not None
+        began = "checkpoint" not in theirs or _start(a.parent) == _start(b.parent) is not None
         if began and ours["seed"] == theirs["seed"]:
             raise UserError(f"{a} and {b} are both of seed {theirs['seed']}: give one run of each")
 
@@ -103,11 +103,10 @@ def _check_attacked(results: Sequence[Result]) -> None:
                 )
 
 
-def _start(folder: Path) -> str | None:
-    """Name and content of the file that a row's run began with, as far as it says."""
-    file = folder.parent / "run.json"
-    start: str | None = read_json(file).get("checkpoint") if file.is_file() else None
-    return start
+def _start(run: Path, key: str = "checkpoint") -> str | None:
+    """Name and content of the file that a run began with, as far as it says."""
+    file = run / "run.json"
+    return flat(read_json(file)).get(key) if file.is_file() else None
 
 
 def one_model(results: Sequence[Result]) -> bool:
@@ -117,7 +116,7 @@ def one_model(results: Sequence[Result]) -> bool:
         UserError: in some of them.
     """
     rows = [r for r in results if r.record and _EVALUATED in r.record["config"]]
-    files = [_start(row.folder) for row in rows]
+    files = [_start(row.folder.parent) for row in rows]
     if len(results) != len(files) or len(files) < 2 or None in files:
         return False
     for (a, ours), (b, theirs) in combinations(zip(rows, files, strict=True), 2):
@@ -128,7 +127,5 @@ def one_model(results: Sequence[Result]) -> bool:
 
 def one_teacher(runs: Sequence[Path]) -> bool:
     """Whether several runs began with the same teacher's file, as far as they say."""
-    files = [run / "run.json" for run in runs]
-    known = [flat(read_json(file)) if file.is_file() else {} for file in files]
-    teachers = {settings.get("teacher.checkpoint") for settings in known}
+    teachers = {_start(run, "teacher.checkpoint") for run in runs}
     return len(runs) > 1 and len(teachers) == 1 and None not in teachers

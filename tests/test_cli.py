@@ -13,7 +13,7 @@ from torch import distributed
 
 from command_line import STAGE, TINY, TRAIN, folders, refusal
 from gacd import cli
-from gacd.commands import run, train
+from gacd.commands import train, training
 from gacd.errors import UserError
 from gacd.models import create_model
 from gacd.models.checkpoints import save_model
@@ -207,7 +207,7 @@ def test_without_an_attack_clean_accuracy_chooses(monkeypatch: pytest.MonkeyPatc
         asked.append(given[3].select)
         return fit(*given, **more)
 
-    monkeypatch.setattr(run, "fit", noted)
+    monkeypatch.setattr(training, "fit", noted)
     assert cli.main([*TRAIN, "--method", "natural", "--out", "natural"]) == 0
     start = ["--checkpoint", "natural/natural/model.safetensors", *STAGE, *TINY]
     assert cli.main(["finetune", *start, "--method", "natural", "--out", "finetuned"]) == 0

@@ -11,8 +11,8 @@ from lightning_fabric import Fabric
 
 from gacd import config as c
 from gacd.attacks.threat import ThreatModel
-from gacd.data.dataset import ImageDataset, Splits
-from gacd.data.load import load_splits
+from gacd.data.dataset import ArrayDataset, ImageDataset, Splits
+from gacd.data.load import load_splits, load_test
 from gacd.errors import UserError
 from gacd.methods import METHODS, TrainingAttack
 from gacd.methods.awp import AWP
@@ -65,7 +65,7 @@ def splits(cfg: c.Data, seed: int) -> Splits:
         cfg.name,
         root=cfg.root,
         size=cfg.size,
-        classes=None if cfg.classes is None else [str(name) for name in cfg.classes],
+        classes=_class_names(cfg),
         val_fraction=cfg.val_fraction,
         train_limit=cfg.train_limit,
         test_limit=cfg.test_limit,
@@ -73,13 +73,34 @@ def splits(cfg: c.Data, seed: int) -> Splits:
         workers=cfg.workers,
         seed=seed,
     )
-    test = parts.test.images
-    if min(test.shape[-2:]) < c.SMALLEST:
+    _check_side(parts.test)
+    return parts if cfg.title is None else parts.named(cfg.title)
+
+
+def test_part(cfg: c.Data) -> ArrayDataset:
+    """The test images alone, for a command that does not train."""
+    test = load_test(
+        cfg.name,
+        root=cfg.root,
+        size=cfg.size,
+        classes=_class_names(cfg),
+        test_limit=cfg.test_limit,
+    )
+    _check_side(test)
+    return test if cfg.title is None else test.named(cfg.title)
+
+
+def _class_names(cfg: c.Data) -> list[str] | None:
+    return None if cfg.classes is None else [str(name) for name in cfg.classes]
+
+
+def _check_side(test: ArrayDataset) -> None:
+    side = min(test.images.shape[-2:])
+    if side < c.SMALLEST:
         raise UserError(
-            f"images are {test.shape[-1]} pixels wide, but networks need at least {c.SMALLEST}: "
+            f"images are {side} pixels wide, but networks need at least {c.SMALLEST}: "
             "say --data.size"
         )
-    return parts if cfg.title is None else parts.named(cfg.title)
 
 
 def threat(cfg: c.Threat) -> ThreatModel:

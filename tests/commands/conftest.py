@@ -9,7 +9,7 @@ import pytest
 
 from gacd import cli
 from gacd.commands import distill as command
-from gacd.commands import run
+from gacd.commands import run, training
 
 COMMON = [
     "--data.train_limit",
@@ -88,12 +88,12 @@ def watched(monkeypatch: pytest.MonkeyPatch) -> Callable[[], list[str]]:
 
     note(run, "measure_row", "")
     note(command, "fit_head", "")
-    original = run.fit
+    original = training.fit
 
     def fit(fabric: Any, method: Any, splits: Any, plan: Any, *, out: Path, name: str) -> Any:
         if not (out / "done.json").is_file():
             done.append(f"fit {name}")
         return original(fabric, method, splits, plan, out=out, name=name)
 
-    monkeypatch.setattr(run, "fit", fit)
+    monkeypatch.setattr(training, "fit", fit)
     return lambda: done

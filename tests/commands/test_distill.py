@@ -15,7 +15,7 @@ from commands.conftest import DISTILL, METHODS, distill
 from evaluation.conftest import QuickAutoAttack
 from gacd import cli
 from gacd.build import Given, from_checkpoint
-from gacd.commands import run
+from gacd.commands import training
 from gacd.data.load import load_splits
 from gacd.errors import UserError
 from gacd.models import create_model
@@ -125,14 +125,14 @@ def test_features_alone_do_not_classify(finished: Path, tmp_path: Path) -> None:
 def test_what_is_said_of_a_stage_reaches_it_and_no_other(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    fitted, starts, fit = {}, {}, run.fit
+    fitted, starts, fit = {}, {}, training.fit
 
     def noted(fabric: Any, method: Any, splits: Any, plan: Any, *, out: Path, name: str) -> Any:
         fitted[name] = method, splits, plan
         starts[name] = deepcopy(method.state_dict())
         return fit(fabric, method, splits, plan, out=out, name=name)
 
-    monkeypatch.setattr(run, "fit", noted)
+    monkeypatch.setattr(training, "fit", noted)
     stages = ("teacher.training", "training", "distillation", "finetune")
     said = [f"--{stage}.lr=0.0{n}" for n, stage in enumerate(stages, 1)]
     said += ["--seed", "3", "--data.val_fraction", "0.2", "--weights.ard", "0.5"]
@@ -173,13 +173,13 @@ def test_what_is_said_of_a_stage_reaches_it_and_no_other(
 def test_fine_tuning_may_have_another_method(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    fitted, fit = {}, run.fit
+    fitted, fit = {}, training.fit
 
     def noted(fabric: Any, method: Any, *rest: Any, name: str, **more: Any) -> Any:
         fitted[name] = method.weights
         return fit(fabric, method, *rest, name=name, **more)
 
-    monkeypatch.setattr(run, "fit", noted)
+    monkeypatch.setattr(training, "fit", noted)
     asked = [*DISTILL, "--methods", "kd+aft", "--out", str(tmp_path), "--finetune_method"]
     for wrong in ("gacd", "regression", "ard+aft", "kd"):
         assert cli.main([*asked, wrong]) == 2

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from gacd import cli
 from gacd import config as c
@@ -305,3 +306,19 @@ def test_a_radius_of_the_wrong_norm_is_noted(
     words = command(models[0], tmp_path / "step", "natural", "--evaluation.step_size", "2")
     assert cli.main(words) == 2
     assert "step_size is 2: " in capsys.readouterr().err
+
+
+def test_test_images_are_enough(models: tuple[Path, Path], no_page: None, tmp_path: Path) -> None:
+    test = load_splits("digits", seed=0).test
+    for row, (image, label) in enumerate(zip(test.images[:30], test.labels[:30], strict=True)):
+        folder = tmp_path / "mine" / "test" / str(int(label))
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image[0].numpy()).save(folder / f"{row}.png")
+    data = ("--data.name", "folder", "--data.root", str(tmp_path / "mine"))
+    words = command(models[0], tmp_path / "out", "natural pgd3", *data)
+    assert cli.main([*words, "--evaluation.workers", "1"]) == 0
+    record = read_json(tmp_path / "out" / "model" / "record.json")
+    some = test.subset(torch.arange(30))
+    model, _ = load_model(models[0])
+    found = evaluate(model, some, attacks=["natural"], threat=ThreatModel(eps=0.1))
+    assert record["natural"] == pytest.approx(found.accuracy("natural"), abs=0.1)

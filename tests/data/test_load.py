@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from gacd.data.dataset import ArrayDataset
-from gacd.data.load import load_splits
+from gacd.data.load import load_splits, load_test
 from gacd.errors import UserError
 
 
@@ -69,11 +69,47 @@ def test_a_folder_is_split_too(tmp_path: Path) -> None:
     assert splits.test.size == 4
 
 
+@pytest.mark.parametrize("stream", [False, True], ids=["in memory", "streamed"])
+def test_the_test_part_by_itself_is_the_same(tmp_path: Path, stream: bool) -> None:
+    root = write_folder(tmp_path, {f"{p}/{c}": 9 for p in ("train", "test") for c in "abc"})
+    chosen = {"root": root, "size": 4, "classes": ["c", "a"], "test_limit": 5}
+    whole = load_splits("folder", **chosen, stream=stream, seed=3, val_fraction=0.2).test
+    alone = load_test("folder", **chosen)
+    assert (alone.fingerprint(), alone.name) == (whole.fingerprint(), whole.name)
+    digits = load_test("digits", test_limit=50, size=12)
+    assert (
+        digits.fingerprint()
+        == load_splits("digits", test_limit=50, size=12, seed=1).test.fingerprint()
+    )
+
+
+def test_the_test_part_needs_no_training_images(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = write_folder(tmp_path, {"test/b": 2, "test/a": 3})
+    found = load_test("folder", root=root)
+    assert (found.classes, found.labels.tolist()) == (("a", "b"), [0, 0, 0, 1, 1])
+    (root / "train").mkdir()
+    for name in "abc":
+        (root / "train" / name).mkdir()
+        (root / "train" / name / "never.png").write_text("not read")
+    assert load_test("folder", root=root).classes == ("a", "b", "c")
+    assert "has no test images of c" in capsys.readouterr().out
+    for arguments, says in (
+        ({"name": "folder", "root": root / "none"}, "no such folder"),
+        ({"name": "folder", "root": root / "test"}, "no such folder; put test/CLASS"),
+        ({"name": "folder"}, "say in which folder"),
+        ({"name": "digit"}, "did you mean 'digits'"),
+    ):
+        with pytest.raises(UserError, match=says):
+            load_test(**arguments)
+
+
 def test_stl10_is_resized_to_32_pixels_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
     big = ArrayDataset(
         torch.zeros(40, 3, 96, 96, dtype=torch.uint8), torch.arange(40) % 2, ("a", "b"), "stl10"
     )
-    monkeypatch.setattr("gacd.data.load.read_torchvision", lambda name, root: (big, big))
+    monkeypatch.setattr("gacd.data.load.read_torchvision", lambda name, root, train: big)
     assert load_splits("stl10", root=Path(), seed=0).train.size == 32
     assert load_splits("stl10", root=Path(), seed=0, size=48).test.size == 48
 

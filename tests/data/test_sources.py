@@ -19,6 +19,7 @@ from scipy.io import savemat
 from sklearn.datasets import load_digits
 from torchvision import datasets
 
+from gacd.data.load import load_test
 from gacd.data.sources import TORCHVISION, read_digits, read_torchvision
 from gacd.errors import UserError
 
@@ -150,13 +151,16 @@ def test_original_files_give_their_pixels_and_labels(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     written = WRITERS[name](tmp_path, monkeypatch)
-    for part, data in zip(("train", "test"), read_torchvision(name, tmp_path), strict=True):
+    for part in ("train", "test"):
+        data = read_torchvision(name, tmp_path, train=part == "train")
         images, labels = written[part]
         assert data.images.dtype == torch.uint8
         assert np.array_equal(data.images.numpy(), images)
         assert data.labels.tolist() == labels
         assert data.name == name
     assert data.classes == tuple(CLASSES[name])
+    alone = load_test(name, root=tmp_path, size=data.size)
+    assert alone.fingerprint() == data.fingerprint()
 
 
 @pytest.mark.parametrize("name", WRITERS)
@@ -167,13 +171,13 @@ def test_a_damaged_file_is_an_error_with_its_remedy(
     damaged = sorted(path for path in tmp_path.rglob("*test*") if path.is_file())[0]
     damaged.write_bytes(damaged.read_bytes()[:-1])
     with pytest.raises(UserError, match="wrong checksum"):
-        read_torchvision(name, tmp_path)
+        read_torchvision(name, tmp_path, train=False)
 
 
 @pytest.mark.parametrize("name", WRITERS)
 def test_missing_files_are_an_error_with_its_remedy(name: str, tmp_path: Path) -> None:
     with pytest.raises(UserError) as caught:
-        read_torchvision(name, tmp_path)
+        read_torchvision(name, tmp_path, train=False)
     message = str(caught.value)
     assert "\n" not in message
     assert str(tmp_path) in message

@@ -45,7 +45,7 @@ def analyze(cfg: c.Analyze, *, goal: Goal = "report") -> None:
         raise UserError(f"students need different names, and none may be '{TEACHER}'")
     alone = replace(cfg.fabric, devices=1, num_nodes=1, strategy="auto")
     device = build.fabric(alone).device
-    test = build.splits(cfg.data, cfg.seed).test.to(device)
+    test = build.test_part(cfg.data).to(device)
     models, metas = {}, {}
     for name, path in files.items():
         models[name], metas[name] = _finished(path, test, cfg.data.size)

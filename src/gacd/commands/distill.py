@@ -16,7 +16,7 @@ from gacd.commands.rows import (
     Row,
     Spent,
 )
-from gacd.commands.run import Run, check_attack, refuse_teacher
+from gacd.commands.training import TrainingRun, check_attack, refuse_teacher
 from gacd.data.batches import iterate
 from gacd.errors import UserError
 from gacd.evaluation.batches import model_fingerprint
@@ -42,7 +42,7 @@ def distill(cfg: c.Distill, title: str = "", *, goal: Goal = "report") -> None:
                 "the anchor bank of streamed data stays on disk, too: say --gacd.estimator sampled"
             )
     refuse_teacher(cfg.teacher.method, cfg.teacher.training)
-    run = Run(cfg, goal)
+    run = TrainingRun(cfg, goal)
     _refuse_early(run, cfg)
     teacher, teacher_name, spent = _teacher(run, cfg)
     if cfg.teacher.evaluate:
@@ -53,7 +53,7 @@ def distill(cfg: c.Distill, title: str = "", *, goal: Goal = "report") -> None:
         spent = _student(run, cfg, method, Teacher(teacher))
         role = "undefended" if method == "natural" else "student"
         run.measure(Row(method, cfg.student, method, role, spent))
-    run.finish(title or f"{teacher_name} to {cfg.student} on {run.splits.test.name}")
+    run.finish(title or f"{teacher_name} to {cfg.student} on {run.test.name}")
 
 
 def _finetuning(cfg: c.Distill) -> Named:
@@ -66,7 +66,7 @@ def _finetuning(cfg: c.Distill) -> Named:
     return named
 
 
-def _refuse_early(run: Run, cfg: c.Distill) -> None:
+def _refuse_early(run: TrainingRun, cfg: c.Distill) -> None:
     """Refuse, before the teacher trains, what would fail only after it."""
     ranks = run.fabric.world_size
     build.model(cfg.student, run.splits.train, seed=cfg.seed)
@@ -87,7 +87,7 @@ def _refuse_early(run: Run, cfg: c.Distill) -> None:
         check_width(cfg.gacd.dim, teacher.num_features)
 
 
-def _teacher(run: Run, cfg: c.Distill) -> tuple[Backbone, str, Spent]:
+def _teacher(run: TrainingRun, cfg: c.Distill) -> tuple[Backbone, str, Spent]:
     data = run.splits.train
     if cfg.teacher.checkpoint is not None:
         said = cfg.teacher
@@ -105,7 +105,7 @@ def _teacher(run: Run, cfg: c.Distill) -> tuple[Backbone, str, Spent]:
     return teacher, cfg.teacher.model, spent
 
 
-def _note_seed(run: Run, teacher: Path) -> None:
+def _note_seed(run: TrainingRun, teacher: Path) -> None:
     """The seed decides which images are held out: a teacher of another one has seen them."""
     seed = said_of(teacher).get("seed")
     if seed not in (None, run.cfg.seed):
@@ -124,7 +124,7 @@ def _in_one_stage(named: Named) -> bool:
     return named.trains_head and not named.aft
 
 
-def _student(run: Run, cfg: c.Distill, method: str, teacher: Teacher) -> Spent:
+def _student(run: TrainingRun, cfg: c.Distill, method: str, teacher: Teacher) -> Spent:
     """Make the student of one row; returns what its training took."""
     named = parse_method(method, cfg.weights)
     student = build.model(cfg.student, run.splits.train, seed=cfg.seed + 1)
@@ -160,7 +160,7 @@ def _student(run: Run, cfg: c.Distill, method: str, teacher: Teacher) -> Spent:
     return spent
 
 
-def _head(run: Run, cfg: c.Distill, name: str, student: Backbone, spent: Spent) -> Spent:
+def _head(run: TrainingRun, cfg: c.Distill, name: str, student: Backbone, spent: Spent) -> Spent:
     """Fit the linear layer of distilled features, once for a method with and without +aft."""
     folder = run.cfg.out / name
     path, done = folder / MODEL, folder / "linear.json"
@@ -176,7 +176,7 @@ def _head(run: Run, cfg: c.Distill, name: str, student: Backbone, spent: Spent) 
     return Spent.read(path)
 
 
-def _bank(run: Run, teacher: Teacher, dtype: str, folder: Path | None) -> AnchorBank:
+def _bank(run: TrainingRun, teacher: Teacher, dtype: str, folder: Path | None) -> AnchorBank:
     train = run.splits.train.to(run.fabric.device)
     made_of = Fingerprint(
         teacher=model_fingerprint(teacher.module),

@@ -20,7 +20,7 @@ def evaluate(cfg: c.Evaluate) -> None:
     method, spent = method_of(cfg.checkpoint), Spent.read(cfg.checkpoint)
     run.keep(cfg.out / "model", model, name, method, spent)
     run.measure(Row("model", name, method, spent=spent))
-    run.finish(f"{method} ({name}) on {run.splits.test.name}")
+    run.finish(f"{method} ({name}) on {run.test.name}")
 
 
 def report(cfg: c.Report) -> None:

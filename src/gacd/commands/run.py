@@ -1,4 +1,4 @@
-"""A run: its folder, its data, and the stages that every command is made of."""
+"""A run: its folder, its data, and the rows of its table."""
 
 from collections.abc import Callable
 from dataclasses import asdict, replace
@@ -13,8 +13,6 @@ from lightning_fabric import Fabric
 
 from gacd import build
 from gacd import config as c
-from gacd.anchors import AnchorBank
-from gacd.attacks.validation import one_answer
 from gacd.commands.identity import Goal, claim, refuse_missing
 from gacd.commands.rows import (
     MODEL,
@@ -27,27 +25,20 @@ from gacd.commands.rows import (
     row_order,
     summary,
 )
-from gacd.data.batches import steps_per_epoch
-from gacd.data.dataset import Splits
+from gacd.data.dataset import ArrayDataset
 from gacd.errors import UserError
 from gacd.evaluation.autoattack import check_autoattack
 from gacd.evaluation.names import parse_attack
-from gacd.methods import Teacher, create_method
-from gacd.methods.base import check_objective
-from gacd.methods.cost import measure
-from gacd.methods.registry import Named, parse_method
 from gacd.models.base import Backbone
 from gacd.models.checkpoints import save_model
 from gacd.progress import progress
 from gacd.report.run import write_run_report
 from gacd.report.tables import comparison_table
-from gacd.storage import fingerprint, write_json
-from gacd.training.loop import fit
-from gacd.training.ranks import per_rank
+from gacd.storage import write_json
 
 
 class Run:
-    """One run folder: its data, its threat model, and the stages that every command is made of."""
+    """One run folder: its test images, its threat model, its models and their rows."""
 
     def __init__(self, cfg: c.Run, goal: Goal = "report") -> None:
         self.cfg, self.goal = cfg, goal
@@ -65,15 +56,19 @@ class Run:
             self.threat.check_step(c.fraction(cfg.evaluation.step_size))
         for eps in cfg.evaluation.eps_curve:
             replace(self.threat, eps=c.fraction(eps))  # refused now, not after training
-        self.splits: Splits = build.splits(cfg.data, cfg.seed)
+        self.test, images = self.read()
         if "autoattack" in cfg.evaluation.attacks:
-            check_autoattack(self.splits.test.images, self.threat)
-        images = fingerprint(part.fingerprint() for part in (self.splits.train, self.splits.test))
+            check_autoattack(self.test.images, self.threat)
         self.lock: FileLock | None = None
         self.once(lambda: self._claim(images))
         self.pool: Pool | None = None
         self.workers: list[BaseProcess] = []
         self.pending: dict[str, AsyncResult[None]] = {}
+
+    def read(self) -> tuple[ArrayDataset, str]:
+        """The test images, and the fingerprint of all images that this run is of."""
+        test = build.test_part(self.cfg.data)
+        return test, test.fingerprint()
 
     def _claim(self, images: str) -> None:
         """Make the folder this process's until it ends, however it ends, and this run's."""
@@ -122,74 +117,6 @@ class Run:
             print(f"note: {text}", flush=True)
         self.notes.add(text)
 
-    def check_stage(self, stage: c.Training, name: str, method: Named) -> None:
-        """Refuse, before anything trains, what would fail in the stage's first step."""
-        if method.attacks:
-            step_size, eps = c.fraction(stage.attack.step_size), self.threat.eps
-            self.threat.check_step(step_size)
-            reach = stage.attack.steps * step_size
-            if reach < eps:
-                self.note(
-                    f"{stage.attack.steps} steps of {step_size:.3g} in training reach {reach:.3g} "
-                    f"from where they start, and eps is {eps:.3g}: say {name}.attack.step_size"
-                )
-        ranks = self.fabric.world_size
-        try:
-            share = per_rank(stage.batch_size, ranks)
-            if share == 1:
-                raise UserError("batch normalisation needs two images or more on each process")
-            steps_per_epoch(len(self.splits.train), share, drop_last=True, world_size=ranks)
-        except UserError as error:
-            raise UserError(f"{name}.batch_size: {error}") from None
-
-    def train(
-        self,
-        name: str,
-        method: str,
-        model: Backbone,
-        architecture: str,
-        training: c.Training,
-        *,
-        teacher: Teacher | None = None,
-        bank: AnchorBank | None = None,
-        weights: dict[str, float] | None = None,
-        before: Spent | None = None,
-        label: str | None = None,
-    ) -> Spent:
-        """Train `model` in the stage folder `name` and keep it there, called by its `label`.
-
-        Returns what it took, with what earlier stages took `before`.
-        """
-        out = self.cfg.out / name
-        if training.select == "robust" and not parse_method(method, weights).attacks:
-            training = replace(training, select="natural")  # under attack there is only noise
-        built = create_method(
-            method,
-            model,
-            build.attack(training.attack, self.threat),
-            teacher=teacher,
-            bank=bank,
-            seed=self.cfg.seed,
-            options=self.options,
-            weights=weights,
-            awp=build.awp(training),
-        ).to(self.fabric.device)
-        cost = measure(built, self.splits.train, batch_size=training.batch_size)
-        plan = build.plan(training, self.cfg.data, self.cfg.fabric, self.cfg.seed)
-        summary = fit(self.fabric, built, self.splits, plan, out=out, name=name)
-        trivial = one_answer(self.splits.val.labels)
-        if summary.val_natural <= trivial:
-            self.note(
-                f"{name}: right on {summary.val_natural:.1f} % of the validation images, and "
-                f"one answer to all on {trivial:.1f} %: try another rate, or more epochs"
-            )
-        model.requires_grad_(True)  # a head that had no part in this has one in what follows
-        here = Spent(summary.seconds, summary.images, cost * summary.images)
-        spent = here if before is None else before + here
-        features = not parse_method(method, weights).trains_head
-        self.keep(out, model, architecture, label or method, spent, features=features)
-        return spent
-
     def keep(
         self,
         out: Path,
@@ -210,8 +137,8 @@ class Run:
                 "architecture": architecture,
                 "method": method,
                 "seed": self.cfg.seed,
-                "classes": list(self.splits.train.classes),
-                "size": self.splits.train.size,
+                "classes": list(self.test.classes),
+                "size": self.test.size,
             }
             if spent is not None:
                 meta["spent"] = asdict(spent)
@@ -231,7 +158,7 @@ class Run:
                 "which model? give --checkpoint FILE, a .safetensors of gacd or a public .pt"
             )
         size = self.cfg.data.size
-        return build.from_checkpoint(path, given, self.splits.train, size=size, flag=flag)
+        return build.from_checkpoint(path, given, self.test, size=size, flag=flag)
 
     def measure(self, row: Row) -> None:
         """Attack a finished model and write its record; done once per row.
@@ -244,7 +171,7 @@ class Run:
         workers = self.cfg.evaluation.workers
         if workers == 0:
             ranks = build.ranks(self.fabric)
-            measure_row(self.cfg, row, self.splits.test, self.fabric.device, ranks=ranks)
+            measure_row(self.cfg, row, self.test, self.fabric.device, ranks=ranks)
         if workers == 0 or not self.fabric.is_global_zero:
             return
         if self.pool is None:
@@ -294,22 +221,3 @@ class Run:
         console.print(comparison_table(results, caption=title))
         print(f"results: {self.cfg.out / 'results.json'}")
         print(f"report:  {self.cfg.out / 'report.html'}")
-
-
-def refuse_teacher(method: str, training: c.Training) -> None:
-    """Refuse a method that `train`, `finetune` or a teacher cannot use."""
-    named = parse_method(method)
-    if named.needs_teacher:
-        raise UserError(f"{method} needs a teacher: use gacd distill --methods {method}")
-    check_attack(named, training)
-
-
-def check_attack(named: Named, training: c.Training) -> None:
-    """Refuse, before anything trains, an attack on what the method does not have."""
-    if named.attacks:
-        check_objective(
-            training.attack.objective,
-            name=named.name,
-            trains_head=named.trains_head,
-            has_teacher=named.needs_teacher,
-        )

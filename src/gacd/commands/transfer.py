@@ -7,7 +7,7 @@ from gacd import build
 from gacd import config as c
 from gacd.commands.identity import Goal
 from gacd.commands.rows import MODEL, Row, Spent
-from gacd.commands.run import Run
+from gacd.commands.training import TrainingRun
 from gacd.errors import UserError
 from gacd.evaluation.transfer import transfer as transferred
 from gacd.storage import read_json, write_json
@@ -19,7 +19,7 @@ def transfer(cfg: c.Transfer, *, goal: Goal = "report") -> None:
     """A linear classifier on a frozen model's features, attacked through the whole network."""
     if cfg.checkpoint is None:
         raise UserError("whose features? give --checkpoint FILE")
-    run = Run(cfg, goal)
+    run = TrainingRun(cfg, goal)
     channels = run.splits.train.channels
     given = build.Given(cfg.model, cfg.mean, cfg.std, cfg.num_classes)
     model, about = build.network(cfg.checkpoint, given, channels=channels)
@@ -37,4 +37,4 @@ def transfer(cfg: c.Transfer, *, goal: Goal = "report") -> None:
     run.fabric.barrier()
     seconds = read_json(out / "linear.json", "seconds")["seconds"]
     run.measure(Row(_NAME, name, method, "frozen, new linear layer", Spent(seconds)))
-    run.finish(f"Features of {method} ({name}) on {run.splits.test.name}")
+    run.finish(f"Features of {method} ({name}) on {run.test.name}")

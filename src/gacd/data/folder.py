@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,6 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image, ImageOps
-from torch import Tensor
 
 from gacd import storage
 from gacd.data.dataset import ArrayDataset
@@ -37,12 +37,27 @@ def read_folder(root: Path, size: int | None = None) -> tuple[ArrayDataset, Arra
     $GACD_CACHE, by default ~/.cache/gacd. Raises UserError, naming the file or folder.
     """
     classes, train, test = find_images(root)
-    pixels = _load([path for path, _ in train + test], root, size)
-    name = root.resolve().name
-    return (
-        ArrayDataset(pixels[: len(train)], _labels(train), classes, name),
-        ArrayDataset(pixels[len(train) :], _labels(test), classes, name),
+    both = _dataset(root, train + test, classes, size)
+    first, rest = (
+        replace(both, images=both.images[rows], labels=both.labels[rows])
+        for rows in (slice(len(train)), slice(len(train), None))
     )
+    return first, rest
+
+
+def read_test_folder(root: Path, size: int | None = None) -> ArrayDataset:
+    """The test set of `read_folder`, by itself: train/, where there is one, names the classes."""
+    _check_root(root)
+    classes = _classes(root, root / ("train" if (root / "train").is_dir() else "test"))
+    return _dataset(root, _files(root / "test", classes), classes, size)
+
+
+def _dataset(
+    root: Path, files: "Files", classes: tuple[str, ...], size: int | None
+) -> ArrayDataset:
+    pixels = _load([path for path, _ in files], root, size)
+    labels = torch.tensor([label for _, label in files], dtype=torch.int64)
+    return ArrayDataset(pixels, labels, classes, root.resolve().name)
 
 
 Files = list[tuple[Path, int]]
@@ -51,18 +66,28 @@ Files = list[tuple[Path, int]]
 
 def find_images(root: Path) -> tuple[tuple[str, ...], Files, Files]:
     """The classes of `root`, and the images of its train and test part. Raises UserError."""
+    _check_root(root)
+    classes = _classes(root, root / "train")
+    return classes, _files(root / "train", classes), _files(root / "test", classes)
+
+
+def _check_root(root: Path) -> None:
     if not root.is_dir():
         raise UserError(f"{root}: no such folder; it should hold train/CLASS/* and test/CLASS/*")
-    classes = _folders(root / "train")
+
+
+def _classes(root: Path, part: Path) -> tuple[str, ...]:
+    """The classes by the folders of a part; those in test/ must be among them."""
+    classes = _folders(part)
     if len(classes) < 2:
         raise UserError(
-            f"{root / 'train'}: {len(classes)} class folder(s); "
+            f"{part}: {len(classes)} class folder(s); "
             "it needs at least two, each with the images of one class"
         )
     for name in _folders(root / "test"):
         if name not in classes:
             raise UserError(f"{root / 'test' / name}: {unknown('class', name, classes)}")
-    return tuple(classes), _files(root / "train", classes), _files(root / "test", classes)
+    return tuple(classes)
 
 
 def _folders(folder: Path) -> list[str]:
@@ -119,10 +144,6 @@ def _is_image(entry: "os.DirEntry[str]") -> bool:
     if entry.is_symlink() and not Path(entry.path).exists():
         raise UserError(f"{entry.path}: a link to a file that is not there; remove it")
     return True
-
-
-def _labels(files: Sequence[tuple[Path, int]]) -> Tensor:
-    return torch.tensor([label for _, label in files], dtype=torch.int64)
 
 
 def _load(paths: Sequence[Path], root: Path, size: int | None) -> PixelArray:

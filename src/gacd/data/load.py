@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from gacd.data.dataset import ArrayDataset, Splits
-from gacd.data.folder import read_folder
+from gacd.data.folder import read_folder, read_test_folder
 from gacd.data.images import resize
 from gacd.data.readers import STREAMED, read_streamed
 from gacd.data.sources import TORCHVISION, read_digits, read_torchvision
@@ -48,24 +48,16 @@ def load_splits(
     """
     if not 0 < val_fraction < 1:
         raise UserError(f"val_fraction must be between 0 and 1, got {val_fraction:g}")
-    if size is not None and size < 1:
-        raise UserError(f"size must be at least one pixel, got {size}")
-    everything, test = _read(name, root, size, stream, workers)
-    if min(int(part.labels.min()) for part in (everything, test)) < 0:
-        raise UserError(f"{root}: a label is negative (of an unlabelled image?); leave those out")
-    if classes is not None:
-        everything, test = (only_classes(part, classes) for part in (everything, test))
+    _check(name, root, size, stream)
+    everything, test = (_kept(part, classes) for part in _read(name, root, size, stream, workers))
     if absent := _without_images(everything):
         present = [name for name in everything.classes if name not in absent]
         raise UserError(
             f"class '{absent[0]}' has no training image: add some, "
             f"or keep the others alone by --data.classes, such as {' '.join(present[:10])}"
         )
-    if absent := _without_images(test):
-        print(f"note: {test.name} has no test images of {', '.join(absent)}")
     in_val = stratified(everything.labels, round(len(everything) * val_fraction), seed=seed)
     train = _limit(everything.subset(~in_val), "train_limit", train_limit, seed)
-    test = _limit(test, "test_limit", test_limit, _TEST_SEED)
     val = everything.subset(in_val)
     if len(val) == 0:
         raise UserError(
@@ -77,8 +69,54 @@ def load_splits(
             "add images of it, raise train_limit or lower val_fraction"
         )
     side = size or _SIZES.get(name)
-    val, test = _resized(_in_memory(val), side), _resized(_in_memory(test), side)
-    return Splits(train if stream else _resized(_in_memory(train), side), val, test)
+    val = _resized(_in_memory(val), side)
+    train = train if stream else _resized(_in_memory(train), side)
+    return Splits(train, val, _tested(test, test_limit, side))
+
+
+def load_test(
+    name: str,
+    *,
+    root: Path | None = None,
+    size: int | None = None,
+    classes: Sequence[str] | None = None,
+    test_limit: int | None = None,
+) -> ArrayDataset:
+    """The test part of `load_splits` alone.
+
+    Training images are not decoded, and class folders need none: the classes are then the folders
+    of test/.
+    """
+    _check(name, root, size)
+    test = _kept(_read_test(name, root, size), classes)
+    return _tested(test, test_limit, size or _SIZES.get(name))
+
+
+def _check(name: str, root: Path | None, size: int | None, stream: bool = False) -> None:
+    if size is not None and size < 1:
+        raise UserError(f"size must be at least one pixel, got {size}")
+    if name not in NAMES:
+        raise unknown("data set", name, NAMES)
+    if stream and name not in STREAMED:
+        raise UserError(f"data set '{name}' cannot be streamed, only {', '.join(STREAMED)} can")
+    if root is None and name != "digits":
+        raise UserError(f"data set '{name}' is read from files: say in which folder (data.root)")
+
+
+def _kept(part: Part, classes: Sequence[str] | None) -> Part:
+    """The images of these classes (default: all), every one with a label."""
+    if int(part.labels.min()) < 0:
+        raise UserError(
+            f"{part.name}: a label is negative (of an unlabelled image?); leave those out"
+        )
+    return part if classes is None else only_classes(part, classes)
+
+
+def _tested(test: Part, limit: int | None, side: int | None) -> ArrayDataset:
+    """What models are tested on: the same images for every seed."""
+    if absent := _without_images(test):
+        print(f"note: {test.name} has no test images of {', '.join(absent)}")
+    return _resized(_in_memory(_limit(test, "test_limit", limit, _TEST_SEED)), side)
 
 
 def _without_images(part: Part) -> list[str]:
@@ -108,19 +146,25 @@ def only_classes(part: Part, classes: Sequence[str]) -> Part:
 def _read(
     name: str, root: Path | None, size: int | None, stream: bool, workers: int
 ) -> tuple[Part, Part]:
-    if name not in NAMES:
-        raise unknown("data set", name, NAMES)
-    if stream and name not in STREAMED:
-        raise UserError(f"data set '{name}' cannot be streamed, only {', '.join(STREAMED)} can")
     if name == "digits":
         return read_digits()
-    if root is None:
-        raise UserError(f"data set '{name}' is read from files: say in which folder (data.root)")
+    assert root is not None  # checked
     if name == "folder" and not stream:
         return read_folder(root, size)
     if name in STREAMED:
         return read_streamed(name, root, size, workers)
-    return read_torchvision(name, root)
+    return read_torchvision(name, root, train=True), read_torchvision(name, root, train=False)
+
+
+def _read_test(name: str, root: Path | None, size: int | None) -> Part:
+    if name == "digits":
+        return read_digits()[1]
+    assert root is not None  # checked
+    if name == "folder":
+        return read_test_folder(root, size)
+    if name in STREAMED:
+        return read_streamed(name, root, size, workers=0)[1]
+    return read_torchvision(name, root, train=False)
 
 
 def _limit(part: Part, what: str, limit: int | None, seed: int) -> Part:

@@ -107,22 +107,21 @@ TORCHVISION = {
 }
 
 
-def read_torchvision(name: str, root: Path) -> tuple[ArrayDataset, ArrayDataset]:
-    """Train and test set of a key of `TORCHVISION`, from its original files under `root`.
+def read_torchvision(name: str, root: Path, *, train: bool) -> ArrayDataset:
+    """Train or test set of a key of `TORCHVISION`, from its original files under `root`.
 
     Nothing is downloaded; torchvision checks every file's MD5. Raises UserError with the remedy
     where a file is missing or differs.
     """
     source = TORCHVISION[name]
     try:
-        train, test = (_dataset(*source.read(root, train), name) for train in (True, False))
+        return _dataset(*source.read(root, train), name)
     except (RuntimeError, OSError):  # torchvision's word for missing and for damaged alike
         download = source.download.format(root=repr(str(root)))
         raise UserError(
             f"{root}: no whole copy of {source.title}, files are missing or have a wrong checksum: "
             f'{source.put}, or run: python -c "import torchvision.datasets as d; {download}"'
         ) from None
-    return train, test
 
 
 def _dataset(pixels: Any, labels: Any, classes: tuple[str, ...], name: str) -> ArrayDataset:

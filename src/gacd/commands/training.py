@@ -1,0 +1,120 @@
+"""A run that trains: its data whole, and the stages that its models are made in."""
+
+from dataclasses import replace
+
+from gacd import build
+from gacd import config as c
+from gacd.anchors import AnchorBank
+from gacd.attacks.validation import one_answer
+from gacd.commands.rows import Spent
+from gacd.commands.run import Run
+from gacd.data.batches import steps_per_epoch
+from gacd.data.dataset import ArrayDataset, Splits
+from gacd.errors import UserError
+from gacd.methods import Teacher, create_method
+from gacd.methods.base import check_objective
+from gacd.methods.cost import measure
+from gacd.methods.registry import Named, parse_method
+from gacd.models.base import Backbone
+from gacd.storage import fingerprint
+from gacd.training.loop import fit
+from gacd.training.ranks import per_rank
+
+
+class TrainingRun(Run):
+    """A run folder with training data, and the stages that train on them."""
+
+    splits: Splits
+
+    def read(self) -> tuple[ArrayDataset, str]:
+        """The test images, and the fingerprint of these and the training images."""
+        self.splits = build.splits(self.cfg.data, self.cfg.seed)
+        parts = self.splits.train, self.splits.test
+        return self.splits.test, fingerprint(part.fingerprint() for part in parts)
+
+    def check_stage(self, stage: c.Training, name: str, method: Named) -> None:
+        """Refuse, before anything trains, what would fail in the stage's first step."""
+        if method.attacks:
+            step_size, eps = c.fraction(stage.attack.step_size), self.threat.eps
+            self.threat.check_step(step_size)
+            reach = stage.attack.steps * step_size
+            if reach < eps:
+                self.note(
+                    f"{stage.attack.steps} steps of {step_size:.3g} in training reach {reach:.3g} "
+                    f"from where they start, and eps is {eps:.3g}: say {name}.attack.step_size"
+                )
+        ranks = self.fabric.world_size
+        try:
+            share = per_rank(stage.batch_size, ranks)
+            if share == 1:
+                raise UserError("batch normalisation needs two images or more on each process")
+            steps_per_epoch(len(self.splits.train), share, drop_last=True, world_size=ranks)
+        except UserError as error:
+            raise UserError(f"{name}.batch_size: {error}") from None
+
+    def train(
+        self,
+        name: str,
+        method: str,
+        model: Backbone,
+        architecture: str,
+        training: c.Training,
+        *,
+        teacher: Teacher | None = None,
+        bank: AnchorBank | None = None,
+        weights: dict[str, float] | None = None,
+        before: Spent | None = None,
+        label: str | None = None,
+    ) -> Spent:
+        """Train `model` in the stage folder `name` and keep it there, called by its `label`.
+
+        Returns what it took, with what earlier stages took `before`.
+        """
+        out = self.cfg.out / name
+        if training.select == "robust" and not parse_method(method, weights).attacks:
+            training = replace(training, select="natural")  # under attack there is only noise
+        built = create_method(
+            method,
+            model,
+            build.attack(training.attack, self.threat),
+            teacher=teacher,
+            bank=bank,
+            seed=self.cfg.seed,
+            options=self.options,
+            weights=weights,
+            awp=build.awp(training),
+        ).to(self.fabric.device)
+        cost = measure(built, self.splits.train, batch_size=training.batch_size)
+        plan = build.plan(training, self.cfg.data, self.cfg.fabric, self.cfg.seed)
+        summary = fit(self.fabric, built, self.splits, plan, out=out, name=name)
+        trivial = one_answer(self.splits.val.labels)
+        if summary.val_natural <= trivial:
+            self.note(
+                f"{name}: right on {summary.val_natural:.1f} % of the validation images, and "
+                f"one answer to all on {trivial:.1f} %: try another rate, or more epochs"
+            )
+        model.requires_grad_(True)  # a head that had no part in this has one in what follows
+        here = Spent(summary.seconds, summary.images, cost * summary.images)
+        spent = here if before is None else before + here
+        features = not parse_method(method, weights).trains_head
+        self.keep(out, model, architecture, label or method, spent, features=features)
+        return spent
+
+
+def refuse_teacher(method: str, training: c.Training) -> None:
+    """Refuse a method that `train`, `finetune` or a teacher cannot use."""
+    named = parse_method(method)
+    if named.needs_teacher:
+        raise UserError(f"{method} needs a teacher: use gacd distill --methods {method}")
+    check_attack(named, training)
+
+
+def check_attack(named: Named, training: c.Training) -> None:
+    """Refuse, before anything trains, an attack on what the method does not have."""
+    if named.attacks:
+        check_objective(
+            training.attack.objective,
+            name=named.name,
+            trains_head=named.trains_head,
+            has_teacher=named.needs_teacher,
+        )

@@ -174,6 +174,20 @@ def test_many_attacks_on_a_narrow_terminal_keep_their_numbers_and_lose_intervals
     assert "PGD-100×5" in narrow and "AutoAttack" in narrow
 
 
+def test_four_attacks_on_eighty_columns_break_no_word():
+    figures = dict.fromkeys(("natural", "fgsm", "pgd20", "autoattack"), 51.25)
+    intervals = {name: [46.6, 60.4] for name in figures}
+    about = {"role": "undefended", "model": "wrn-34-10", "parameters": 48_263_952}
+    table = comparison_table([record(**figures, intervals=intervals, **about)])
+    narrow, wide = printed(table, 80), printed(table, 90)
+    assert narrow.count("[46.6, 60.4]") == wide.count("[46.6, 60.4]") == len(figures)
+    assert {"(undefended)", "wrn-34-10"} <= set(narrow.split()) and "params" not in wide.split(
+        "n ="
+    )[1]
+    assert "48,263,952" in wide and "48,263,952" not in narrow
+    assert "Also on a wider terminal, and in the records: params." in narrow
+
+
 def test_text_is_escaped():
     table = Table("a < b", (Column("x|y"),), ((Cell("<b>|[red]", "& more"),),))
     assert "<b>" not in table.html()

@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from html import escape
+from itertools import compress
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -55,10 +56,14 @@ class Cell(NamedTuple):
 
 
 class Column(NamedTuple):
-    """A heading, and whether the column holds numbers (set flush right)."""
+    """A heading, whether the column holds numbers (set flush right), and whether it may be spared.
+
+    A narrow terminal leaves out what may be spared before it breaks a name or hides an interval.
+    """
 
     heading: str
     numeric: bool = False
+    spare: bool = False
 
 
 @dataclass(frozen=True)
@@ -83,7 +88,8 @@ class Table:
     ) -> "Iterator[RenderableType]":
         """`rich.print(table)` fits the terminal: where a row is too long, asides go below.
 
-        Where even that would cut numbers short, the asides of numbers are left out.
+        Where even that would break words, columns that can be spared are left out; where it would
+        cut numbers short, the asides of numbers are.
         """
         one_line = self._terminal(" ", gap=1)
         unbounded = options.update(max_width=10_000)
@@ -92,17 +98,31 @@ class Table:
         elif self._stacked_width() <= options.max_width:
             yield self._terminal("\n", gap=0)
         else:
-            yield self._without_asides()._terminal("\n", gap=0)
+            fewer = self._without_spare()
+            fits = fewer._stacked_width(_NAME_WIDTH) <= options.max_width
+            yield (fewer if fits else fewer._without_asides())._terminal("\n", gap=0)
 
-    def _stacked_width(self) -> int:
-        """Of the terminal's table with asides below the numbers, which stay whole."""
+    def _stacked_width(self, names: int | None = None) -> int:
+        """Of the terminal's table with asides below; words get `names`, if not their length."""
         widths = [
             max(len(text) for cell in (Cell(column.heading), *cells) for text in cell)
-            if column.numeric
-            else _NAME_WIDTH
+            if column.numeric or names is None
+            else names
             for column, *cells in zip(self.columns, *self.rows, strict=True)
         ]
         return sum(widths) + len(widths) + 1
+
+    def _without_spare(self) -> "Table":
+        kept = [not column.spare for column in self.columns]
+        if all(kept):
+            return self
+        spared = ", ".join(column.heading for column in self.columns if column.spare)
+        return replace(
+            self,
+            columns=tuple(compress(self.columns, kept)),
+            rows=tuple(tuple(compress(row, kept)) for row in self.rows),
+            notes=(*self.notes, f"Also on a wider terminal, and in the records: {spared}."),
+        )
 
     def _without_asides(self) -> "Table":
         rows = tuple(
@@ -194,9 +214,11 @@ def comparison_table(results: Sequence[Record], *, caption: str = "", worst: boo
     sizes = sorted({_sizes(record) for record in results})
     columns: list[tuple[Column, list[Cell]]] = []
 
-    def add(title: str, cells: Iterable[Cell | str], *, numeric: bool = False) -> None:
+    def add(
+        title: str, cells: Iterable[Cell | str], *, numeric: bool = False, spare: bool = False
+    ) -> None:
         column = [cell if isinstance(cell, Cell) else Cell(cell) for cell in cells]
-        columns.append((Column(title, numeric), column))
+        columns.append((Column(title, numeric, spare), column))
 
     def given(key: str) -> bool:
         return any(record.get(key) is not None for record in results)
@@ -212,11 +234,12 @@ def comparison_table(results: Sequence[Record], *, caption: str = "", worst: boo
         add(heading(attack), (_accuracy(group, attack) for group in groups), numeric=True)
     add("model", (str(group[0]["model"]) for group in groups))
     if given("parameters"):
-        add("params", (_count(group[0].get("parameters")) for group in groups), numeric=True)
+        counts = [_count(group[0].get("parameters")) for group in groups]
+        add("params", counts, numeric=True, spare=True)
     if several_seeds:
         add("seeds", (str(len(group)) for group in groups), numeric=True)
     if given("seconds"):
-        add("time", (_seconds(group) for group in groups), numeric=True)
+        add("time", (_seconds(group) for group in groups), numeric=True, spare=True)
 
     return Table(
         caption=caption or f"Accuracy in % on {', '.join(datasets)}",

@@ -94,7 +94,7 @@ correct() {
   "$python" -c 'import torch; print(torch.__version__, torch.cuda.get_device_name())'
   # Warnings are no errors here: torch gives one of its own about the mode that these tests use.
   once tests timed "$python" -m pytest -q -W default -p no:cacheprovider \
-    tests/training/test_loop.py tests/test_on_a_gpu.py -k on_a_gpu
+    tests/training/test_waiting.py tests/test_on_a_gpu.py -k on_a_gpu
   # The same networks, batch and precision: what it compiles, the speedrun finds in the cache.
   once rehearsal on_cifar speedrun --out "$out/rehearsal" --teacher.training.epochs 1 \
     --distillation.epochs 1 --finetune.epochs 1 --evaluation.attacks '[natural, pgd20]'

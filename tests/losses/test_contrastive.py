@@ -1,7 +1,4 @@
 import math
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,57 +9,18 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from gacd.errors import UserError
 from gacd.losses import fused
 from gacd.losses.contrastive import (
     crd_nce,
     gacd_loss,
     info_nce,
     log_partition,
-    nce,
     project_anchors,
 )
 from gacd.losses.information import info_nce_bound_of
 from gacd.losses.pairs import Pairs
+from losses.problems import DOUBLE, problem, raw_problem
 from reference.gacd_eq9 import crd, eq9, exact_log_z
-
-DOUBLE = torch.float64
-
-
-def problem(
-    batch: int = 5, anchors: int = 23, width: int = 6, classes: int = 4, seed: int = 0
-) -> dict[str, Any]:
-    """A random problem in float64 whose images are rows of the bank."""
-    generator = torch.Generator().manual_seed(seed)
-
-    def unit(rows: int) -> Tensor:
-        return F.normalize(torch.randn(rows, width, generator=generator, dtype=DOUBLE), dim=1)
-
-    index_B = torch.randperm(anchors, generator=generator)[:batch]
-    anchors_ME = unit(anchors)
-    labels_M = torch.randint(classes, (anchors,), generator=generator)
-    weights_M = torch.rand(anchors, generator=generator, dtype=DOUBLE)
-    return {
-        "student_BE": unit(batch),
-        "positive_BE": anchors_ME[index_B],
-        "anchors_MD": anchors_ME,
-        "labels_B": labels_M[index_B],
-        "anchor_labels_M": labels_M,
-        "weights_B": weights_M[index_B],
-        "anchor_weights_M": weights_M,
-    }
-
-
-def raw_problem(width: int = 9, **sizes: int) -> tuple[dict[str, Any], Tensor, Tensor]:
-    """The same with raw anchors, and the projection's weight and bias."""
-    p = problem(**sizes)
-    generator = torch.Generator().manual_seed(1)
-    p["anchors_MD"] = torch.randn(
-        len(p["anchors_MD"]), width, generator=generator, dtype=DOUBLE
-    ).relu()
-    embedding = p["student_BE"].shape[1]
-    weight_ED = torch.randn(embedding, width, generator=generator, dtype=DOUBLE)
-    return p, weight_ED, torch.randn(embedding, generator=generator, dtype=DOUBLE)
 
 
 def dense(p: dict[str, Any], *, k: int, temperature: float, z_gradient: bool = False) -> Tensor:
@@ -76,15 +34,6 @@ def dense(p: dict[str, Any], *, k: int, temperature: float, z_gradient: bool = F
     terms_BM = other_BM * p["anchor_weights_M"] * (1 - h_BM).log()
     positive_h_B = (positive_B - offset_B1).sigmoid()[:, 0]
     return -p["weights_B"] * positive_h_B.log() - k * terms_BM.sum(1) / other_BM.sum(1)
-
-
-@pytest.fixture(params=["one chunk", "chunks kept", "chunks formed again"])
-def chunking(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Runs a test with the anchors in one piece and in pieces of 4."""
-    if request.param != "one chunk":
-        monkeypatch.setattr(fused, "CPU_ELEMENTS", 20)
-    if request.param == "chunks formed again":
-        monkeypatch.setattr(fused, "KEPT_BYTES", 400)
 
 
 @pytest.mark.parametrize("log_z", [None, 0.0, 3.0])
@@ -239,95 +188,6 @@ def test_duplicated_anchors_change_nothing() -> None:
     torch.testing.assert_close(gacd_loss(**twice, dataset_size=23), gacd_loss(**p))
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("temperature", [0.01, 0.1, 1e3])
-@pytest.mark.parametrize("sizes", [{"batch": 1}, {"classes": 1}, {"batch": 23, "width": 1}, {}])
-def test_finite_in_every_precision(
-    dtype: torch.dtype, temperature: float, sizes: dict[str, int]
-) -> None:
-    p = {
-        name: value.to(dtype) if value.is_floating_point() else value
-        for name, value in problem(**sizes).items()
-    }
-    weight = torch.eye(p["student_BE"].shape[1], dtype=dtype).requires_grad_()
-    p["student_BE"].requires_grad_()
-    p["positive_BE"].requires_grad_()
-    for z, k in ((None, 16384), (torch.zeros(()), 8)):
-        options = {"temperature": temperature, "log_z": z, "negatives": k}
-        loss_B = gacd_loss(**p, projection_weight_ED=weight, **options)
-        loss_B.mean().backward()
-        assert loss_B.dtype == torch.float32
-        assert loss_B.isfinite().all()
-        for leaf in (p["student_BE"], p["positive_BE"], weight):
-            assert leaf.grad is not None and leaf.grad.isfinite().all()
-
-
-def test_bfloat16_is_near_float64(generator: torch.Generator) -> None:
-    p, weight, bias = raw_problem(64, batch=16, anchors=3000, classes=10)
-    names = {"projection_weight_ED": weight, "projection_bias_E": bias}
-
-    def run(dtype: torch.dtype) -> tuple[Tensor, ...]:
-        anchors = p["anchors_MD"].to(dtype)
-        leaves = [p["student_BE"].clone().requires_grad_(), weight.clone().requires_grad_()]
-        q = p | {"anchors_MD": anchors, "student_BE": leaves[0]}
-        loss_B = gacd_loss(**q, **names | {"projection_weight_ED": leaves[1]}, negatives=1000)
-        return loss_B.detach(), *torch.autograd.grad(loss_B.mean(), leaves)
-
-    for half, full, tolerance in zip(
-        run(torch.bfloat16), run(torch.float64), (0.01, 0.02, 0.02), strict=True
-    ):
-        assert (half - full).norm() < tolerance * full.norm()
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_positive_scores_of_half_precision_embeddings_are_not_rounded(dtype: torch.dtype) -> None:
-    p = {name: value.to(dtype) for name, value in problem().items() if name.endswith("E")}
-    expected_B = (p["student_BE"].double() * p["positive_BE"].double()).sum(1) / 0.1
-    found_B = Pairs(p["student_BE"], p["positive_BE"], problem()["anchors_MD"].to(dtype)).positive_B
-    torch.testing.assert_close(found_B.double(), expected_B, rtol=1e-5, atol=1e-5)
-
-
-@pytest.mark.parametrize(
-    ("log_z", "temperature"), [(25.0, 0.3), (2.0, 0.3), (-60.0, 0.3), (0.0, 0.005)]
-)
-def test_the_negative_term_is_accurate_from_rounding_to_overflow(
-    log_z: float, temperature: float
-) -> None:
-    """log(1 + e^u) in float32 for u from -30 to 200, where 1 + e^u is 1 or infinite."""
-    p = problem()
-    p["weights_B"] = torch.zeros(5, dtype=DOUBLE)
-    for name in ("student_BE", "positive_BE", "anchors_MD"):  # alike in both precisions
-        p[name] = p[name].float().double()
-
-    def run(dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        q = {n: v.to(dtype) if v.is_floating_point() else v for n, v in p.items()}
-        q["student_BE"].requires_grad_()
-        z = torch.tensor(log_z, dtype=dtype)
-        loss_B = gacd_loss(**q, temperature=temperature, negatives=64, log_z=z)
-        return loss_B.double(), torch.autograd.grad(loss_B.sum(), q["student_BE"])[0].double()
-
-    torch.testing.assert_close(run(torch.float32), run(DOUBLE), rtol=1e-4, atol=0)
-
-
-def test_the_negative_term_has_no_hole_where_rounding_takes_the_one() -> None:
-    """e^y from 2^23 to 2^25, in float32: 1 + e^y is e^y, or e^y + 2, and it must not matter."""
-    cosines = torch.linspace(0.75, 0.95, 2001)
-    student_BE = torch.stack((cosines, (1 - cosines**2).sqrt()), dim=1)
-    found_B = gacd_loss(
-        student_BE,
-        torch.tensor([[1.0, 0.0]]).expand(len(cosines), 2),
-        torch.tensor([[1.0, 0.0]]),
-        labels_B=torch.zeros(len(cosines), dtype=torch.int64),
-        anchor_labels_M=torch.ones(1, dtype=torch.int64),
-        temperature=0.05,
-        negatives=1,
-        log_z=torch.zeros(()),
-    )
-    y_B = cosines.double() / 0.05
-    expected_B = F.softplus(y_B) + F.softplus(-y_B)  # one negative, and the positive
-    assert (found_B - expected_B).abs().max() < 1e-5 * 20
-
-
 @pytest.mark.parametrize("window", [2, 7])
 def test_labels_are_looked_up_a_window_at_a_time(
     monkeypatch: pytest.MonkeyPatch, window: int
@@ -348,15 +208,6 @@ def test_an_image_alone_with_its_own_anchor_is_sure_of_it() -> None:
     assert not loss_B.any() and not slope.any()
 
 
-def test_a_projection_that_moved_before_the_backward_pass_is_noticed() -> None:
-    p, weight, _ = raw_problem()
-    loss = gacd_loss(**p, projection_weight_ED=weight.requires_grad_()).sum()
-    with torch.no_grad():
-        weight.mul_(2)
-    with pytest.raises(RuntimeError, match="inplace"):
-        loss.backward()
-
-
 def test_a_partition_that_a_monitor_needed_first_still_has_its_gradient() -> None:
     p = problem()
     student = p["student_BE"].requires_grad_()
@@ -367,41 +218,6 @@ def test_a_partition_that_a_monitor_needed_first_still_has_its_gradient() -> Non
         torch.autograd.grad(pairs.log_partition().sum(), student),
         torch.autograd.grad(expected_B.sum(), student),
     )
-
-
-def test_a_second_derivative_is_refused() -> None:
-    p = problem()
-    student = p.pop("student_BE").requires_grad_()
-    loss = gacd_loss(student, **p, temperature=0.1, negatives=3).sum()
-    with pytest.raises(UserError, match="first derivative alone"):
-        torch.autograd.grad(loss, student, create_graph=True)
-
-
-def test_autocast_changes_nothing() -> None:
-    p, weight, _ = raw_problem()
-    p = {n: v.float() if v.is_floating_point() else v for n, v in p.items()}
-    leaves = [p["student_BE"].requires_grad_(), weight.float().requires_grad_()]
-
-    def run() -> tuple[Tensor, ...]:
-        loss_B = gacd_loss(**p, projection_weight_ED=leaves[1])
-        return loss_B, *torch.autograd.grad(loss_B.sum(), leaves)
-
-    expected = run()
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        torch.testing.assert_close(run(), expected, rtol=0, atol=0)
-
-
-def test_no_gradient_and_no_mutation_where_none_belongs() -> None:
-    p, weight, _ = raw_problem()
-    before = {name: value.clone() for name, value in p.items()}
-    p["student_BE"].requires_grad_()
-    z = torch.tensor(1.0, dtype=DOUBLE)
-    gacd_loss(**p, projection_weight_ED=weight, log_z=z).sum().backward()
-    assert all(torch.equal(p[name], before[name]) for name in p)
-    assert weight.grad is None and z.grad is None and p["anchors_MD"].grad is None
-    assert not gacd_loss(**before, projection_weight_ED=weight).requires_grad
-    with pytest.raises(UserError, match="constants"):
-        gacd_loss(**problem() | {"anchors_MD": problem()["anchors_MD"].requires_grad_()})
 
 
 def test_an_anchor_that_projects_to_nothing_is_harmless() -> None:
@@ -476,100 +292,6 @@ def test_projected_anchors_give_the_same_loss() -> None:
     live_B = gacd_loss(**p, projection_weight_ED=weight, projection_bias_E=bias)
     frozen = p | {"anchors_MD": project_anchors(p["anchors_MD"], weight, bias)}
     torch.testing.assert_close(gacd_loss(**frozen), live_B)
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"temperature": 0.0}, "temperature"),
-        ({"negatives": 0}, "negatives"),
-        ({"anchor_weights_M": torch.ones(23, requires_grad=True)}, "constants get no gradient"),
-        ({"projection_weight_ED": torch.ones(6, 5)}, r"\[6, 5\], .* it must be \[6, 6\]"),
-        ({"projection_bias_E": torch.ones(6)}, "goes with projection_weight_ED"),
-        ({"index_B": torch.arange(5), "dataset_size": 99}, "say with anchor_index_M which rows"),
-        ({"dataset_size": 0}, "dataset_size"),
-        ({"student_BE": torch.ones(5, 7), "positive_BE": torch.ones(5, 7)}, "projection_weight_ED"),
-    ],
-)
-def test_bad_input_is_refused(change: dict[str, Any], message: str) -> None:
-    with pytest.raises(UserError, match=message):
-        gacd_loss(**problem() | change)
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"positive_BE": torch.ones(1, 6)}, "positive_BE is [1, 6], but student_BE [5, 6]"),
-        ({"labels_B": torch.ones(4).long()}, "labels_B is [4], but there are 5 images"),
-        ({"weights_B": torch.ones(5, 1)}, "weights_B is [5, 1], but there are 5 images"),
-        ({"index_B": torch.ones(6).long()}, "index_B is [6], but there are 5 images"),
-        (
-            {"anchor_labels_M": torch.ones(99).long()},
-            "anchor_labels_M is [99], but there are 23 anchors",
-        ),
-        (
-            {"anchor_weights_M": torch.ones(99)},
-            "anchor_weights_M is [99], but there are 23 anchors",
-        ),
-        (
-            {"index_B": torch.arange(5), "anchor_index_M": torch.arange(24)},
-            "anchor_index_M is [24], but there are 23 anchors",
-        ),
-        ({"student_BE": torch.ones(0, 6), "positive_BE": torch.ones(0, 6)}, "holds no image"),
-        ({"projection_weight_ED": torch.ones(6, 6), "projection_bias_E": torch.ones(5)}, "be [6]"),
-        ({"log_z": torch.ones(7)}, "log_z is one constant, not [7]"),
-        ({"temperature": torch.tensor(0.1, requires_grad=True)}, "temperature: constants get no"),
-    ],
-)
-def test_shapes_that_do_not_fit_are_refused_where_types_are_not_checked(
-    tmp_path: Path, change: dict[str, Any], message: str
-) -> None:
-    """As in a user's own loop: a process without the tests' checks of every shape."""
-    torch.save(problem() | change, tmp_path / "arguments.pt")
-    program = (
-        "import torch; from gacd.losses.contrastive import gacd_loss; "
-        f"gacd_loss(**torch.load({str(tmp_path / 'arguments.pt')!r}))"
-    )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
-    assert done.stderr.splitlines()[-1].startswith("gacd.errors.UserError: ")
-    assert message in done.stderr
-
-
-@pytest.mark.parametrize(
-    ("candidates", "temperature", "message"),
-    [(1, 0.1, "at least one negative"), (3, -1.0, "temperature must be above 0, not -1.0")],
-)
-def test_nce_refuses_what_has_no_value(candidates: int, temperature: float, message: str) -> None:
-    with pytest.raises(UserError, match=message):
-        nce(
-            torch.randn(2, 4),
-            torch.randn(2, candidates, 4),
-            dataset_size=5,
-            log_z=torch.zeros(()),
-            temperature=temperature,
-        )
-
-
-def test_labels_of_any_width_and_a_constant_given_as_a_number() -> None:
-    p = problem()
-    expected_B = gacd_loss(**p, log_z=torch.tensor(0.5, dtype=DOUBLE))
-    labels = {name: p[name].int() for name in ("labels_B", "anchor_labels_M")}
-    torch.testing.assert_close(gacd_loss(**p | labels, log_z=0.5), expected_B, rtol=0, atol=0)
-    p["anchor_labels_M"] += 256 * (torch.arange(23) % 2)  # classes that bytes do not tell apart
-    narrow_B = gacd_loss(**p | {"labels_B": p["labels_B"].to(torch.int8)})
-    torch.testing.assert_close(narrow_B, gacd_loss(**p), rtol=0, atol=0)
-
-
-def test_nce_keeps_its_precision_under_autocast_and_refuses_what_would_broadcast() -> None:
-    query, candidates = torch.randn(2, 8), torch.randn(2, 3, 8)
-    setting: dict[str, Any] = {"dataset_size": 9, "log_z": 0.0}
-    expected_B = nce(query, candidates, **setting)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        torch.testing.assert_close(nce(query, candidates, **setting), expected_B, rtol=0, atol=0)
-        half_B = nce(query, candidates.half(), **setting)
-    torch.testing.assert_close(half_B, nce(query, candidates.half().float(), **setting))
-    with pytest.raises(UserError, match="dataset_size must be at least 1"):
-        nce(query, candidates, **setting | {"dataset_size": 0})
 
 
 @pytest.mark.filterwarnings("ignore")  # of torch's own, about what it compiles

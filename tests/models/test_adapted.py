@@ -1,9 +1,6 @@
-"""Networks from outside the package, and the example of docs/methods.md run as its reader would."""
+"""Networks from outside the package."""
 
 import copy
-import re
-import runpy
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -22,9 +19,7 @@ from gacd.models.adapted import Adapted
 from gacd.models.checkpoints import load_model, load_weights, save_model
 from gacd.models.frozen import find_pairs, frozen
 from gacd.models.modes import evaluating
-from gacd.storage import read_json
 
-DOCS = Path(__file__).parents[2] / "docs" / "methods.md"
 MEAN, STD = (0.1, 0.2, 0.3), (0.5, 0.6, 0.7)
 
 
@@ -309,35 +304,6 @@ def test_a_network_of_other_classes_is_refused() -> None:
     register_model("mine", lambda num_classes, channels: Confusing(), classifier="out.1")
     with pytest.raises(UserError, match="the registered 'mine' was built with 4 classes, not 7"):
         create_model("mine", num_classes=7, seed=0)
-
-
-def test_the_example_in_the_documentation_runs(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (code,) = re.findall(r"```python\n(# networks\.py\n.*?)```", DOCS.read_text(), re.DOTALL)
-    script, out = tmp_path / "networks.py", tmp_path / "run"
-    script.write_text(code)
-    stages = ("teacher.training", "training", "distillation", "finetune")
-    arguments = [
-        *("distill", "--teacher.model", "small-stem", "--student", "digits-cnn-2"),
-        *("--methods", "gacd+aft", "--gacd.negatives", "8", "--threat.eps", "0.1"),
-        *("--data.train_limit", "40", "--data.test_limit", "10", "--attacks", "natural"),
-        *("--fabric.accelerator", "cpu", "--fabric.precision", "bf16-mixed"),
-        *(f"--{s}.{f}" for s in stages for f in ("epochs=1", "batch_size=20", "attack.steps=1")),
-    ]
-    monkeypatch.setattr(sys, "argv", [str(script), *arguments, "--out", str(out)])
-    with pytest.raises(SystemExit) as stop:
-        runpy.run_path(str(script), run_name="__main__")
-    assert stop.value.code == 0, capsys.readouterr().err
-    assert [row["method"] for row in read_json(out / "results.json")] == ["pgd-at", "gacd+aft"]
-    teacher, _ = load_model(out / "teacher" / "model.safetensors")
-    assert isinstance(teacher, Adapted) and teacher.num_features == 512
-    evaluate = ["evaluate", "--checkpoint", str(out / "teacher" / "model.safetensors")]
-    shape = ["--data.test_limit", "10", "--attacks", "natural", "--out", str(tmp_path / "again")]
-    assert cli.main([*evaluate, *shape]) == 0, capsys.readouterr().err
-    models._REGISTERED.clear()
-    assert cli.main([*evaluate, *shape[:-1], str(tmp_path / "third")]) == 2
-    assert "unknown model 'small-stem'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

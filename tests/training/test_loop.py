@@ -5,7 +5,6 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,30 +12,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
-from gacd.attacks.validation import one_answer
 from gacd.data.batches import iterate, keyed_generator
-from gacd.data.dataset import ArrayDataset, Splits
 from gacd.errors import UserError
-from gacd.losses import fused
-from gacd.methods import METHODS, Loss, Method, Step
+from gacd.methods import Loss, Method, Step
 from gacd.shapes import Batch
 from gacd.storage import load_tensors, read_json, read_json_lines
-from gacd.training import loop
 from gacd.training.average import averaged, update
 from gacd.training.schedules import learning_rate
-from gacd.training.validation import validate
-
-COMPLETE = [n for n, term in METHODS.items() if not term.is_addition] + ["gacd+rslad", "rslad+igdm"]
-
-
-def weights(method: Method) -> dict[str, Tensor]:
-    return {k: v.clone() for k, v in method.state_dict().items()}
-
-
-def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
-    return a.keys() == b.keys() and all(torch.equal(v, b[k]) for k, v in a.items())
+from training.states import same, weights
 
 
 @contextmanager
@@ -169,129 +153,6 @@ def test_an_average_of_decay_0_is_a_copy_that_shares_no_memory(stage: Any) -> No
     assert kept.teacher is stage.teacher and kept.terms["gacd"].bank is stage.bank
 
 
-@pytest.mark.parametrize(
-    ("natural", "select", "epoch"),
-    [([0, 9, 0], "robust", 2), ([0, 0, 0], "robust", 3), ([9, 9, 0], "last", 3)],
-)
-def test_always_one_answer_is_chosen_only_where_nothing_else_is(
-    stage: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, natural: list[int], select: str,
-    epoch: int,
-) -> None:  # fmt: skip
-    """Such a network is as right under any attack, and looks robust where classes are few."""
-    labels = stage.splits.val.labels
-    trivial = one_answer(labels)
-    assert trivial == 100 * max(labels.tolist().count(label) for label in labels) / len(labels)
-    above = iter(natural)
-
-    def scores(*_: Any, **__: Any) -> dict[str, float]:
-        more = next(above)
-        return {"val_natural": trivial + more, "val_robust": trivial - more}
-
-    monkeypatch.setattr(loop, "validate", scores)
-    _, summary = stage.fit(tmp_path, "natural", epochs=3, select=select)
-    assert summary.selected_epoch == epoch
-
-
-@pytest.mark.parametrize(("select", "epoch"), [("robust", 3), ("natural", 2), ("last", 4)])
-def test_validation_chooses_the_epoch(
-    stage: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, select: str, epoch: int
-) -> None:
-    """The best one, of equals the last."""
-    natural, robust = iter([50.0, 90.0, 60.0, 70.0]), iter([40.0, 20.0, 40.0, 10.0])
-    states = []
-
-    def scores(fabric: Any, method: Method, *_: Any, **__: Any) -> dict[str, float]:
-        states.append(weights(method))
-        return {"val_natural": next(natural), "val_robust": next(robust)}
-
-    monkeypatch.setattr(loop, "validate", scores)
-    method, summary = stage.fit(tmp_path, "natural", epochs=4, select=select)
-    assert summary.selected_epoch == epoch
-    assert same(method.state_dict(), states[epoch - 1])
-    assert not any(same(states[epoch - 1], s) for i, s in enumerate(states) if i != epoch - 1)
-    row = read_json_lines(tmp_path / "log.jsonl")[epoch - 1]
-    assert (row["val_natural"], row["val_robust"]) == (summary.val_natural, summary.val_robust)
-
-
-def test_validation_is_of_the_held_out_images(
-    stage: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """By the attack of the stage's threat model, with noise of the plan's seed."""
-    asked = []
-
-    def noted(fabric: Any, method: Method, dataset: Any, threat: Any, **more: Any) -> Any:
-        asked.append((dataset.fingerprint(), threat, more))
-        return validate(fabric, method, dataset, threat, **more)
-
-    monkeypatch.setattr(loop, "validate", noted)
-    method, _ = stage.fit(tmp_path, "pgd-at", epochs=2)
-    assert asked == [(stage.splits.val.fingerprint(), method.attack.threat, {"seed": 4})] * 2
-
-
-def test_the_test_images_are_never_read(stage: Any, tmp_path: Path) -> None:
-    class Poison(ArrayDataset):
-        def __init__(self) -> None:
-            pass
-
-        def __getattribute__(self, name: str) -> Any:
-            if not name.startswith("__"):
-                raise AssertionError(f"training read .{name} of the test set")
-            return super().__getattribute__(name)
-
-    splits = Splits(stage.splits.train, stage.splits.val, Poison())
-    with pytest.raises(AssertionError):
-        _ = splits.test.images
-    for name in (name for name, term in METHODS.items() if not term.is_addition):
-        stage.fit(tmp_path / name, name, splits=splits, epochs=1)
-
-
-def test_validation_counts_what_the_predictor_gets_right(stage: Any, tmp_path: Path) -> None:
-    method, _ = stage.fit(tmp_path, "natural", epochs=15, lr=0.1, ema=0.0)
-    method.train()
-    with torch.no_grad():
-        method.eval()
-        right = method.student(stage.splits.val.float_images()).argmax(1) == stage.splits.val.labels
-        method.train()
-    before = weights(method)
-    nothing = type(method.attack.threat)(eps=0.0)
-    fabric = stage.fabric()
-    scores = validate(fabric, method, stage.splits.val, nothing, batch_size=7)
-    expected = 100 * right.float().mean().item()
-    assert scores == {"val_natural": pytest.approx(expected), "val_robust": pytest.approx(expected)}
-    assert expected > 50
-    everything = type(method.attack.threat)(eps=1.0)
-    scores = validate(fabric, method, stage.splits.val, everything)
-    assert scores["val_robust"] < scores["val_natural"]
-    assert method.training and same(before, method.state_dict())
-
-
-def test_validation_attacks_in_ten_steps_from_noise_of_its_seed(stage: Any) -> None:
-    method, threat, attacked = stage.method("pgd-at"), stage.method().attack.threat, []
-    seen: list[Tensor] = []
-    method.student.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
-    for seed in (0, 0, 1):
-        seen.clear()
-        validate(stage.fabric(), method, stage.splits.val, threat, seed=seed)
-        assert len(seen) == 10 + 2  # and the verdicts of clean and of attacked images
-        attacked.append(seen[-1])
-    assert torch.equal(attacked[0], attacked[1]) and not torch.equal(attacked[0], attacked[2])
-    seen.clear()
-    validate(stage.fabric(), method, stage.splits.val, threat, steps=3)
-    assert len(seen) == 3 + 2
-
-
-def test_validation_asks_what_predicts_where_no_head_trains(stage: Any) -> None:
-    method, val = stage.method("gacd").eval(), stage.splits.val
-    with torch.no_grad():
-        answers = method.predictor(val.float_images()).argmax(1)
-        head = method.student.get_classifier()
-        head.weight.zero_()  # whose answer is the least right one
-        head.bias.copy_(-answers.bincount(minlength=3).float())
-    nothing = type(method.attack.threat)(eps=0.0)
-    scores = validate(stage.fabric(), method, replace(val, labels=answers), nothing)
-    assert scores == {"val_natural": 100, "val_robust": 100}
-
-
 def test_logs_have_a_row_an_epoch(stage: Any, tmp_path: Path) -> None:
     _, summary = stage.fit(tmp_path, "gacd", epochs=2)
     rows = read_json_lines(tmp_path / "log.jsonl")
@@ -387,48 +248,6 @@ def test_bf16_leaves_the_images_and_weights_in_float32(stage: Any, tmp_path: Pat
     assert all(p.dtype == torch.float32 for p in method.parameters())
 
 
-class Waits(TorchDispatchMode):
-    """Counts operations that need a tensor's value on the host: .item(), bool(), boolean masks."""
-
-    NAMES = ("_local_scalar_dense", "nonzero", "equal", "masked_select", "unique")
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.count = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.count += any(func._schema.name == f"aten::{name}" for name in self.NAMES)
-        return func(*args, **(kwargs or {}))
-
-
-@pytest.mark.parametrize("name", COMPLETE)
-def test_no_step_waits_for_the_device(
-    stage: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
-) -> None:
-    """Four times the steps in an epoch, and not one look more at a tensor's value."""
-    # Not the CPU's ways, which look at what does not have to be waited for.
-    monkeypatch.setattr(fused, "_softplus", lambda x: (F.softplus(x), x.sigmoid()))
-    monkeypatch.setattr("gacd.attacks.pgd.check_range", lambda x: None)
-    monkeypatch.setattr(loop, "validate", lambda *_, **__: {"val_natural": 1.0, "val_robust": 1.0})
-    reads = []
-    for method in ("tolist", "numpy", "cpu", "__array__"):
-        original = getattr(Tensor, method)
-
-        def noted(self: Tensor, *args: Any, original: Any = original, **kwargs: Any) -> Any:
-            reads.append(1)
-            return original(self, *args, **kwargs)
-
-        monkeypatch.setattr(Tensor, method, noted)
-
-    def looks(batch_size: int) -> int:
-        reads.clear()
-        with Waits() as waits:
-            stage.fit(tmp_path / str(batch_size), name, epochs=1, batch_size=batch_size)
-        return waits.count + len(reads)
-
-    assert looks(batch_size=16) == looks(batch_size=4) > 0
-
-
 def test_dropout_is_keyed_as_everything_is(stage: Any, tmp_path: Path) -> None:
     """Networks from elsewhere draw from the global generator, which is left as it was."""
     weights = []
@@ -444,43 +263,6 @@ def test_dropout_is_keyed_as_everything_is(stage: Any, tmp_path: Path) -> None:
         assert torch.equal(torch.get_rng_state(), before)
         weights.append(method.student.state_dict())
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-@pytest.mark.parametrize("name", COMPLETE)
-def test_on_a_gpu_no_step_waits(stage: Any, name: str) -> None:
-    """torch itself raises where a step synchronises; the first ones choose algorithms."""
-    device = torch.device("cuda")
-    teacher, bank = stage.teacher.module, stage.bank
-    try:
-        stage.teacher.module, stage.bank = teacher.to(device), bank.to(device)
-        method = stage.method(name).to(device).train()
-        train = stage.splits.train.to(device)
-        optimizer = torch.optim.SGD([p for p in method.parameters() if p.requires_grad], 0.01)
-        batches = iterate(train, 16, shuffle=True, seed=0, epoch=0, drop_last=True, pad=1)
-        for step, batch in enumerate(batches):
-            torch.cuda.set_sync_debug_mode("error" if step >= 2 else "default")
-            with torch.autocast("cuda", torch.bfloat16):
-                loss = method(batch, keyed_generator(device, step)).total
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(method.parameters(), 5.0)
-            optimizer.step()
-            optimizer.zero_grad()
-        assert step > 2
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
-        stage.teacher.module, stage.bank = teacher.cpu(), bank
-
-
-def test_the_guard_looks_now_and_then(
-    stage: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    looked = []
-    guard = loop._guard
-    monkeypatch.setattr(loop, "_guard", lambda *a: looked.append(1) or guard(*a))
-    monkeypatch.setattr(loop, "_GUARD_EVERY", 5)
-    stage.fit(tmp_path, "natural", epochs=1, batch_size=4)  # 17 steps
-    assert len(looked) == 4
 
 
 @pytest.mark.parametrize("stops", [False, True])

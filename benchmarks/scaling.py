@@ -17,17 +17,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from contestants import Step, World, ours  # type: ignore[import-not-found]  # beside this file
 from objective import peak_bytes  # type: ignore[import-not-found]  # beside this file
 
 from gacd.storage import write_json
-from training import (  # type: ignore[import-not-found]
-    Step,
-    World,
-    cpu_name,
-    flops_of,
-    ours,
-    seconds_of,
-)
+from training import cpu_name, flops_of, seconds_of  # type: ignore[import-not-found]
 
 BASE = {"anchors": 16_384, "negatives": 4096, "batch": 32, "steps": 2, "model": "wrn-10-1"}
 SWEEPS: dict[str, dict[str, Any]] = {

@@ -24,6 +24,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from contestants import forever  # type: ignore[import-not-found]  # beside this file
 from PIL import Image
 
 from gacd.anchors import AnchorBank, Fingerprint
@@ -34,7 +35,7 @@ from gacd.methods import TrainingAttack, create_method
 from gacd.models import create_model
 from gacd.shapes import Batch
 from gacd.storage import write_json
-from training import cpu_name, forever  # type: ignore[import-not-found]  # beside this file
+from training import cpu_name  # type: ignore[import-not-found]
 
 SHARD = 10_000
 CLASSES = 1000

@@ -190,6 +190,24 @@ def test_a_moved_copy_is_the_same_data(
     assert of(copy) != of(root)
 
 
+def test_images_that_will_be_cropped_are_noted(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for part in COUNTS:
+        for label, number in samples(part):
+            path = tmp_path / part / CLASSES[label] / f"{number:02}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            side = 16 if (part, label, number) == ("train", 2, 5) else 9
+            picture(part, label, number).resize((side, side)).save(path)
+    for root, size, noted in ((folder, None, True), (folder, 9, False), (tmp_path, None, True)):
+        found = load_splits("folder", root=root, size=size, stream=True, seed=0)
+        assert found.train.size == 9
+        assert ("cropped to 9 pixels a side" in capsys.readouterr().out) is noted
+    (tmp_path / "train" / CLASSES[2] / "05.png").unlink()
+    load_splits("folder", root=tmp_path, stream=True, seed=0)
+    assert "cropped" not in capsys.readouterr().out
+
+
 def test_grey_stays_grey(tmp_path: Path) -> None:
     for part in COUNTS:
         for label, number in samples(part):

@@ -28,7 +28,7 @@ class _Found(NamedTuple):
     test: Part
 
 
-_LOOKED_AT = 100  # images, to tell grey sets from others
+_LOOKED_AT = 100  # images, to tell grey sets from others, and sets of several sizes
 
 
 def read_streamed(
@@ -41,9 +41,14 @@ def read_streamed(
     Raises UserError, naming the file or folder.
     """
     classes, train, test = STREAMED[name](root)
-    first = train[0].image(0)
+    side = size or min(train[0].image(0).size)
     some = range(0, len(train[0]), max(1, len(train[0]) // _LOOKED_AT))
     grey = all(train[0].image(row).mode == "L" for row in some)
+    if size is None and any(train[0].image(row).size != (side, side) for row in some):
+        print(
+            f"note: images are scaled and cropped to {side} pixels a side, as the first one has: "
+            "say --data.size"
+        )
     return tuple(  # type: ignore[return-value]
         StreamedDataset(
             reader,
@@ -51,7 +56,7 @@ def read_streamed(
             torch.tensor(labels, dtype=torch.int64),
             classes,
             root.resolve().name,
-            size or min(first.size),
+            side,
             1 if grey else 3,
             workers,
         )

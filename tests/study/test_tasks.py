@@ -1,6 +1,7 @@
 """Who does what, when, and what is told of it: the commands made up, so that nothing is trained."""
 
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -17,6 +18,7 @@ from gacd.errors import UserError
 from gacd.storage import write_json
 from gacd.study import work
 from gacd.study.cells import Cell, Config
+from gacd.study.status import status
 
 
 def configured(out: Path, *words: str) -> c.Study:
@@ -86,6 +88,62 @@ def test_cells_may_be_of_a_package_that_had_other_settings(
         write_json(folder.about(cell), {"settings": {**settings, "gone": 1}})
     work.run(cfg)
     assert sorted(begun) == sorted(cell.key for cell in cells)
+
+
+def test_a_failed_cell_is_tried_once_a_sitting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the sitting's own account: the clock of the folder's machine may be another."""
+    cfg, _, _ = rivals(tmp_path, "[pgd-at]")
+    tries, do = [], work._do
+
+    def fails(config: c.Train, goal: str) -> None:
+        raise UserError("no luck")
+
+    def does(config: c.Train, goal: str) -> None:
+        write_json(config.out / "pgd-at" / "record.json", {"seed": 0})
+
+    def from_another_clock(folder: work.Folder, task: work.Task, fabric: c.Fabric) -> bool:
+        tries.append(task.cell.key)
+        assert tries.count(task.cell.key) == (len(tries) + 1) // 2
+        done = do(folder, task, fabric)
+        if not done:
+            os.utime(folder.failure(task.cell), (0, 0))
+        return done
+
+    monkeypatch.setattr(work, "_do", from_another_clock)
+    monkeypatch.setitem(work._COMMANDS, "train", fails)
+    for sitting in (1, 2):
+        with pytest.raises(UserError, match="cells that failed: 2, that could not begin: 0"):
+            work.run(cfg)
+        assert len(tries) == 2 * sitting
+    monkeypatch.setitem(work._COMMANDS, "train", does)
+    work.run(cfg)
+    assert len(tries) == 6 and status(cfg).counts["rivals"]["done"] == 2
+    assert not list(tmp_path.rglob("*.failed.json"))
+
+
+def test_a_failure_of_this_sitting_is_not_tried_again_by_another_worker(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cfg, folder, cells = rivals(tmp_path, "[pgd-at]")
+    monkeypatch.setattr(work, "_do", lambda *_: pytest.fail("tried again"))
+    for cell in cells:
+        write_json(folder.failure(cell), {"reason": "no luck"})
+    work._work(cfg, time.time() - 60)
+
+
+def test_a_cell_that_another_starts_from_is_done_once_whichever_is_named_first(
+    tmp_path: Path,
+) -> None:
+    words = ["--rivals", "[gacd+aft, gacd]", "--table1_pairs", "[[digits-cnn-16, digits-cnn-8]]"]
+    words += ["--second_data", "null", "--seeds", "0", "1"]
+    entries = work.chosen(configured(tmp_path, "rivals", "table3", *words))
+    assert [entry.seed for entry in entries] == [0] * 4 + [1] * 4  # seed by seed
+    teacher, tuned, begun = (entry.cell for entry in entries[:3])
+    left = work.tasks(work.Folder(tmp_path), [tuned, begun, teacher])
+    order = [teacher.key, begun.key, tuned.key]
+    assert [(task.cell.key, task.goal) for task in left] == [(key, "record") for key in order]
 
 
 def test_what_another_has_just_finished_is_not_begun(

@@ -196,19 +196,3 @@ def test_an_analysis_and_a_transfer_are_of_what_the_study_says() -> None:
     assert moved.config.evaluation.attacks == ["natural", "pgd7", "autoattack"]  # as Table 4 has it
     config = moved.resolved(Path("out"), {"student": Path("student")}, here)
     assert config.checkpoint == Path("student/gacd/model.safetensors")
-
-
-def test_a_setting_that_is_new_leaves_old_addresses_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    cell = Cell(config=c.Train(model="digits-cnn-8"))
-    before = cell.key
-
-    def newer(config: object) -> dict[str, object]:
-        plain = dict(original(config))  # type: ignore[arg-type]
-        return {**plain, "a_new_setting": "its default"}
-
-    from gacd.study import cells
-
-    original = cells._plain
-    monkeypatch.setattr(cells, "_plain", newer)
-    assert Cell(config=c.Train(model="digits-cnn-8")).key == before
-    assert Cell(config=c.Train(model="digits-cnn-4")).key != before

@@ -22,7 +22,7 @@ def maker(tmp_path: Path) -> Maker:
     return Maker(tmp_path)
 
 
-def met(result: Result, rows: list[int], right: list[int], images: str = "0123") -> Result:
+def met(result: Result, rows: list[int], right: list[int], images: str | None = "0123") -> Result:
     """The same cell, whose AutoAttack met these images and left those right."""
     index, settings = torch.tensor(rows), {"test_images": images}
     robust = torch.isin(index, torch.tensor(right))
@@ -110,3 +110,20 @@ def test_without_outcomes_the_smaller_set_of_images_counts(maker: Maker) -> None
     assert (found["natural"].n, found["autoattack"].n) == (500, 100)
     table = row_table("", [("KD", ours, {})], metrics=("natural", "autoattack"))
     assert table.notes == ("Test images: natural 500, AutoAttack 100.",)
+
+
+@pytest.mark.parametrize("what", ["no common image", "no fingerprints", "outcomes of one alone"])
+def test_images_that_cannot_be_told_to_be_the_same_are_not_paired(maker: Maker, what: str) -> None:
+    cells = [maker("p", 0, {"natural": 50.0}, method=m) for m in "ab"]
+    images = None if what == "no fingerprints" else "0123"
+    ours = met(cells[0], [0, 1, 2, 3], [0, 1, 2], images)
+    theirs = met(cells[1], [4, 5, 6, 7] if what == "no common image" else [0, 1, 2, 3], [], images)
+    if what == "outcomes of one alone":
+        (theirs.folder / "outcomes.safetensors").unlink()
+    found = contrast([(1.0, Arm("a", (ours,))), (-1.0, Arm("b", (theirs,)))], "autoattack")
+    assert found is not None and (found.mean, found.n) == (75.0, 4)
+    assert found.basis == "images alone, one seed, the images unpaired"
+
+
+def test_one_point_has_no_trend(maker: Maker) -> None:
+    assert trend({1.0: Arm("1", (maker("f", 0, {"natural": 50.0}),))}, "natural") is None

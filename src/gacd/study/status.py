@@ -23,7 +23,8 @@ _STATES: tuple[State, ...] = get_args(State)
 class Status(NamedTuple):
     """A study's cells by state, why some failed, and the hours that one worker needs for the rest.
 
-    `hours` is the mean of the finished cells of the same kind; None while none is finished.
+    `hours`, also of what the cells start from: by the mean of the finished cells of the same kind,
+    or else of all; None while none is finished.
     """
 
     counts: dict[str, dict[State, int]]
@@ -44,7 +45,7 @@ def status(cfg: c.Study) -> Status:
         row[states[entry.cell.key]] += 1
     failed = [cell for key, cell in cells.items() if states[key] == "failed"]
     reasons = {cell.key: _reason(folder.failure(cell)) for cell in failed}
-    return Status(counts, reasons, _hours(folder, listed, states))
+    return Status(counts, reasons, _hours(folder, listed, left))
 
 
 def _reason(path: Path) -> str:
@@ -70,10 +71,9 @@ def _state(folder: Folder, cell: Cell) -> State:
         return idle
 
 
-def _hours(folder: Folder, listed: Sequence[Entry], states: dict[str, State]) -> float | None:
-    cells = {entry.cell.key: entry.cell for entry in listed}
+def _hours(folder: Folder, listed: Sequence[Entry], left: Sequence[Task]) -> float | None:
     spent: dict[str, list[float]] = {}
-    for cell in cells.values():
+    for cell in {entry.cell.key: entry.cell for entry in listed}.values():
         if folder.about(cell).is_file():
             spent.setdefault(_kind(cell), []).append(
                 read_json(folder.about(cell), "seconds")["seconds"]
@@ -81,12 +81,15 @@ def _hours(folder: Folder, listed: Sequence[Entry], states: dict[str, State]) ->
     if not spent:
         return None
     overall = fmean(seconds for row in spent.values() for seconds in row)
-    left = (cell for key, cell in cells.items() if states[key] != "done")
-    return sum(fmean(spent.get(_kind(cell), [overall])) for cell in left) / 3600
+    return sum(fmean(spent.get(_kind(task.cell), [overall])) for task in left) / 3600
 
 
 def _kind(cell: Cell) -> str:
-    return f"{cell.command} {cell.method} {getattr(cell.config, 'model', '')}"
+    start = cell
+    while "student" in start.parents:  # the network is that which is tuned, or frozen
+        start = start.parents["student"]
+    net = getattr(start.config, "student", None) or getattr(start.config, "model", None)
+    return f"{cell.command} {cell.method} {net}"
 
 
 def table(found: Status, title: str) -> Table:

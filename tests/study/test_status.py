@@ -1,0 +1,92 @@
+"""What a study's folder says of its cells, which nobody has run: files made up."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gacd import cli
+from gacd import config as c
+from gacd.storage import write_json
+from gacd.study import work
+from gacd.study.cells import Cell
+from gacd.study.status import status
+
+PAIR = ["--main_pair", "digits-cnn-4", "digits-cnn-2"]
+PAIRS = "[[digits-cnn-4, digits-cnn-2], [digits-cnn-4, digits-cnn-8]]"
+
+
+def configured(out: Path, *words: str) -> tuple[c.Study, dict[int, list[Cell]]]:
+    """A study, and its cells by seed."""
+    cfg = cli.parse("study", ["status", *words, "--out", str(out), "--second_data", "null"])
+    assert isinstance(cfg, c.Study)
+    entries = work.chosen(cfg)
+    return cfg, {seed: [e.cell for e in entries if e.seed == seed] for seed in cfg.seeds}
+
+
+def finish(folder: work.Folder, cell: Cell, seconds: float) -> None:
+    write_json(folder.of(cell) / cell.record, {"seed": 0})
+    write_json(folder.of(cell) / cell.model, {})
+    write_json(folder.about(cell), {**cell.identity, "seconds": seconds})
+
+
+def test_a_cell_that_failed_and_is_tried_again_is_running(tmp_path: Path) -> None:
+    cfg, cells = configured(tmp_path, "rivals", "--rivals", "[pgd-at]")
+    folder, (teacher, student) = work.Folder(tmp_path), cells[0]
+    for cell in (teacher, student):
+        write_json(folder.failure(cell), {"reason": "no luck"})
+    with folder.lock(teacher):
+        found = status(cfg)
+    assert found.counts["rivals"] == {"done": 0, "running": 1, "failed": 1, "waiting": 0}
+    assert found.reasons == {student.key: "no luck"}
+
+
+def test_whoever_may_not_lock_a_cell_sees_the_rest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cfg, cells = configured(tmp_path, "rivals", "--rivals", "[pgd-at]")
+    folder, (teacher, _) = work.Folder(tmp_path), cells[0]
+    folder.root.mkdir()
+    Path(folder.lock(teacher).lock_file).touch()
+
+    def refuses(*_: Any, **__: Any) -> None:
+        raise PermissionError
+
+    monkeypatch.setattr(work.FileLock, "acquire", refuses)
+    assert status(cfg).counts["rivals"]["waiting"] == 2
+
+
+def test_the_hours_left_are_those_of_every_cell_that_is_not_done_once(tmp_path: Path) -> None:
+    words = "rivals", "table3", "--rivals", "[pgd-at]", "--table1_pairs", "[[digits-cnn-4, x]]"
+    cfg, cells = configured(tmp_path, *words, *PAIR, "--seeds", "0", "1", "2")
+    folder, (teacher, student, same) = work.Folder(tmp_path), cells[0]
+    assert teacher.key == same.key
+    finish(folder, teacher, 3600)
+    finish(folder, student, 360)
+    write_json(folder.failure(cells[1][0]), {"reason": "no luck"})
+    finish(folder, cells[1][1], 1080)
+    with folder.lock(cells[2][1]):
+        found = status(cfg)
+    assert found.counts["rivals"] == {"done": 3, "running": 1, "failed": 1, "waiting": 1}
+    assert found.hours == pytest.approx(2 * 1 + (360 + 1080) / 2 / 3600)
+
+
+def test_the_hours_left_are_also_of_what_the_cells_start_from(tmp_path: Path) -> None:
+    words = "figure2", "--negatives", "[8]", "--temperatures", "[]"
+    cfg, cells = configured(tmp_path, *words, "--seeds", "0", "1")
+    assert status(cfg).hours is None
+    folder, [tuned] = work.Folder(tmp_path), cells[0]
+    finish(folder, tuned, 36)
+    assert status(cfg).hours == pytest.approx(0.03)  # a teacher, its student, and that one tuned
+
+
+def test_large_networks_take_their_own_time(tmp_path: Path) -> None:
+    words = "table1", "--table1_pairs", PAIRS, "--seeds", "0", "1"
+    cfg, cells = configured(tmp_path, *words)
+    folder, half = work.Folder(tmp_path), len(cells[0]) // 2
+    for cell in cells[0][:half] + cells[1][:half]:
+        finish(folder, cell, 36)
+    for cell in cells[0][half + 1 :]:
+        finish(folder, cell, 3600)
+    left = len(cells[1][half + 1 :])
+    assert status(cfg).hours == pytest.approx(left)

@@ -80,6 +80,15 @@ def test_the_hours_left_are_also_of_what_the_cells_start_from(tmp_path: Path) ->
     assert status(cfg).hours == pytest.approx(0.03)  # a teacher, its student, and that one tuned
 
 
+def test_a_model_that_is_not_measured_yet_says_nothing_of_hours(tmp_path: Path) -> None:
+    cfg, cells = configured(tmp_path, "rivals", "--rivals", "[pgd-at]", "--seeds", "0", "1")
+    folder, (teacher, student) = work.Folder(tmp_path), cells[0]
+    finish(folder, teacher, 7200)
+    finish(folder, student, 36)
+    (folder.of(student) / student.record).unlink()
+    assert status(cfg).hours == pytest.approx(3 * 2)
+
+
 def test_large_networks_take_their_own_time(tmp_path: Path) -> None:
     words = "table1", "--table1_pairs", PAIRS, "--seeds", "0", "1"
     cfg, cells = configured(tmp_path, *words)

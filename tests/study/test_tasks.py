@@ -90,6 +90,32 @@ def test_cells_may_be_of_a_package_that_had_other_settings(
     assert sorted(begun) == sorted(cell.key for cell in cells)
 
 
+def test_what_only_others_start_from_is_held_to_its_defaults_too(
+    tmp_path: Path, begun: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = "figure2", "--negatives", "[8]", "--temperatures", "[]"
+    cfg = configured(tmp_path, *words)
+    folder, [tuned] = work.Folder(tmp_path), [entry.cell for entry in work.chosen(cfg)]
+    work.run(cfg)
+    student = tuned.parents["student"]
+    assert begun == [student.parents["teacher"].key, student.key, tuned.key]
+    settings = student.identity["settings"]
+    write_json(folder.about(student), {"settings": settings | {"seed": 7}, "seconds": 1.0})
+    with pytest.raises(UserError, match=f"{student.key}.json was run when seed was 7 by default"):
+        work.run(cfg)
+
+
+def test_seconds_are_of_training_and_measuring(tmp_path: Path, begun: list[str]) -> None:
+    _, folder, (teacher, _) = rivals(tmp_path, "[pgd-at]")
+    seconds = []
+    for goal in ("model", "record", "model"):
+        assert work._do(folder, work.Task(teacher, goal), c.Fabric())
+        about = json.loads(folder.about(teacher).read_text())
+        seconds.append(about["seconds"])
+        write_json(folder.about(teacher), about | {"seconds": about["seconds"] + 100})
+    assert [round(s, -2) for s in seconds] == [0, 100, 200]
+
+
 def test_a_failed_cell_is_tried_once_a_sitting(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

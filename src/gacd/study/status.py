@@ -74,7 +74,7 @@ def _state(folder: Folder, cell: Cell) -> State:
 def _hours(folder: Folder, listed: Sequence[Entry], left: Sequence[Task]) -> float | None:
     spent: dict[str, list[float]] = {}
     for cell in {entry.cell.key: entry.cell for entry in listed}.values():
-        if folder.about(cell).is_file():
+        if folder.about(cell).is_file() and folder.has(Task(cell, "record")):
             spent.setdefault(_kind(cell), []).append(
                 read_json(folder.about(cell), "seconds")["seconds"]
             )

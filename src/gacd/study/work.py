@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Iterator, Sequence, Set
+from collections.abc import Iterable, Iterator, Sequence, Set
 from dataclasses import asdict, dataclass
 from multiprocessing import get_context, parent_process
 from pathlib import Path
@@ -79,7 +79,7 @@ class Folder:
         return FileLock(self.root / f"{cell.key}.lock")
 
     def about(self, cell: Cell) -> Path:
-        """The file that says what a finished cell is, and how long it took."""
+        """The file that says what a cell is whose model is finished, and how long it took."""
         return self.root / f"{cell.key}.json"
 
     def failure(self, cell: Cell) -> Path:
@@ -263,7 +263,7 @@ def _hopeless(folder: Folder, cell: Cell, since: float, failed: Set[str]) -> boo
 
 def _do(folder: Folder, task: Task, fabric: c.Fabric) -> bool:
     """Whether it went well; if not, a file says why."""
-    cell, started = task.cell, time.monotonic()
+    cell, about, started = task.cell, folder.about(task.cell), time.monotonic()
     parents = {name: folder.of(parent) for name, parent in cell.parents.items()}
     try:
         config = cell.resolved(folder.of(cell), parents, fabric)
@@ -274,14 +274,15 @@ def _do(folder: Folder, task: Task, fabric: c.Fabric) -> bool:
     except Exception as error:
         reason = str(error) if isinstance(error, UserError) else repr(error)
         print(f"failed: {reason}", flush=True)
-        about = {**cell.identity, "reason": reason, "traceback": traceback.format_exc()}
+        why = {**cell.identity, "reason": reason, "traceback": traceback.format_exc()}
         with contextlib.suppress(UserError):  # a full disk: it has been said above
-            write_json(folder.failure(cell), about)
+            write_json(folder.failure(cell), why)
         return False
     folder.failure(cell).unlink(missing_ok=True)
-    if task.goal == "record":
-        seconds = round(time.monotonic() - started, 1)
-        write_json(folder.about(cell), {**cell.identity, "seconds": seconds})
+    before = read_json(about, "seconds")["seconds"] if about.is_file() else 0.0
+    if task.goal == "record" or not before:  # a model made again adds nothing to what it took
+        seconds = round(before + time.monotonic() - started, 1)
+        write_json(about, {**cell.identity, "seconds": seconds})
     return True
 
 
@@ -332,8 +333,8 @@ def _check_possible(cells: Sequence[Cell]) -> None:
 
 
 def _check_unchanged(folder: Folder, cells: Sequence[Cell]) -> None:
-    """Refuse cells run under other defaults: addresses leave defaults out."""
-    for cell in cells:
+    """Refuse cells, and such as they start from, run under other defaults, which no address has."""
+    for cell in _with_parents(cells).values():
         path = folder.about(cell)
         if not path.is_file():
             continue
@@ -346,6 +347,14 @@ def _check_unchanged(folder: Folder, cells: Sequence[Cell]) -> None:
                 f"{path} was run when {changed} was {then[changed]} by default, now it is "
                 f"{now[changed]}: choose another --out, or set it"
             )
+
+
+def _with_parents(cells: Iterable[Cell]) -> dict[str, Cell]:
+    """The cells and all that they start from, by their keys."""
+    known: dict[str, Cell] = {}
+    for cell in cells:
+        known |= {cell.key: cell} | _with_parents(cell.parents.values())
+    return known
 
 
 def _name(entry: Entry) -> str:

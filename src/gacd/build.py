@@ -63,12 +63,9 @@ def splits(cfg: c.Data, seed: int) -> Splits:
     """The data, as train, validation and test."""
     parts = load_splits(
         cfg.name,
-        root=cfg.root,
-        size=cfg.size,
-        classes=_class_names(cfg),
+        **_images(cfg),
         val_fraction=cfg.val_fraction,
         train_limit=cfg.train_limit,
-        test_limit=cfg.test_limit,
         stream=cfg.stream,
         workers=cfg.workers,
         seed=seed,
@@ -79,19 +76,17 @@ def splits(cfg: c.Data, seed: int) -> Splits:
 
 def test_part(cfg: c.Data) -> ArrayDataset:
     """The test images alone, for a command that does not train."""
-    test = load_test(
-        cfg.name,
-        root=cfg.root,
-        size=cfg.size,
-        classes=_class_names(cfg),
-        test_limit=cfg.test_limit,
-    )
+    test = load_test(cfg.name, **_images(cfg))
     _check_side(test)
     return test if cfg.title is None else test.named(cfg.title)
 
 
-def _class_names(cfg: c.Data) -> list[str] | None:
-    return None if cfg.classes is None else [str(name) for name in cfg.classes]
+def _images(cfg: c.Data) -> dict[str, Any]:
+    """What decides which images the test part has."""
+    classes = None if cfg.classes is None else [str(name) for name in cfg.classes]
+    return {
+        "root": cfg.root, "size": cfg.size, "classes": classes, "test_limit": cfg.test_limit,
+    }  # fmt: skip
 
 
 def _check_side(test: ArrayDataset) -> None:

@@ -47,8 +47,7 @@ def read_folder(root: Path, size: int | None = None) -> tuple[ArrayDataset, Arra
 
 def read_test_folder(root: Path, size: int | None = None) -> ArrayDataset:
     """The test set of `read_folder`, by itself: train/, where there is one, names the classes."""
-    _check_root(root)
-    classes = _classes(root, root / ("train" if (root / "train").is_dir() else "test"))
+    classes = _classes(root, "train" if (root / "train").is_dir() else "test")
     return _dataset(root, _files(root / "test", classes), classes, size)
 
 
@@ -66,22 +65,18 @@ Files = list[tuple[Path, int]]
 
 def find_images(root: Path) -> tuple[tuple[str, ...], Files, Files]:
     """The classes of `root`, and the images of its train and test part. Raises UserError."""
-    _check_root(root)
-    classes = _classes(root, root / "train")
+    classes = _classes(root, "train")
     return classes, _files(root / "train", classes), _files(root / "test", classes)
 
 
-def _check_root(root: Path) -> None:
+def _classes(root: Path, part: str) -> tuple[str, ...]:
+    """The classes by the folders of a part; those in test/ must be among them."""
     if not root.is_dir():
         raise UserError(f"{root}: no such folder; it should hold train/CLASS/* and test/CLASS/*")
-
-
-def _classes(root: Path, part: Path) -> tuple[str, ...]:
-    """The classes by the folders of a part; those in test/ must be among them."""
-    classes = _folders(part)
+    classes = _folders(root / part)
     if len(classes) < 2:
         raise UserError(
-            f"{part}: {len(classes)} class folder(s); "
+            f"{root / part}: {len(classes)} class folder(s); "
             "it needs at least two, each with the images of one class"
         )
     for name in _folders(root / "test"):

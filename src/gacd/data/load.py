@@ -157,14 +157,11 @@ def _read(
 
 
 def _read_test(name: str, root: Path | None, size: int | None) -> Part:
-    if name == "digits":
-        return read_digits()[1]
-    assert root is not None  # checked
-    if name == "folder":
+    if root is not None and name == "folder":
         return read_test_folder(root, size)
-    if name in STREAMED:
-        return read_streamed(name, root, size, workers=0)[1]
-    return read_torchvision(name, root, train=False)
+    if root is not None and name in TORCHVISION:
+        return read_torchvision(name, root, train=False)
+    return _read(name, root, size, stream=False, workers=0)[1]
 
 
 def _limit(part: Part, what: str, limit: int | None, seed: int) -> Part:

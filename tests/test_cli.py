@@ -92,6 +92,7 @@ def test_a_refusal_in_a_real_process_and_before_torch(tmp_path: Path) -> None:
         ("train --evaluation.autoattack_limit 0", "autoattack_limit is 0"),
         ("train --attacks", "attacks is empty"),
         ("train --fabric.accelerator quantum", "quantum"),
+        ("train --fabric.accelerator mps", "known: auto, cpu, cuda, gpu"),  # float64 is needed
         ("train --fabric.strategy quantum", "quantum"),
         ("train --fabric.threads -1", "threads is -1"),
         ("train --seed", "--seed: expected one argument"),

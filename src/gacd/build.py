@@ -30,7 +30,8 @@ def fabric(cfg: c.Fabric) -> Fabric:
     """Lightning Fabric, launched. Raises UserError for a device that is not there."""
     if cfg.threads is not None:
         torch.set_num_threads(cfg.threads)
-    cuda = cfg.accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
+    wanted = "cuda" if cfg.accelerator == "gpu" else cfg.accelerator
+    cuda = wanted != "cpu" and torch.cuda.is_available()
     processes = cfg.devices * cfg.num_nodes
     started = os.environ.get("WORLD_SIZE", "") if "TORCHELASTIC_RUN_ID" in os.environ else ""
     if started.isdigit() and int(started) != processes:
@@ -42,7 +43,7 @@ def fabric(cfg: c.Fabric) -> Fabric:
     mixed = cfg.precision == "bf16-mixed"
     try:
         built = Fabric(
-            accelerator=found if cfg.accelerator == "auto" else cfg.accelerator,
+            accelerator=found if wanted == "auto" else wanted,
             devices=cfg.devices,
             num_nodes=cfg.num_nodes,
             strategy=cfg.strategy,

@@ -177,7 +177,7 @@ class Training:
 class Fabric:
     """Where it runs (Lightning Fabric's terms)."""
 
-    accelerator: str = "auto"
+    accelerator: Literal["auto", "cpu", "gpu", "cuda"] = "auto"
     devices: int = 1
     num_nodes: int = 1
     strategy: str = "auto"

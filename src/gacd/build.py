@@ -183,8 +183,6 @@ def network(
         raise UserError(f"{path}: say which network it is with {flag}, such as {flag} resnet18")
     if given.num_classes is None:
         raise UserError(f"{path}: say with --num_classes how many classes it was trained on")
-    if given.mean is not None and len(given.mean) != channels:
-        raise UserError(f"mean and std need {channels} numbers, one for each channel")
     loaded = create_model(
         given.model,
         num_classes=given.num_classes,

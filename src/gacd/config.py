@@ -35,10 +35,9 @@ from gacd.sections import (
     positive,
 )
 
-__all__ = [
-    "ARD", "CRD", "GACD", "IAD", "IGDM", "KD", "MART", "RSLAD", "SMALLEST", "TRADES", "AdaAD",
-    "Attack", "Budget", "Data", "Evaluation", "Fabric", "Regression", "Threat", "Training",
-    "fraction",
+__all__ = [  # what others read from here
+    "ARD", "GACD", "SMALLEST", "TRADES", "Attack", "Data", "Evaluation", "Fabric", "Threat",
+    "Training", "fraction",
 ]  # fmt: skip
 
 

@@ -8,7 +8,8 @@ import errno
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -116,34 +117,31 @@ def load_tensors(path: Path | str, *, kept: bool = True) -> "tuple[dict[str, Any
 
     A damaged file that a run makes for itself need not be `kept`: the user is told to delete it.
     """
+    with _opened(Path(path), kept) as (file, meta):
+        return {name: file.get_tensor(name) for name in file.keys()}, meta  # noqa: SIM118
+
+
+def load_meta(path: Path) -> dict[str, Any]:
+    """The `meta` of a tensor file, without reading its tensors."""
+    with _opened(path, kept=True) as (_, meta):
+        return meta
+
+
+@contextmanager
+def _opened(path: Path, kept: bool) -> Iterator[tuple[Any, dict[str, Any]]]:
     from safetensors import SafetensorError, safe_open
 
-    path = Path(path)
     if not path.is_file():
         raise UserError(f"{path}: no such file")
     path.open("rb").close()  # one that may not be read is "not there" to safetensors
     try:
         with safe_open(path, framework="pt") as file:
-            meta = json.loads((file.metadata() or {}).get(_META, "{}"))
-            return {name: file.get_tensor(name) for name in file.keys()}, meta  # noqa: SIM118
+            yield file, json.loads((file.metadata() or {}).get(_META, "{}"))
     except SafetensorError:
-        if not kept:
-            raise _damaged(path, "delete it and run the same command again") from None
-        raise _damaged(path) from None
-
-
-def load_meta(path: Path) -> dict[str, Any]:
-    """The `meta` of a tensor file, without reading its tensors."""
-    from safetensors import SafetensorError, safe_open
-
-    if not path.is_file():
-        raise UserError(f"{path}: no such file")
-    try:
-        with safe_open(path, framework="pt") as file:
-            meta: dict[str, Any] = json.loads((file.metadata() or {}).get(_META, "{}"))
-            return meta
-    except SafetensorError:
-        raise _damaged(path) from None
+        remedy = (
+            "make it, or download it, again" if kept else "delete it and run the same command again"
+        )
+        raise UserError(f"{path}: truncated or not a safetensors file; {remedy}") from None
 
 
 def fingerprint(parts: Iterable[str | bytes]) -> str:
@@ -167,10 +165,6 @@ def _atomically(path: Path, write: Callable[[Path], object]) -> None:
             temporary.unlink(missing_ok=True)
     except OSError as error:
         raise _cannot_write(path, error) from error
-
-
-def _damaged(path: Path, remedy: str = "make it, or download it, again") -> UserError:
-    return UserError(f"{path}: truncated or not a safetensors file; {remedy}")
 
 
 def _cannot_write(path: Path, error: OSError) -> UserError:

@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gacd.report import figures
+from gacd.report import figures, pictures
+from gacd.report.canvas import Figure
 from gacd.report.page import Check, Checks, Section, write_report
 from gacd.report.tables import comparison_table
 
@@ -48,18 +49,18 @@ def curves() -> dict[str, list[dict]]:
 
 
 @pytest.fixture(scope="session")
-def attacked_digits() -> figures.Figure:
+def attacked_digits() -> Figure:
     clean = np.random.default_rng(0).integers(0, 256, (4, 8, 8, 1), dtype=np.uint8)
     truth = ["0", "1", "2", "3"]
     answers = {"gacd": {"clean": truth, "attacked": ["0", "7", "2", "9"]}}
-    return figures.attacked_pictures(clean, {"gacd": 255 - clean}, answers, truth)
+    return pictures.attacked_pictures(clean, {"gacd": 255 - clean}, answers, truth)
 
 
 @pytest.fixture(scope="session")
 def page(
     results: list[dict],
     curves: dict[str, list[dict]],
-    attacked_digits: figures.Figure,
+    attacked_digits: Figure,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Path:
     against_eps = {

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from gacd.errors import UserError
-from gacd.report import figures
-from gacd.report.canvas import canvas, draw, line_style
+from gacd.report import figures, pictures
+from gacd.report.canvas import Figure, canvas, draw, line_style
 
 RED = (179, 38, 30)
 SVG = "{http://www.w3.org/2000/svg}"
@@ -136,9 +136,9 @@ def test_wrong_answers_are_counted_and_framed():
     clean = np.full((2, 8, 8, 3), 128, np.uint8)
     truth = ["cat", "$5 dog$"]
 
-    def drawn(attacked: list[str]) -> figures.Figure:
+    def drawn(attacked: list[str]) -> Figure:
         answers = {"net": {"clean": truth, "attacked": attacked}}
-        return figures.attacked_pictures(clean, {"net": clean}, answers, truth)
+        return pictures.attacked_pictures(clean, {"net": clean}, answers, truth)
 
     right, wrong = drawn(truth), drawn(["cat", "frog"])
     assert "net 0 of 2" in right.alt
@@ -154,7 +154,7 @@ def test_pictures_are_enlarged_without_new_colours(channels):
     levels = np.array([[10, 60], [110, 160]], np.uint8)
     clean = np.repeat(levels[None, :, :, None], channels, axis=3)
     answers = {"net": {"clean": ["a"], "attacked": ["a"]}}
-    figure = figures.attacked_pictures(clean, {"net": clean}, answers, ["a"])
+    figure = pictures.attacked_pictures(clean, {"net": clean}, answers, ["a"])
     drawn = pixels(figure.image)
     areas = [int((drawn == (level, level, level)).all(axis=2).sum()) for level in levels.ravel()]
     assert min(areas) > 2000
@@ -168,8 +168,8 @@ def test_heatmaps_share_one_scale():
     same, other = (
         [middle_colour(image) for image in ET.fromstring(figure.image).iter(f"{SVG}image")]
         for figure in (
-            figures.heatmaps({"a": small, "b": small}, labels, "t"),
-            figures.heatmaps({"a": small, "b": 10 * small}, labels, "t"),
+            pictures.heatmaps({"a": small, "b": small}, labels, "t"),
+            pictures.heatmaps({"a": small, "b": 10 * small}, labels, "t"),
         )
     )
     assert same[0] == same[1]
@@ -178,7 +178,7 @@ def test_heatmaps_share_one_scale():
 
 def test_heatmaps_of_many_and_signed_classes_say_their_range():
     matrix = np.linspace(-1, 1, 400).reshape(20, 20)
-    figure = figures.heatmaps({"gacd": matrix}, [str(i) for i in range(20)], "Differences")
+    figure = pictures.heatmaps({"gacd": matrix}, [str(i) for i in range(20)], "Differences")
     assert "gacd: mean 0.000, from -1.000 to 1.000." in figure.alt.replace("-0.000", "0.000")
 
 
@@ -189,14 +189,14 @@ def test_heatmaps_of_many_and_signed_classes_say_their_range():
         (lambda: figures.accuracy_against_eps({}), "no model"),
         (lambda: figures.accuracy_against_eps({"a": []}), "no point for a"),
         (lambda: figures.natural_against_autoattack([]), "no record"),
-        (lambda: figures.heatmaps({}, ["a"], "t"), "no matrix"),
-        (lambda: figures.heatmaps({"m": np.eye(2)}, ["a"], "t"), r"m is \(2, 2\)"),
+        (lambda: pictures.heatmaps({}, ["a"], "t"), "no matrix"),
+        (lambda: pictures.heatmaps({"m": np.eye(2)}, ["a"], "t"), r"m is \(2, 2\)"),
         (
-            lambda: figures.attacked_pictures(np.zeros((2, 8, 8, 1), np.uint8), {}, {}, ["a"]),
+            lambda: pictures.attacked_pictures(np.zeros((2, 8, 8, 1), np.uint8), {}, {}, ["a"]),
             "2 images with 1 true classes",
         ),
         (
-            lambda: figures.attacked_pictures(
+            lambda: pictures.attacked_pictures(
                 np.zeros((1, 8, 8, 1), np.uint8), {"m": np.zeros((1, 8, 8, 1), np.uint8)}, {}, ["a"]
             ),
             "m needs 1 images and 1 answers",

@@ -6,10 +6,9 @@ import json
 import pytest
 from scipy.stats import t as student_t
 
-from gacd.report.tables import signed
+from gacd.report.tables import heading, signed
 from gacd.study.claim_tables import evidence_tables, likeness_table
 from gacd.study.claims import NO_ROBUSTNESS, Claim, claims_json, judge_claims
-from gacd.study.evidence import METRICS
 from made_up import STAND_INS, Maker, likeness, whole_study
 
 EVERY = [f"C{i}" for i in range(1, 10)]
@@ -199,7 +198,7 @@ def test_the_tables_of_a_claim_hold_its_figures(true, name, places):
             line = lines[f"{side.name} ({each.where})" if each.where else side.name]
             figures = [f"{x:.{places}f}" for x in (side.mean, side.low, side.high)]
             expected = "{} [{}, {}]".format(*figures)
-            assert line[METRICS.get(side.metric, side.metric)] == expected
+            assert line[heading(side.metric)] == expected
 
 
 def test_likeness_is_of_the_view_and_its_intervals_end_where_it_does():

@@ -6,11 +6,10 @@ from typing import Any
 
 from gacd import config as c
 from gacd.errors import UserError, unknown
-from gacd.evaluation.outcomes import WORST, Evaluation
+from gacd.evaluation.outcomes import OUTCOMES, WORST, Evaluation
 from gacd.evaluation.outcomes import compare as compare_outcomes
 from gacd.report.tables import Cell, Column, Table, heading
 
-OUTCOMES = "outcomes.safetensors"
 _LEVEL = 0.05
 
 

@@ -13,6 +13,7 @@ from gacd import config as c
 from gacd.data.dataset import ArrayDataset
 from gacd.evaluation.diagnosis import diagnose
 from gacd.evaluation.examples import attacked_examples
+from gacd.evaluation.outcomes import OUTCOMES
 from gacd.evaluation.record import make_record
 from gacd.evaluation.robust import answered_alike, epsilon_curve, evaluate
 from gacd.methods.cost import Cost
@@ -20,6 +21,7 @@ from gacd.methods.registry import method_order
 from gacd.models.base import Backbone
 from gacd.models.checkpoints import load_model, said_of
 from gacd.ranks import ALONE, Ranks
+from gacd.report.run import sorted_paths
 from gacd.report.tables import read_record
 from gacd.storage import write_json
 
@@ -146,7 +148,7 @@ def measure_row(
     write_json(out / "examples.json", examples)
     if checks:
         write_json(out / "diagnosis.json", [asdict(check) for check in checks])
-    found.save(out / "outcomes.safetensors")
+    found.save(out / OUTCOMES)
     table = found.to_record()
     alike = answered_alike(model, test, batch_size=settings.batch_size)
     record = make_record(
@@ -186,9 +188,7 @@ def ignore_interrupts() -> None:
 
 def find_records(out: Path, names: Sequence[str]) -> list[dict[str, Any]]:
     """Every record in a run folder: rows of these names first, in this order."""
-    order = {name: i for i, name in enumerate(names)}
-    paths = sorted(out.glob("*/record.json"), key=lambda p: order.get(p.parent.name, len(order)))
-    return [read_record(path) for path in paths]
+    return [read_record(path) for path in sorted_paths(out, "*/record.json", names)]
 
 
 def summary(record: dict[str, Any]) -> dict[str, Any]:

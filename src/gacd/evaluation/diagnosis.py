@@ -51,7 +51,6 @@ def diagnose(
     evaluation: Evaluation | None = None,
     limit: int = 256,
     autoattack_limit: int = 64,
-    autoattack_gap: float = _AUTOATTACK_GAP,
     batch_size: int = 256,
     seed: int = 0,
     cache: Path | None = None,
@@ -103,38 +102,34 @@ def diagnose(
         index = torch.arange(len(subset))
     gap, gap_text = _autoattack_gap(near.outcomes(_NEAR)[0][index], verdicts)
     zeros = zero_gradients(model, subset, batch_size=batch_size)
-    checks = [
-        _check(
+    broken = far.accuracy("pgd100")
+    rows = [
+        (
             "iterative beats single-step",
             pgd20 - fgsm,
             points,
             f"{pgd20:.1f} % under PGD-20, {fgsm:.1f} % under FGSM",
         ),
-        _check(
+        (
             "more steps never help the defender",
             pgd100 - pgd20,
             points,
             f"{pgd100:.1f} % under PGD-100, {pgd20:.1f} % under PGD-20",
         ),
-        _check(
+        (
             "a large eps breaks everything",
-            far.accuracy("pgd100"),
+            broken,
             points,
-            f"{far.accuracy('pgd100'):.1f} % at {threat.norm} eps {far.settings['eps']:.3g}",
+            f"{broken:.1f} % at {threat.norm} eps {far.settings['eps']:.3g}",
         ),
-        _check(
+        (
             "random noise is harmless next to the attack",
             natural - noise,
             max(lost / 2, points),
             f"noise costs {natural - noise:.1f} points, PGD-100 {lost:.1f}",
         ),
-        _check(
-            "AutoAttack is near PGD",
-            gap,
-            autoattack_gap,
-            gap_text,
-        ),
-        _check(
+        ("AutoAttack is near PGD", gap, _AUTOATTACK_GAP, gap_text),
+        (
             "gradients do not vanish",
             zeros,
             _ZEROS,
@@ -144,8 +139,8 @@ def diagnose(
     if source is not None:
         transfer = near.accuracy("transfer")
         text = f"{pgd100:.1f} % under PGD-100, {transfer:.1f} % under another model's images"
-        checks.append(_check("transfer is weaker than white-box", pgd100 - transfer, points, text))
-    return checks
+        rows.append(("transfer is weaker than white-box", pgd100 - transfer, points, text))
+    return [Check(name, value <= limit, value, limit, text) for name, value, limit, text in rows]
 
 
 def zero_gradients(model: Backbone, dataset: ArrayDataset, *, batch_size: int = 256) -> float:
@@ -159,10 +154,6 @@ def zero_gradients(model: Backbone, dataset: ArrayDataset, *, batch_size: int = 
             (gradient,) = torch.autograd.grad(loss, x)
             zeros += int((gradient == 0).sum())
     return 100.0 * zeros / dataset.images.numel()
-
-
-def _check(name: str, value: float, limit: float, text: str) -> Check:
-    return Check(name, value <= limit, value, limit, text)
 
 
 def _everywhere(threat: ThreatModel, dataset: ArrayDataset) -> ThreatModel:

@@ -14,6 +14,8 @@ from gacd.errors import UserError, unknown
 from gacd.evaluation.statistics import binomial_interval, mcnemar
 from gacd.storage import load_tensors, save_tensors
 
+OUTCOMES = "outcomes.safetensors"
+"""The file of a model's outcomes, in its folder."""
 WORST = "worst"
 """The worst case over all attacks, an accuracy every evaluation has."""
 

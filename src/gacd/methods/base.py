@@ -221,12 +221,3 @@ def check_objective(objective: str, *, name: str, trains_head: bool, has_teacher
         raise UserError(
             f"attack.objective '{objective}' needs a teacher, and {name} has none: use ce or kl"
         )
-
-
-def check_same_classes(student: Backbone, teacher: Backbone) -> None:
-    """A teacher must speak of the same classes and see the same channels."""
-    if teacher.num_classes != student.num_classes or teacher.channels != student.channels:
-        raise UserError(
-            f"the teacher has {teacher.num_classes} classes and {teacher.channels} channels, the "
-            f"data {student.num_classes} and {student.channels}: choose a teacher of this data set"
-        )

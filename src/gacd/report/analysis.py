@@ -11,6 +11,7 @@ from gacd.report.canvas import Figure
 from gacd.report.embedding import embedding_scatter
 from gacd.report.page import Checks, Section, write_report
 from gacd.report.pictures import heatmaps
+from gacd.report.run import provenance
 from gacd.report.tables import Cell, Column, Record, Table
 from gacd.storage import read_json, write_bytes
 
@@ -34,21 +35,12 @@ def write_analysis_report(out: Path) -> None:
         raise UserError(f"{out / RECORD}: not a record of this version ({error})") from None
     for name, figure in figures.items():
         write_bytes(out / "figures" / f"{name}.svg", figure.image)
-    machine = record["environment"]
     write_report(
         out / "report.html",
         title=f"Structure of features on {record['dataset']}",
         intro=_intro(record),
         sections=sections,
-        provenance={
-            "gacd": machine["gacd"],
-            "commit": machine["commit"] or "none (installed package)",
-            "measured (UTC)": record["timestamp"][:16].replace("T", " "),
-            "seed": record["seed"],
-            "versions": {k: v for k, v in machine["versions"].items() if v},
-            "processor": machine["cpu"],
-            "figures to read by machine": RECORD,
-        },
+        provenance=provenance([record], RECORD),
     )
 
 

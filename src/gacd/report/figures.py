@@ -3,25 +3,15 @@
 import math
 import re
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from gacd.errors import UserError
 from gacd.report.canvas import NARROW, QUIET, WIDE, Figure, canvas, draw, line_style
-from gacd.report.pictures import attacked_pictures, heatmaps
-from gacd.report.tables import Record
+from gacd.report.tables import Record, method_cell
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure as Canvas
-
-__all__ = [
-    "Figure",
-    "accuracy_against_eps",
-    "attacked_pictures",
-    "heatmaps",
-    "natural_against_autoattack",
-    "training_curves",
-]
 
 
 class _Band(NamedTuple):
@@ -164,25 +154,23 @@ def natural_against_autoattack(results: Sequence[Record]) -> Figure:
     known = [r for r in results if r.get("natural") is not None and r.get("autoattack") is not None]
     if not known:
         raise UserError("natural against AutoAttack: no record has both accuracies")
-    names = list(dict.fromkeys(_name(record) for record in known))
 
     def drawing(narrow: bool) -> "Canvas":
-        whole = canvas(NARROW, 3.1 + 0.2 * len(names)) if narrow else canvas(WIDE, 4.2)
+        whole = canvas(NARROW, 3.1 + 0.2 * len(known)) if narrow else canvas(WIDE, 4.2)
         ax = whole.subplots()
-        for index, name in enumerate(names):
-            records = [record for record in known if _name(record) == name]
+        for index, record in enumerate(known):
             style = line_style(index)
             ax.errorbar(
-                [record["natural"] for record in records],
-                [record["autoattack"] for record in records],
-                xerr=_bars(records, "natural"),
-                yerr=_bars(records, "autoattack"),
+                [record["natural"]],
+                [record["autoattack"]],
+                xerr=_bar(record, "natural"),
+                yerr=_bar(record, "autoattack"),
                 linestyle="none",
                 color=style.color,
                 marker=style.marker,
                 markersize=7,
                 elinewidth=1,
-                label=name,
+                label=str(method_cell(record)),
             )
         ax.set_xlabel("natural accuracy, %")
         ax.set_ylabel("accuracy under AutoAttack, %")
@@ -193,7 +181,9 @@ def natural_against_autoattack(results: Sequence[Record]) -> Figure:
     return draw(
         drawing,
         alt="Natural accuracy against accuracy under AutoAttack. "
-        + " ".join(f"{_name(r)}: {r['natural']:.1f} % and {r['autoattack']:.1f} %." for r in known),
+        + " ".join(
+            f"{method_cell(r)}: {r['natural']:.1f} % and {r['autoattack']:.1f} %." for r in known
+        ),
         caption="Up and to the right is better. Bars are the intervals of the record.",
     )
 
@@ -241,16 +231,10 @@ def _last_words(stage: str, rows: Sequence[Record]) -> str:
     return f"{stage}, epoch {last['epoch']}: {', '.join(said)}."
 
 
-def _name(record: Record) -> str:
-    role = record.get("role")
-    return f"{record['method']} ({role})" if role else str(record["method"])
-
-
-def _bars(records: Sequence[Record], key: str) -> "list[list[float]] | None":
-    """Lengths of the error bars below and above, as matplotlib wants them."""
-    intervals: list[Any] = [(record.get("intervals") or {}).get(key) for record in records]
-    if not all(intervals):
+def _bar(record: Record, key: str) -> "list[list[float]] | None":
+    """Lengths of the error bar below and above, as matplotlib wants them."""
+    interval = (record.get("intervals") or {}).get(key)
+    if not interval:
         return None
-    pairs = list(zip(records, intervals, strict=True))
-    below = [max(0.0, record[key] - low) for record, (low, _) in pairs]
-    return [below, [max(0.0, high - record[key]) for record, (_, high) in pairs]]
+    low, high = interval
+    return [[max(0.0, record[key] - low)], [max(0.0, high - record[key])]]

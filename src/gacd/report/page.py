@@ -2,7 +2,7 @@
 
 import base64
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -76,39 +76,26 @@ def write_report(
     path: Path,
     *,
     title: str,
-    intro: str | Sequence[str],
+    intro: Sequence[str],
     sections: Sequence[Section],
     provenance: Mapping[str, object] | None = None,
 ) -> None:
     """Write the page. All text is plain and escaped.
 
-    `provenance` is what the record says of its making (commit, versions, hardware, seed, date);
+    `provenance` is what the record says of its making (commit, versions, hardware, date);
     mappings inside it are written out.
 
     Raises:
         UserError: the file cannot be written.
     """
-    page = html_page(title=title, intro=intro, sections=sections, provenance=provenance)
-    write_bytes(path, page.encode())
-
-
-def html_page(
-    *,
-    title: str,
-    intro: str | Sequence[str],
-    sections: Sequence[Section],
-    provenance: Mapping[str, object] | None = None,
-) -> str:
-    """The page that `write_report` writes."""
     ids = _ids([section.heading for section in sections])
-    lead = [intro] if isinstance(intro, str) else intro
     links = "".join(
         f'<li><a href="#{name}">{escape(section.heading)}</a></li>'
         for name, section in zip(ids, sections, strict=True)
     )
     nav = f'<nav aria-label="Sections"><ul>{links}</ul></nav>\n' if len(sections) > 2 else ""
     body = "".join(map(_section, ids, sections))
-    return f"""<!DOCTYPE html>
+    page = f"""<!DOCTYPE html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
@@ -122,12 +109,13 @@ def html_page(
 <body>
 <header>
 <h1>{escape(title)}</h1>
-{_paragraphs(lead, "lead")}{nav}</header>
+{_paragraphs(intro, "lead")}{nav}</header>
 <main>
 {body}</main>
 {_footer(provenance or {})}</body>
 </html>
 """
+    write_bytes(path, page.encode())
 
 
 # The browser itself refuses anything that is not in the file.
@@ -165,12 +153,13 @@ def _footer(provenance: Mapping[str, object]) -> str:
         return ""
     pairs = "".join(
         f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>\n"
-        for name, value in _flat(provenance)
+        for name, value in written_out(provenance)
     )
     return f"<footer>\n<h2>How this was made</h2>\n<dl>\n{pairs}</dl>\n</footer>\n"
 
 
-def _flat(values: Mapping[str, object]) -> Iterable[tuple[str, str]]:
+def written_out(values: Mapping[str, object]) -> Iterator[tuple[str, str]]:
+    """Facts and what they say in one line each."""
     for name, value in values.items():
         if isinstance(value, Mapping):
             yield name, ", ".join(f"{key} {text}" for key, text in value.items())

@@ -9,16 +9,23 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from gacd.errors import UserError
+from gacd.report.canvas import Figure
 from gacd.report.figures import (
-    Figure,
     accuracy_against_eps,
-    attacked_pictures,
     natural_against_autoattack,
     training_curves,
 )
 from gacd.report.page import Check, Checks, Section, write_report
-from gacd.report.pictures import Pictures
-from gacd.report.tables import Cell, Column, Record, Table, comparison_table, read_record
+from gacd.report.pictures import Pictures, attacked_pictures
+from gacd.report.tables import (
+    Cell,
+    Column,
+    Record,
+    Table,
+    comparison_table,
+    method_cell,
+    read_record,
+)
 from gacd.storage import read_json, read_json_lines, write_bytes, write_json
 
 Records = Mapping[str, Record]
@@ -35,7 +42,7 @@ def write_run_report(out: Path, title: str | None = None, *, order: Sequence[str
     Raises:
         UserError: the folder holds no record, a file in it is damaged, or it cannot be written to.
     """
-    folders = [path.parent for path in _sorted(out, "*/record.json", order)]
+    folders = [path.parent for path in sorted_paths(out, "*/record.json", order)]
     if not folders:
         raise UserError(f"{out}: no evaluated model in this folder (no */record.json) to report on")
     kept = out / "report.json"
@@ -45,12 +52,12 @@ def write_run_report(out: Path, title: str | None = None, *, order: Sequence[str
         title = read_json(kept, "title")["title"]
 
     every = [read_record(folder / "record.json") for folder in folders]
-    names = [_name(record) for record in every]
+    names = [str(method_cell(record)) for record in every]
     records = dict(zip(names, every, strict=True))
     examples = _beside(folders, names, "examples.json")
     logs = {
         path.parent.relative_to(out).as_posix(): list(_last_of_each_epoch(read_json_lines(path)))
-        for path in _sorted(out, "**/log.jsonl", order)
+        for path in sorted_paths(out, "**/log.jsonl", order)
     }
     shown = list(_shown(records, examples, logs))
     for part in shown:
@@ -152,7 +159,6 @@ def _size(record: Record) -> str:
 
 
 def _accuracies(records: Sequence[Record]) -> Section:
-    without_times = [{k: v for k, v in record.items() if k != "seconds"} for record in records]
     compared = (
         "AutoAttack is the strongest, and the figure to compare."
         if any("autoattack" in record for record in records)
@@ -164,7 +170,7 @@ def _accuracies(records: Sequence[Record]) -> Section:
             "Natural: the images as they are. Under attack: the share on which the model is still "
             f"right when each image is attacked against it. {compared}"
         ],
-        [comparison_table(without_times, worst=True)],
+        [comparison_table(records, worst=True)],
     )
 
 
@@ -176,7 +182,7 @@ def _costs(records: Sequence[Record]) -> Iterator[Section]:
     passes = ("student_forward", "student_backward", "teacher_forward", "teacher_backward")
     rows = [
         (
-            _head(record),
+            method_cell(record),
             *(Cell(f"{record['cost'][name]:.3g}") for name in passes),
             Cell(f"{record['cost']['flops'] / 1e6:,.2f}"),
             Cell(f"{record['train_flops'] / 1e12:,.3g}"),
@@ -213,7 +219,9 @@ def _masking(records: Records, diagnoses: Mapping[str, Sequence[Record]]) -> Ite
     rows = []
     for name, found in diagnoses.items():
         by_name = {check["name"]: check for check in found}
-        rows.append((_head(records[name]), *(_verdict(by_name.get(check)) for check in checks)))
+        rows.append(
+            (method_cell(records[name]), *(_verdict(by_name.get(check)) for check in checks))
+        )
     yield Section(
         "Are the gradients masked?",
         [
@@ -270,15 +278,6 @@ def _commit(environment: Record) -> str:
     return str(environment["commit"]) + " with changes" * bool(environment["dirty"])
 
 
-def _head(record: Record) -> Cell:
-    role = record.get("role")
-    return Cell(str(record["method"]), f"({role})" if role else "")
-
-
-def _name(record: Record) -> str:
-    return str(_head(record))
-
-
 def _beside(folders: Sequence[Path], names: Sequence[str], file: str) -> dict[str, Any]:
     """The JSON in `file` of every folder that has it, by the name of the folder's model."""
     pairs = zip(names, folders, strict=True)
@@ -291,7 +290,8 @@ def _last_of_each_epoch(rows: Sequence[Record]) -> Iterator[Record]:
     return (by_epoch[epoch] for epoch in sorted(by_epoch))
 
 
-def _sorted(out: Path, pattern: str, order: Sequence[str]) -> list[Path]:
+def sorted_paths(out: Path, pattern: str, order: Sequence[str]) -> list[Path]:
+    """The files of a run folder that match: by the row in `order`, then by name."""
     rank = {name: i for i, name in enumerate(order)}
 
     def key(path: Path) -> tuple[int, Path]:

@@ -6,10 +6,8 @@ from dataclasses import dataclass, replace
 from html import escape
 from itertools import compress
 from pathlib import Path
-from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from gacd.errors import UserError
 from gacd.storage import read_json
 
 if TYPE_CHECKING:
@@ -194,23 +192,15 @@ class Table:
 
 
 def comparison_table(results: Sequence[Record], *, caption: str = "", worst: bool = False) -> Table:
-    """Accuracies in percent of every model, several seeds of one model gathered in one row.
+    """Accuracies in percent of every model of a run, a row each, with the records' own intervals.
 
-        one seed:      57.6 [54.0, 61.1]    the interval is the record's own
-        several seeds: 57.6 ± 1.2           mean and sample standard deviation over the seeds
-
-    Each record: `model, method, dataset, seed, n`, and an accuracy by attack; optional `role`
-    (undefended, teacher, student), `parameters`, `autoattack_n`, `seconds`, `cascade`, `intervals`
-    (of [low, high] by attack). There is a column for every attack that has an interval in some
-    record, in their order, and for natural, PGD-20 and AutoAttack; for `worst` only if asked for.
-    Rows keep the records' order. No figure is set in bold: which difference decides anything is not
-    for a typeface to say.
-
-    Raises:
-        UserError: no records, a record without a name, or two records of one seed in one row.
+    Each record: `model, method, dataset, n`, and an accuracy by attack; optional `role`
+    (undefended, teacher, student), `parameters`, `autoattack_n`, `cascade`, `answered_alike`,
+    `intervals` (of [low, high] by attack). There is a column for every attack that has an interval
+    in some record, in their order, and for natural, PGD-20 and AutoAttack; for `worst` only if
+    asked for. Rows keep the records' order. No figure is set in bold: which difference decides
+    anything is not for a typeface to say. Several seeds: `gacd seeds`.
     """
-    groups = _groups(results)
-    several_seeds = any(len(group) > 1 for group in groups)
     sizes = sorted({_sizes(record) for record in results})
     columns: list[tuple[Column, list[Cell]]] = []
 
@@ -220,33 +210,30 @@ def comparison_table(results: Sequence[Record], *, caption: str = "", worst: boo
         column = [cell if isinstance(cell, Cell) else Cell(cell) for cell in cells]
         columns.append((Column(title, numeric, spare), column))
 
-    def given(key: str) -> bool:
-        return any(record.get(key) is not None for record in results)
-
-    datasets = list(dict.fromkeys(str(record["dataset"]) for record in results))
-    if len(datasets) > 1:
-        add("dataset", (str(group[0]["dataset"]) for group in groups))
-    add("method", (_method(group[0]) for group in groups))
+    add("method", map(method_cell, results))
     if len(sizes) > 1:
-        add("n", (_size_text(group) for group in groups), numeric=True)
+        add("n", map(_size_text, results), numeric=True)
     attacks = [name for name in _attacks(results) if worst or name != _WORST]
     for attack in attacks:
-        add(heading(attack), (_accuracy(group, attack) for group in groups), numeric=True)
-    add("model", (str(group[0]["model"]) for group in groups))
-    if given("parameters"):
-        counts = [_count(group[0].get("parameters")) for group in groups]
-        add("params", counts, numeric=True, spare=True)
-    if several_seeds:
-        add("seeds", (str(len(group)) for group in groups), numeric=True)
-    if given("seconds"):
-        add("time", (_seconds(group) for group in groups), numeric=True, spare=True)
-
+        add(heading(attack), (_accuracy(record, attack) for record in results), numeric=True)
+    add("model", (str(record["model"]) for record in results))
+    counts = [record.get("parameters") for record in results]
+    if any(count is not None for count in counts):
+        texts = (_MISSING if count is None else f"{count:,}" for count in counts)
+        add("params", texts, numeric=True, spare=True)
+    datasets = dict.fromkeys(str(record["dataset"]) for record in results)
     return Table(
         caption=caption or f"Accuracy in % on {', '.join(datasets)}",
         columns=tuple(column for column, _ in columns),
         rows=tuple(zip(*(cells for _, cells in columns), strict=True)),
-        notes=tuple(_notes(groups, sizes, _WORST in attacks)),
+        notes=tuple(_notes(results, sizes, _WORST in attacks)),
     )
+
+
+def method_cell(record: Record) -> Cell:
+    """A model's name in the tables of its run: method (role)."""
+    role = record.get("role")
+    return Cell(str(record["method"]), f"({role})" if role else "")
 
 
 def _attacks(results: Sequence[Record]) -> list[str]:
@@ -254,41 +241,12 @@ def _attacks(results: Sequence[Record]) -> list[str]:
     return list(dict.fromkeys(name for record, name in named if name in record))
 
 
-def _groups(results: Sequence[Record]) -> list[list[Record]]:
-    if not results:
-        raise UserError("no results to report: run 'gacd evaluate' first")
-    groups: dict[tuple[object, ...], list[Record]] = {}
-    for record in results:
-        missing = {"model", "method", "dataset", "seed", "n"} - record.keys()
-        if missing:
-            raise UserError(f"results: a record lacks '{min(missing)}': {dict(record)}")
-        key = tuple(record.get(part) for part in ("dataset", "role", "model", "method"))
-        group = groups.setdefault((*key, record.get("parameters")), [])
-        if any(record["seed"] == other["seed"] for other in group):
-            raise UserError(
-                f"results: two records of {record['model']} by {record['method']} with seed "
-                f"{record['seed']}: keep one, or name the models differently"
-            )
-        group.append(record)
-    return list(groups.values())
-
-
-def _method(record: Record) -> Cell:
-    role = record.get("role")
-    return Cell(str(record["method"]), f"({role})" if role else "")
-
-
-def _accuracy(group: Sequence[Record], key: str) -> Cell:
-    values = [float(record[key]) for record in group if record.get(key) is not None]
-    if not values:
+def _accuracy(record: Record, key: str) -> Cell:
+    if record.get(key) is None:
         return Cell(_MISSING)
-    text = f"{fmean(values):.1f}"
-    if len(group) == 1:
-        interval = (group[0].get("intervals") or {}).get(key)
-        return Cell(text, f"[{interval[0]:.1f}, {interval[1]:.1f}]" if interval else "")
-    spread = f"± {stdev(values):.1f}" if len(values) > 1 else ""
-    part = f" ({len(values)} of {len(group)} seeds)" if len(values) < len(group) else ""
-    return Cell(text, (spread + part).strip())
+    interval = (record.get("intervals") or {}).get(key)
+    aside = f"[{interval[0]:.1f}, {interval[1]:.1f}]" if interval else ""
+    return Cell(f"{record[key]:.1f}", aside)
 
 
 def _sizes(record: Record) -> tuple[int, int]:
@@ -297,50 +255,33 @@ def _sizes(record: Record) -> tuple[int, int]:
     return n, int(record.get("autoattack_n") or n)
 
 
-def _size_text(group: Sequence[Record]) -> str:
-    return "; ".join(
-        f"{n:,}" if n == part else f"{n:,} (AutoAttack {part:,})"
-        for n, part in sorted({_sizes(record) for record in group})
-    )
+def _size_text(record: Record) -> str:
+    n, part = _sizes(record)
+    return f"{n:,}" if n == part else f"{n:,} (AutoAttack {part:,})"
 
 
 def _notes(
-    groups: Sequence[Sequence[Record]], sizes: Sequence[tuple[int, int]], worst: bool
+    results: Sequence[Record], sizes: Sequence[tuple[int, int]], worst: bool
 ) -> Iterable[str]:
     if len(sizes) == 1:
         n, part = sizes[0]
         subset = f", AutoAttack on {part:,} of them" if part != n else ""
         yield f"n = {n:,} test images{subset}."
-    if any(record.get("cascade") for group in groups for record in group):
+    if any(record.get("cascade") for record in results):
         yield (
             "Cascade: an image once broken is not attacked again, so each figure is the worst case "
             "of its attack and of those before it."
         )
-    for record in (record for group in groups for record in group):
+    for record in results:
         if alike := record.get("answered_alike"):
             yield (
-                f"{_method(record)}: one and the same answer to {alike:g} % of the test images; "
-                "where that happens to be right, no attack can change it."
+                f"{method_cell(record)}: one and the same answer to {alike:g} % of the test "
+                "images; where that happens to be right, no attack can change it."
             )
     if worst:
         yield "worst: right under every attack, on the images that met them all."
-    if any(record.get("intervals") for group in groups if len(group) == 1 for record in group):
+    if any(record.get("intervals") for record in results):
         yield "[low, high]: 95 % binomial interval over the test images, one seed."
-    seeds = sorted({len(group) for group in groups if len(group) > 1})
-    if seeds:
-        yield (
-            f"±: standard deviation over the {' or '.join(map(str, seeds))} seeds of a row, "
-            "the figure before it their mean."
-        )
-
-
-def _count(value: int | None) -> str:
-    return _MISSING if value is None else f"{value:,}"
-
-
-def _seconds(group: Sequence[Record]) -> str:
-    values = [float(record["seconds"]) for record in group if record.get("seconds") is not None]
-    return f"{fmean(values):,.0f} s" if values else _MISSING
 
 
 def _markdown(text: str) -> str:

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from gacd.report.page import Check, Checks
-from gacd.report.tables import Cell, Column, Table, signed
+from gacd.report.tables import Cell, Column, Table, heading, signed
 from gacd.study.arms import student_name
 from gacd.study.claims import Claim
 from gacd.study.evidence import METRICS, Evidence, Side
@@ -73,7 +73,7 @@ def _models(claim: Claim) -> Table | None:
     metrics = list(dict.fromkeys(metric for found in rows.values() for metric in found))
     columns = (
         Column("model"),
-        *(Column(METRICS.get(metric, metric), numeric=True) for metric in metrics),
+        *(Column(heading(metric), numeric=True) for metric in metrics),
         Column("seeds"),
         Column("cells"),
     )
@@ -133,7 +133,7 @@ def _here(claim: Claim) -> str:
     for each in judged:
         groups.setdefault(each.where or each.what, []).append(each)
     if len(judged) <= 2:
-        found = (f"{METRICS.get(e.metric, e.metric)} {_value(e)}" for e in known)
+        found = (f"{heading(e.metric)} {_value(e)}" for e in known)
         return ", ".join(found) + counted
     if len(groups) <= _SHOWN and len(judged) <= 2 * len(groups):
         found = (
@@ -165,7 +165,7 @@ def _value(each: Evidence | Side) -> Cell:
 def _part(each: Evidence) -> tuple[Cell, ...]:
     return (
         Cell(each.what, f"({each.where})" * bool(each.where)),
-        Cell(METRICS.get(each.metric, each.metric)),
+        Cell(heading(each.metric)),
         _value(each),
         Cell(f"{each.claimed} %" if each.unit == "%" else each.claimed),
         Cell(each.verdict, "" if each.judged else "(beside)"),

@@ -1,7 +1,7 @@
 """The paper's nine claims, each held, not held or not decided by the rule of `rule.py`."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
@@ -9,11 +9,8 @@ from gacd.study.arms import pairs, student, sweep, teacher, transferred
 from gacd.study.evidence import Evidence, Part, Side, minus, missing, sides, weigh
 from gacd.study.measure import Arm, contrast, scalar, select, trend
 from gacd.study.paper import accuracies, written
-from gacd.study.results import Result
+from gacd.study.results import Results, StandIns
 from gacd.study.rule import Verdict, together
-
-Results = Sequence[Result]
-StandIns = Mapping[str, str]
 
 NO_ROBUSTNESS = 10.0
 """Percent. C9's "almost no robustness", fixed beforehand: less than guessing among ten classes."""

@@ -3,10 +3,12 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from gacd.report.tables import heading
 from gacd.study.measure import Arm, Measured, contrast
 from gacd.study.rule import NOT_DECIDED, Verdict, verdict
 
-METRICS = {"natural": "natural", "pgd20": "PGD-20", "pgd7": "PGD-7", "autoattack": "AutoAttack"}
+METRICS = ("natural", "pgd20", "pgd7", "autoattack")
+"""Accuracies, in percent."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,7 +120,7 @@ def missing(arms: Sequence[Arm], metric: str) -> str:
         elif not any(result.record for result in arm.results):
             said.append(f"{arm.name} not run yet")
         elif not arm.done(metric):
-            said.append(f"{arm.name} not measured under {METRICS.get(metric, metric)}")
+            said.append(f"{arm.name} not measured under {heading(metric)}")
     return "; ".join(said) or "no seed is done for all of them"
 
 

@@ -7,6 +7,7 @@ import numpy as np
 
 from gacd.report.canvas import INK, NARROW, WIDE, Figure, canvas, draw, line_style
 from gacd.report.pictures import heatmaps
+from gacd.report.tables import heading
 from gacd.study.evidence import METRICS
 from gacd.study.measure import Arm, Measured, contrast
 from gacd.study.paper import method_name
@@ -53,7 +54,7 @@ def sweeps(arms: Mapping[str, Mapping[float, Arm]]) -> Figure | None:
     for label, metrics in found.items():
         for metric, points in metrics.items():
             values = ", ".join(f"{p.mean:.1f} % at {value:g}" for value, p in points.items())
-            said.append(f"{METRICS[metric]} by {label}: {values}.")
+            said.append(f"{heading(metric)} by {label}: {values}.")
     return draw(
         drawing,
         alt="Accuracy against the number of negatives and the temperature. " + " ".join(said),
@@ -163,7 +164,7 @@ def _sweep(ax: "Axes", label: str, metrics: Mapping[str, Mapping[float, Measured
             yerr=np.array([_bars(p) for p in points.values()]).reshape(-1, 2).T,
             elinewidth=1,
             capsize=2.5,
-            label=METRICS[metric],
+            label=heading(metric),
             **style._asdict(),
         )
     ax.set_xscale("log", base=2)

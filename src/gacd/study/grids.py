@@ -25,7 +25,7 @@ class Entry:
 
 _AFT, AWP = "+aft", "+awp"
 _AWP_SIZE = 0.005  # as published with TRADES
-_TABLE_METHODS = ("natural", "pgd-at", "kd", "ard", "gacd", "gacd" + _AFT)
+_TABLE_METHODS = ("natural", "pgd-at", "kd", "ard", "gacd", "gacd+aft")
 
 
 class Nets:
@@ -128,15 +128,17 @@ Cells = Iterator[tuple[dict[str, Any], Cell]]
 def _table(cfg: c.Study, data: c.Data, pairs: list[list[str]], seed: int, dataset: str) -> Cells:
     nets = Nets(cfg, data, seed)
     for teacher, student in pairs:
-        yield (
-            {"role": "teacher", "method": "pgd-at", "teacher": teacher, "dataset": dataset},
-            nets.teacher(teacher),
-        )
+        yield _teacher(nets, teacher, dataset)
         for method in _TABLE_METHODS:
             yield (
                 _labels(teacher, student, method, dataset),
                 nets.student(teacher, student, method),
             )
+
+
+def _teacher(nets: Nets, name: str, dataset: str) -> tuple[dict[str, Any], Cell]:
+    labels = {"role": "teacher", "method": "pgd-at", "teacher": name, "dataset": dataset}
+    return labels, nets.teacher(name)
 
 
 def _labels(teacher: str, student: str, method: str, dataset: str, **more: Any) -> dict[str, Any]:
@@ -167,8 +169,7 @@ def _table3(cfg: c.Study, seed: int) -> Cells:
         sets.append((second, cfg.table2_pairs, "cifar100"))
     for data, pairs, dataset in sets:
         for teacher in dict.fromkeys(teacher for teacher, _ in pairs):
-            labels = {"role": "teacher", "method": "pgd-at", "teacher": teacher, "dataset": dataset}
-            yield labels, Nets(cfg, data, seed).teacher(teacher)
+            yield _teacher(Nets(cfg, data, seed), teacher, dataset)
 
 
 def _table4(cfg: c.Study, seed: int) -> Cells:
@@ -176,7 +177,7 @@ def _table4(cfg: c.Study, seed: int) -> Cells:
     nets = Nets(cfg, replace(cfg.data, classes=cfg.transfer_classes), seed)
     sources = {"pgd-at (teacher)": nets.teacher(teacher)} | {
         method: nets.student(teacher, student, method)
-        for method in ("pgd-at", "kd", "ard", "gacd", "gacd" + _AFT)
+        for method in ("pgd-at", "kd", "ard", "gacd", "gacd+aft")
     }
     for target in (replace(cfg.data, **other) for other in cfg.transfer_to):
         for name, cell in sources.items():
@@ -190,7 +191,7 @@ def _table4(cfg: c.Study, seed: int) -> Cells:
 def _ablation(cfg: c.Study, seed: int) -> Cells:
     nets, (teacher, student) = Nets(cfg, cfg.data, seed), cfg.main_pair
     for reweight in WEIGHTINGS:
-        for method in ("gacd" + _AFT, "ard"):
+        for method in ("gacd+aft", "ard"):
             labels = _labels(teacher, student, method, "cifar10", reweight=reweight)
             yield labels, nets.student(teacher, student, method, reweight=reweight)
     yield (
@@ -201,7 +202,7 @@ def _ablation(cfg: c.Study, seed: int) -> Cells:
 
 def _figure2(cfg: c.Study, seed: int) -> Cells:
     nets, (teacher, student) = Nets(cfg, cfg.data, seed), cfg.main_pair
-    method = "gacd" + _AFT
+    method = "gacd+aft"
     grids = (("negatives", cfg.negatives), ("temperature", cfg.temperatures))
     for what, values in grids:
         for value in values:
@@ -228,7 +229,7 @@ def _analysis(
     cfg: c.Study, data: c.Data, teacher: str, student: str, seed: int, dataset: str
 ) -> Cells:
     nets = Nets(cfg, data, seed)
-    methods = ("natural", "pgd-at", "ard", "gacd", "gacd" + _AFT)
+    methods = ("natural", "pgd-at", "ard", "gacd", "gacd+aft")
     students = {method: nets.student(teacher, student, method) for method in methods}
     labels = {"role": "analysis", "teacher": teacher, "student": student, "dataset": dataset}
     yield labels, nets.analyzed(nets.teacher(teacher), students)
@@ -236,10 +237,7 @@ def _analysis(
 
 def _rivals(cfg: c.Study, seed: int) -> Cells:
     nets, (teacher, student) = Nets(cfg, cfg.data, seed), cfg.main_pair
-    yield (
-        {"role": "teacher", "method": "pgd-at", "teacher": teacher, "dataset": "cifar10"},
-        nets.teacher(teacher),
-    )
+    yield _teacher(nets, teacher, "cifar10")
     for method in cfg.rivals:
         yield (
             _labels(teacher, student, method, "cifar10"),

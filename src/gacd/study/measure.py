@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from gacd.evaluation.outcomes import Evaluation
+from gacd.evaluation.outcomes import OUTCOMES, Evaluation
 from gacd.study.results import Result
 from gacd.study.rule import (
     CONFIDENCE,
@@ -18,8 +18,6 @@ from gacd.study.rule import (
     over_unpaired_images,
     slope,
 )
-
-OUTCOMES = "outcomes.safetensors"
 
 
 @dataclass(frozen=True)

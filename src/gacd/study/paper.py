@@ -6,8 +6,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.resources import files
-from statistics import fmean
-from typing import Any, NamedTuple
+from typing import Any
 
 from gacd.errors import unknown
 from gacd.report.tables import signed
@@ -19,14 +18,6 @@ _ARCHITECTURES = {
     "mobilenetv2": "MobileNetV2",
 }
 _DATASETS = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "stl10": "STL-10"}
-
-
-class Stated(NamedTuple):
-    """A figure of the text that follows from the tables: as printed, and as they give it."""
-
-    what: str
-    value: float
-    computed: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,19 +89,6 @@ def written(row: Mapping[str, float], minus: Mapping[str, float] | None = None) 
     if minus is None:
         return "/".join(f"{value:.2f}" for value in row.values())
     return "/".join(signed(value - minus[metric]) for metric, value in row.items())
-
-
-def stated() -> list[Stated]:
-    """The differences that the text states, beside those of the tables."""
-
-    def mean(table: str, method: str, column: int | None, metric: str) -> float:
-        rows = [row for row in published(table) if row.method == method]
-        return fmean(r.accuracies[metric] for r in (rows if column is None else [rows[column]]))
-
-    return [
-        Stated(line["what"], line["value"], mean(*line["plus"]) - mean(*line["minus"]))
-        for line in paper()["stated"]
-    ]
 
 
 def architecture_key(name: str) -> str:

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from gacd.report.analysis import embedding_figure, geometry_table
 from gacd.report.canvas import Figure
-from gacd.report.page import Check, Checks, Section, write_report
+from gacd.report.page import Check, Checks, Section, write_report, written_out
 from gacd.report.run import provenance
 from gacd.report.tables import Table
 from gacd.storage import read_json, write_bytes, write_json
@@ -16,11 +16,8 @@ from gacd.study.claim_tables import evidence_tables, likeness_table, summary
 from gacd.study.claims import Claim, claims_json, judge_claims
 from gacd.study.measure import select
 from gacd.study.paper import architecture_name, dataset_name, paper
-from gacd.study.results import Result
+from gacd.study.results import Result, Results, StandIns
 from gacd.study.rule import RULE
-
-Results = Sequence[Result]
-StandIns = Mapping[str, str]
 
 _LEGEND = (
     "Natural/PGD-20 accuracies or differences in percentage points, [low, high] their 95 % "
@@ -248,12 +245,6 @@ def _markdown(
             else:
                 blocks.append(item.markdown().strip())
     if made:
-        facts = [f"- {name}: {_plain(value)}" for name, value in made.items()]
+        facts = [f"- {name}: {fact}" for name, fact in written_out(made)]
         blocks += ["## How this was made", "\n".join(facts)]
     return "\n\n".join(blocks) + "\n"
-
-
-def _plain(value: object) -> str:
-    if isinstance(value, Mapping):
-        return ", ".join(f"{key} {text}" for key, text in value.items())
-    return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)

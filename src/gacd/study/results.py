@@ -1,6 +1,6 @@
 """What a study has found so far: one result for each cell."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,3 +21,8 @@ class Result:
     """Of its files: record.json, outcomes.safetensors, ..., or analysis.json."""
     record: Mapping[str, Any] | None
     """None: not done yet."""
+
+
+Results = Sequence[Result]
+StandIns = Mapping[str, str]
+"""Our architectures and data sets, and those of the paper that they stand for."""

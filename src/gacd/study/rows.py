@@ -7,8 +7,7 @@ from gacd.report.tables import HEADLINES, Cell, Column, Table, heading, signed
 from gacd.study.arms import Pair
 from gacd.study.measure import Arm, contrast
 from gacd.study.paper import architecture_key, architecture_name
-
-StandIns = Mapping[str, str]
+from gacd.study.results import StandIns
 
 Row = tuple[str, Arm, Mapping[str, float]]
 """What a row is called, its cells, and the paper's accuracies."""

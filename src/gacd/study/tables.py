@@ -1,9 +1,9 @@
 """Our figures beside the paper's: Tables 1 to 4, the ablation, the rivals."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 
-from gacd.report.tables import Cell, Column, Table
+from gacd.report.tables import Cell, Column, Table, heading
 from gacd.study.arms import (
     WEIGHTINGS,
     Pair,
@@ -15,7 +15,6 @@ from gacd.study.arms import (
     teacher,
     transferred,
 )
-from gacd.study.evidence import METRICS
 from gacd.study.measure import Arm, select
 from gacd.study.paper import (
     accuracies,
@@ -26,19 +25,16 @@ from gacd.study.paper import (
     rivals,
     written,
 )
-from gacd.study.results import Result
+from gacd.study.results import Results, StandIns
 from gacd.study.rows import (
     INTERVALS,
     Row,
-    StandIns,
     difference_table,
     on,
     pair_table,
     row_table,
     shown,
 )
-
-Results = Sequence[Result]
 
 _ORDER = ("natural", "kd", "ard", "gacd+aft", "gacd")
 HOW_TO_READ = (
@@ -160,7 +156,7 @@ def quoted_table() -> Table:
     columns = (
         Column("method"),
         Column("data"),
-        *(Column(METRICS[m], True) for m in data["metrics"]),
+        *(Column(heading(m), True) for m in data["metrics"]),
     )
     return Table("Published elsewhere, ResNet-18, quoted", columns, rows, (data["caption"] + ".",))
 

@@ -74,7 +74,7 @@ def test_weights_alone_are_normalised_as_is_said(
     same, architecture = build.from_checkpoint(tmp_path / name, said, pets)
     assert not capsys.readouterr().out
     assert torch.equal(same.eval()(images), original(images)) and architecture == "digits-cnn-2"
-    with pytest.raises(UserError, match="need 1 numbers, one for each channel"):
+    with pytest.raises(UserError, match="a number for each channel: 1"):
         build.from_checkpoint(tmp_path / name, said._replace(mean=[0.3] * 3, std=[0.2] * 3), pets)
     with pytest.raises(UserError, match=r"say which network it is with --teacher\.model, such"):
         build.from_checkpoint(tmp_path / name, build.Given(), pets, flag="--teacher.model")

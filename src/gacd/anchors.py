@@ -99,11 +99,15 @@ class AnchorBank:
         seen_M = torch.zeros(size, dtype=torch.int64)
         with (
             evaluating(teacher),
-            torch.inference_mode(),
+            torch.no_grad(),
             progress(size, "anchor bank", enabled=show_progress) as bar,
         ):
             for images, labels_B, index_B in batches:
                 labels_B = labels_B.long()
+                if bank is None:
+                    teacher.check(images.shape[-1], trains=False)
+                if len(index_B) and (last := int(index_B.max())) >= size:
+                    raise UserError(f"an anchor bank of size {size} has no row {last}: mend size")
                 features_BD = teacher.forward_features(images)
                 if bank is None:
                     bank = cls._empty(size, features_BD, DTYPES[dtype], labelled, fingerprint)
@@ -132,12 +136,28 @@ class AnchorBank:
         fingerprint: Fingerprint,
     ) -> "AnchorBank":
         device = features_BD.device
-        with torch.inference_mode(False):  # rows are read by autograd's functions later
-            return cls(
-                torch.empty(size, features_BD.shape[1], dtype=dtype, device=device),
-                torch.empty(size, dtype=torch.int64, device=device) if labelled else None,
-                torch.ones(size, device=device),
-                fingerprint,
+        return cls(
+            torch.empty(size, features_BD.shape[1], dtype=dtype, device=device),
+            torch.empty(size, dtype=torch.int64, device=device) if labelled else None,
+            torch.ones(size, device=device),
+            fingerprint,
+        )
+
+    def check(self, labels_N: Int[Tensor, " N"], width: int) -> None:
+        """Refuse images of other labels than the rows', or a teacher of another width."""
+        if len(self) != len(labels_N):
+            raise UserError(
+                f"the anchor bank has {len(self)} rows, but there are {len(labels_N)} training "
+                "images: build it of these"
+            )
+        if self.labels_M is not None and not torch.equal(self.labels_M.cpu(), labels_N.cpu()):
+            raise UserError(
+                "the anchor bank's labels are not those of the training images: build it of these"
+            )
+        if self.features_MD.shape[1] != width:
+            raise UserError(
+                f"the anchor bank's features are {self.features_MD.shape[1]} wide, and the "
+                f"teacher's {width}: build it of this teacher"
             )
 
     def save(self, path: Path | str) -> None:

@@ -18,7 +18,6 @@ from gacd.methods import METHODS, TrainingAttack
 from gacd.methods.awp import AWP
 from gacd.methods.registry import check_settings
 from gacd.models import create_model
-from gacd.models.adapted import Adapted
 from gacd.models.base import Backbone
 from gacd.models.checkpoints import load_model, load_weights, said_of
 from gacd.ranks import Ranks
@@ -145,8 +144,7 @@ def model(name: str, data: ImageDataset, *, seed: int) -> Backbone:
         std=std,
         seed=seed,
     )
-    if isinstance(built, Adapted):
-        built.check(data.size)
+    built.check(data.size)
     return built
 
 
@@ -222,8 +220,7 @@ def from_checkpoint(
             f"the data has {num_classes} and {channels}: choose a checkpoint of this data set"
         )
     check_size(path, meta, data, size)
-    if isinstance(loaded, Adapted):
-        loaded.check(data.size, trains=False)
+    loaded.check(data.size, trains=False)
     classes: Sequence[str] = meta.get("classes", data.classes)  # as far as is known
     if list(classes) != list(data.classes):
         _check_classes(path, classes, data.classes)

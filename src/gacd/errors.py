@@ -8,10 +8,10 @@ class UserError(Exception):
     """Bad input. The command line prints its message as one line and exits with code 2."""
 
 
-def unknown(kind: str, name: str, known: Iterable[str]) -> UserError:
+def unknown(kind: str, name: object, known: Iterable[str]) -> UserError:
     """The error for a name that is not known, suggesting the nearest one that is."""
     names = sorted(known)
-    near = difflib.get_close_matches(name.lower(), names, n=1, cutoff=0.4)
+    near = difflib.get_close_matches(str(name).lower(), names, n=1, cutoff=0.4)
     hint = f"did you mean '{near[0]}'? " if near else ""
     return UserError(f"unknown {kind} '{name}': {hint}known: {', '.join(names)}")
 

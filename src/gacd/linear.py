@@ -13,7 +13,8 @@ from gacd.attacks.threat import ThreatModel
 from gacd.attacks.validation import count_right, one_answer
 from gacd.data.batches import iterate
 from gacd.data.dataset import ImageDataset, Splits
-from gacd.models.base import Backbone
+from gacd.errors import UserError
+from gacd.models.base import Backbone, check_backbone
 from gacd.models.modes import evaluating
 from gacd.progress import progress
 
@@ -60,6 +61,14 @@ def fit_head(
     images is kept; without a threat, the best on clean ones. Ties go to the stronger penalty, and
     a layer no better on clean images than the most frequent class is kept only if all are so.
     """
+    check_backbone(model)
+    if not strengths:
+        raise UserError("fit_head needs at least one strength")
+    if model.num_classes != splits.train.num_classes:
+        raise UserError(
+            f"the last layer has {model.num_classes} classes, but {splits.train.name} has "
+            f"{splits.train.num_classes}: use gacd.evaluation.transfer"
+        )
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
 

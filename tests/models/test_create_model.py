@@ -165,7 +165,10 @@ def test_names_that_no_model_has(name: str, message: str) -> None:
         ({"num_classes": 0}, "0 classes"),
         ({"num_classes": 3, "channels": 0}, "0 channels"),
         ({"num_classes": 3, "mean": (0.5, 0.5, 0.5)}, "both mean and std, or neither"),
-        ({"num_classes": 3, "channels": 1, "mean": (0.5,) * 3, "std": (1.0,) * 3}, "must have 1"),
+        (
+            {"num_classes": 3, "channels": 1, "mean": (0.5,) * 3, "std": (1.0,) * 3},
+            "channel: 1",
+        ),
         ({"num_classes": 3, "mean": (0.5,) * 3, "std": (1.0, 0.0, 1.0)}, "above 0"),
     ],
 )

@@ -39,6 +39,7 @@ def test_no_step_waits_for_the_device(
     # Not the CPU's ways, which look at what does not have to be waited for.
     monkeypatch.setattr(fused, "_softplus", lambda x: (F.softplus(x), x.sigmoid()))
     monkeypatch.setattr("gacd.attacks.pgd.check_range", lambda x: None)
+    monkeypatch.setattr("gacd.attacks.objectives.check_probabilities", lambda target_probs: None)
     monkeypatch.setattr(loop, "validate", lambda *_, **__: {"val_natural": 1.0, "val_robust": 1.0})
     reads = []
     for method in ("tolist", "numpy", "cpu", "__array__"):

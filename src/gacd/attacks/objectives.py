@@ -71,7 +71,12 @@ def dlr(model: Classifier, labels: Labels) -> PerImage:
 
 
 def kl(model: Classifier, target_probs: Float[Tensor, "B K"], temperature: float = 1.0) -> PerImage:
-    """KL(p || softmax(z / T)), summed over the classes; `target_probs` p is used as it is given."""
+    """KL(p || softmax(z / T)), summed over the classes; `target_probs` p is used as it is given.
+
+    Raises UserError, on the CPU (a look at a GPU waits for it), for what are no probabilities.
+    """
+    if target_probs.device.type == "cpu":
+        check_probabilities(target_probs)
 
     def score(x: Images, p: Float[Tensor, "B K"]) -> PerSample:
         log_q = F.log_softmax(model(x).float() / temperature, dim=1)
@@ -135,6 +140,13 @@ def feature_transport(
 def misclassified(model: Classifier, labels: Labels) -> PerImage:
     """True where the model's answer is not the label: for `pgd(is_broken=...)`."""
     return PerImage(lambda x, y: model(x).argmax(1) != y, labels)
+
+
+def check_probabilities(target_probs: Float[Tensor, "B K"]) -> None:
+    """Refuse rows that are no probabilities, such as logits."""
+    sums = target_probs.detach().double().sum(1)
+    if bool((target_probs < 0).any()) or not bool(((sums - 1).abs() < 0.02).all()):
+        raise UserError("target_probs must be probabilities, a row of sum 1 an image: softmax(1)")
 
 
 def _check_alike(features: Tensor, clean: Tensor) -> None:

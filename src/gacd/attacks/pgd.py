@@ -49,6 +49,8 @@ def pgd(
     """
     threat.check_step(step_size)
     _check(x, steps, restarts, momentum)
+    if not (is_broken is None or isinstance(is_broken, PerImage)):
+        raise UserError("is_broken must be a gacd.attacks.objectives.PerImage, as misclassified is")
     x = x.detach()
     step = partial(_step, threat=threat, step_size=step_size, momentum=momentum)
 
@@ -140,6 +142,8 @@ def _step(
             f"an objective gives one number an image, {[len(x_adv)]}, not {list(score_B.shape)}: "
             "no reduction over the batch"
         )
+    if not score_B.requires_grad:
+        raise UserError("the objective has no gradient: it must not detach, or run under no_grad")
     (grad,) = torch.autograd.grad(score_B.sum(), leaf)
     if momentum:
         scale = grad.abs().mean((1, 2, 3), keepdim=True)
@@ -155,6 +159,8 @@ def _where(choose: Bool[Tensor, " B"], x: Images, otherwise: Images) -> Images:
 def _check(x: Images, steps: int, restarts: int, momentum: float) -> None:
     if x.dtype not in (torch.float32, torch.float64):
         raise UserError(f"images to attack must be float32 in [0, 1], not {x.dtype}")
+    if x.dim() != 4:
+        raise UserError(f"images to attack must be [B, C, H, W], not {list(x.shape)}")
     if not torch.compiler.is_compiling():
         if torch.is_inference_mode_enabled():
             raise UserError("an attack needs gradients: torch.no_grad is fine, inference_mode not")

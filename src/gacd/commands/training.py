@@ -93,7 +93,6 @@ class TrainingRun(Run):
                 f"{name}: right on {summary.val_natural:.1f} % of the validation images, and "
                 f"one answer to all on {trivial:.1f} %: try another rate, or more epochs"
             )
-        model.requires_grad_(True)  # a head that had no part in this has one in what follows
         here = Spent(summary.seconds, summary.images, cost * summary.images)
         spent = here if before is None else before + here
         features = not parse_method(method, weights).trains_head

@@ -72,6 +72,11 @@ class ArrayDataset:
     name: str
 
     def __post_init__(self) -> None:
+        for part in (self.images, self.labels):
+            if not isinstance(part, Tensor):
+                raise UserError(
+                    f"{self.name}: images and labels must be tensors, not {type(part).__name__}"
+                )
         if self.images.dtype != torch.uint8 or self.images.ndim != 4:
             raise UserError(
                 f"{self.name}: images must be uint8 [N, C, H, W], "

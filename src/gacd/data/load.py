@@ -24,7 +24,7 @@ _TEST_SEED = 0  # constant, so that every model is tested on the same images
 def load_splits(
     name: str,
     *,
-    root: Path | None = None,
+    root: Path | str | None = None,
     size: int | None = None,
     classes: Sequence[str] | None = None,
     val_fraction: float = 0.1,
@@ -48,6 +48,7 @@ def load_splits(
     """
     if not 0 < val_fraction < 1:
         raise UserError(f"val_fraction must be between 0 and 1, got {val_fraction:g}")
+    root = None if root is None else Path(root)
     _check(name, root, size, stream)
     everything, test = (_kept(part, classes) for part in _read(name, root, size, stream, workers))
     if absent := _without_images(everything):
@@ -77,7 +78,7 @@ def load_splits(
 def load_test(
     name: str,
     *,
-    root: Path | None = None,
+    root: Path | str | None = None,
     size: int | None = None,
     classes: Sequence[str] | None = None,
     test_limit: int | None = None,
@@ -87,6 +88,7 @@ def load_test(
     Training images are not decoded, and class folders need none: the classes are then the folders
     of test/.
     """
+    root = None if root is None else Path(root)
     _check(name, root, size)
     test = _kept(_read_test(name, root, size), classes)
     return _tested(test, test_limit, size or _SIZES.get(name))

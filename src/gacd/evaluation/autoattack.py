@@ -27,7 +27,6 @@ from gacd.evaluation.batches import (
     assert_within,
     chunks,
     from_bits,
-    is_right,
     shared_out,
     to_bits,
 )
@@ -73,7 +72,7 @@ def autoattack(
     threat: ThreatModel,
     batch_size: int = 256,
     seed: int = 0,
-    cache: Path | None = None,
+    cache: Path | str | None = None,
     show_progress: bool = True,
     ranks: Ranks = ALONE,
 ) -> AutoAttackResult:
@@ -82,8 +81,10 @@ def autoattack(
     Targeted attacks try min(9, num_classes - 1) classes. With `cache` every finished batch is
     written there and taken up again; that folder must belong to these images and settings alone.
     Several `ranks` share the batches of each attack out.
-    Raises UserError for fewer than 2 classes, eps 0, or l_2 on images smaller than 5 pixels.
+    Raises UserError for fewer than 2 classes or others than the model's, eps 0, or l_2 on images
+    smaller than 5 pixels.
     """
+    cache = None if cache is None else Path(cache)
     names = standard_attacks(num_classes)
     check_autoattack(images, threat)
     targets = min(9, num_classes - 1)
@@ -100,7 +101,15 @@ def autoattack(
 
     with evaluating(model), torch.autocast(device.type, enabled=False):
         for _, rows in chunks(torch.arange(len(images)), batch_size):
-            robust[rows] = is_right(model, *on_device(rows)).cpu()
+            x, y = on_device(rows)
+            with torch.no_grad():
+                logits: Tensor = model(x)
+            if logits.shape != (len(x), num_classes):
+                raise UserError(
+                    f"the model gives {list(logits.shape)} for {len(x)} images, not num_classes="
+                    f"{num_classes} logits each"
+                )
+            robust[rows] = (logits.argmax(1) == y).cpu()
         total = len(names) * int(robust.sum())
         with progress(total, "autoattack", unit="image attacks", enabled=show_progress) as bar:
             done = 0

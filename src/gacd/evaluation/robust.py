@@ -70,8 +70,10 @@ def evaluate(
     on `autoattack_limit` images, a fixed subset stratified by class, or on all. Each attack starts
     from every image that is right without attack; with `cascade` from those that all attacks before
     it left, and its accuracy is then the worst case so far. `source` is the model that `transfer`
-    attacks in place of this one. With `cache`, a folder, finished batches survive a kill. Several
-    `ranks` share the batches out, need one cache that all of them see, and return the same.
+    attacks in place of this one. With `cache`, a folder, finished batches survive a kill; it
+    knows a model by its structure, parameters and buffers, so what other code or plain attributes
+    change wants another folder. Several `ranks` share the batches out, need one cache that all of
+    them see, and return the same.
     Raises UserError for an unknown attack or a model that does not fit the data.
     """
     wanted = [parse_attack(name) for name in dict.fromkeys(["natural", *attacks])]
@@ -332,6 +334,8 @@ def _check(
                 f"the model has {has[0]} classes and {has[1]} channels, but {dataset.name} has "
                 f"{needs[0]} and {needs[1]}"
             )
+        if len(dataset):
+            network.check(dataset.size, trains=False)
     if not len(dataset):
         raise UserError(f"{dataset.name} has no images to evaluate on")
     if source is None and any(attack.kind == "transfer" for attack in wanted):

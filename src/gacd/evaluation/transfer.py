@@ -9,7 +9,7 @@ from gacd.attacks.threat import ThreatModel
 from gacd.data.dataset import Splits
 from gacd.errors import UserError
 from gacd.linear import LinearFit, fit_head
-from gacd.models.base import Backbone
+from gacd.models.base import Backbone, check_backbone
 
 
 def transfer(
@@ -22,6 +22,7 @@ def transfer(
     attacks go through the frozen features too.
     Raises UserError where images and model differ in their channels.
     """
+    check_backbone(model)
     data = splits.train
     if model.channels != data.channels:
         raise UserError(

@@ -90,6 +90,8 @@ class Pairs:
                 f"{anchors} anchors are not the {self.size} of the whole bank in order: say with "
                 "anchor_index_M which rows they are"
             )
+        if anchor_index_M is not None and index_B is None:
+            raise UserError("anchor_index_M tells an image's own anchors: give index_B, too")
         self.positive_B = self.scores_of(positive_BE)
         self.own = None if index_B is None else Others(index_B, anchor_index_M, len(anchors_MD))
         self._constant: tuple[Tensor, Tensor] | None = None

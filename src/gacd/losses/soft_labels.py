@@ -20,7 +20,7 @@ from gacd.shapes import Labels, Logits, PerSample
 
 def log_probs(logits: Logits, *, temperature: float = 1.0) -> Logits:
     """`log softmax(logits / temperature)`, in float32 or wider. UserError if temperature <= 0."""
-    if temperature <= 0:
+    if not temperature > 0:
         raise UserError(f"temperature must be above 0, not {temperature:g}")
     wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
     return torch.log_softmax(wide / temperature, dim=1)
@@ -36,6 +36,10 @@ def soft_kl(logits: Logits, target_logits: Logits, *, temperature: float = 1.0) 
 
     T^2 keeps the gradient's size as T grows (Hinton et al. 2015, section 2.1).
     """
+    if logits.shape != target_logits.shape:
+        raise UserError(
+            f"logits are {list(logits.shape)}, but those of the teacher {list(target_logits.shape)}"
+        )
     log_q = log_probs(logits, temperature=temperature)
     log_p = log_probs(target_logits, temperature=temperature)
     return temperature**2 * F.kl_div(log_q, log_p, reduction="none", log_target=True).sum(1)

@@ -13,7 +13,7 @@ from torch import Generator, Tensor, nn
 from gacd.anchors import AnchorBank, true_class_probability
 from gacd.attacks.threat import ThreatModel
 from gacd.errors import UserError, unknown
-from gacd.models.base import Backbone
+from gacd.models.base import Backbone, check_backbone
 from gacd.shapes import Batch, Features, Images, Logits, PerSample, Scalar
 
 Reweight = Literal["none", "teacher", "normalised"]
@@ -45,9 +45,14 @@ class TrainingAttack:
 
 
 class Teacher:
-    """The frozen teacher. It is shared, not copied, by copies of the methods that hold it."""
+    """The frozen teacher. It is shared, not copied, by copies of the methods that hold it.
+
+    `module` itself is frozen: put in evaluation mode, its parameters without gradients. A student
+    that begins as its copy is copied before.
+    """
 
     def __init__(self, module: Backbone) -> None:
+        check_backbone(module)
         self.module = module.eval().requires_grad_(False)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Teacher":

@@ -6,8 +6,10 @@ import torch
 from torch import Generator, nn
 from torch.func import functional_call
 
+from gacd.anchors import AnchorBank
 from gacd.attacks import objectives
 from gacd.attacks.pgd import pgd
+from gacd.data.dataset import ImageDataset
 from gacd.errors import UserError
 from gacd.methods.awp import AWP, NO_AWP, perturbed_weights
 from gacd.methods.base import Loss, Step, Teacher, Term, TrainingAttack, check_objective
@@ -22,7 +24,8 @@ class Method(nn.Module):
     `forward(batch, generator, progress)` attacks and gives the loss: the loop knows no method. The
     attack is the first term's that has one, unless `attack.objective` names another; it sees the
     student in evaluation mode. Parameters that stay as they are have `requires_grad` off: the
-    student's head, where no term trains it. Each term's mean is logged where there are several.
+    student's head, where no term trains it, until `release`. Each term's mean is logged where there
+    are several.
     """
 
     def __init__(
@@ -33,9 +36,11 @@ class Method(nn.Module):
         *,
         weights: Mapping[str, float] | None = None,
         teacher: Teacher | None = None,
+        bank: AnchorBank | None = None,
         awp: AWP = NO_AWP,
     ) -> None:
         super().__init__()
+        self.bank = bank
         self.student, self.attack, self.teacher, self.awp = student, attack, teacher, awp
         self.terms = nn.ModuleDict(terms)
         self.weights = {name: (weights or {}).get(name, 1.0) for name in terms}
@@ -50,8 +55,32 @@ class Method(nn.Module):
                 trains_head=self.trains_head,
                 has_teacher=teacher is not None,
             )
-        if not self.trains_head:
-            student.get_classifier().requires_grad_(False)
+        head = [] if self.trains_head else list(student.get_classifier().parameters())
+        self._held = [parameter for parameter in head if parameter.requires_grad]
+        for parameter in self._held:
+            parameter.requires_grad_(False)
+
+    def check(self, train: ImageDataset) -> None:
+        """Refuse data that the student, its teacher or its anchor bank are not of."""
+        needs = train.num_classes, train.channels
+        networks = {"student": self.student}
+        if self.teacher is not None:
+            networks["teacher"] = self.teacher.module
+        for name, network in networks.items():
+            has = network.num_classes, network.channels
+            if has != needs:
+                raise UserError(
+                    f"the {name} has {has[0]} classes and {has[1]} channels, but {train.name} has "
+                    f"{needs[0]} and {needs[1]}"
+                )
+            network.check(train.size, trains=name == "student")
+        if self.bank is not None:
+            self.bank.check(train.labels, networks["teacher"].num_features)
+
+    def release(self) -> None:
+        """Let the student's head take gradients again, where it did before this method."""
+        for parameter in self._held:
+            parameter.requires_grad_(True)
 
     def forward(
         self,

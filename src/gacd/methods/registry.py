@@ -9,7 +9,7 @@ from gacd.errors import UserError, unknown
 from gacd.methods.adaad import AdaAD
 from gacd.methods.ard import ARD
 from gacd.methods.awp import AWP, NO_AWP
-from gacd.methods.base import Given, Teacher, Term, TrainingAttack
+from gacd.methods.base import OBJECTIVES, Given, Teacher, Term, TrainingAttack
 from gacd.methods.crd import CRD
 from gacd.methods.gacd import GACD
 from gacd.methods.iad import IAD
@@ -22,7 +22,7 @@ from gacd.methods.pgd_at import PGDAT
 from gacd.methods.regression import Regression
 from gacd.methods.rslad import RSLAD
 from gacd.methods.trades import TRADES
-from gacd.models.base import Backbone
+from gacd.models.base import Backbone, check_backbone
 
 METHODS: dict[str, type[Term]] = {
     "natural": Natural,
@@ -55,8 +55,17 @@ def register_method(name: str, term: type[Term]) -> None:
     """Make `term` a method of that name, on the command line as well: see docs/methods.md.
 
     Raises:
-        UserError: the name is taken, or cannot be one.
+        UserError: the name is taken, or cannot be one; `term` is no class of terms, names no
+            objective of an attack, or has a setting without a default.
     """
+    if not (isinstance(term, type) and issubclass(term, Term)):
+        raise UserError(f"'{name}': a method is a class derived from gacd.methods.Term")
+    if term.objective is not None and term.objective not in OBJECTIVES[1:]:
+        raise unknown(f"objective of '{name}'", term.objective, OBJECTIVES[1:])
+    for setting in [*inspect.signature(term).parameters.values()][1:]:
+        named = setting.kind not in (setting.VAR_POSITIONAL, setting.VAR_KEYWORD)
+        if named and setting.default is setting.empty:
+            raise UserError(f"'{name}': give the setting {setting.name} a default")
     if name in METHODS or name == AFT:
         raise UserError(f"the method '{name}' exists already: register yours under another name")
     if name in RESERVED:
@@ -169,12 +178,25 @@ def create_method(
     weights: Mapping[str, float] | None = None,
     awp: AWP = NO_AWP,
 ) -> Method:
-    """The named method around `student`; `options` and `weights` are those of each term, by name.
+    """The named method around `student`; `options` are those of each term, by its name.
+
+    `weights` are those of a combination's terms, by name; they leave methods of one term alone.
 
     Raises:
         UserError: an unknown method or option, or no teacher or anchor bank where one is needed.
     """
     named = parse_method(name, weights)
+    if named.aft:
+        raise UserError(
+            f"'{name}' is several stages: fit '{named.name}', then its head if it trains none "
+            "(gacd.linear.fit_head), then pgd-at"
+        )
+    for term in options or {}:
+        if term not in METHODS:
+            raise unknown("method in options", term, METHODS)
+    check_backbone(student)
+    if teacher is not None and not isinstance(teacher, Teacher):
+        raise UserError("the teacher must be a gacd.methods.Teacher: Teacher(network)")
     if named.needs_teacher and teacher is None:
         raise UserError(f"{name} needs a teacher: use gacd distill")
     if named.needs_bank and bank is None:
@@ -186,4 +208,7 @@ def create_method(
         check_settings(term, settings)
         terms[term] = METHODS[term](given, **settings)
     combined = weights if "+" in named.name else None
-    return Method(student, attack, terms, weights=combined, teacher=teacher, awp=awp)
+    return Method(
+        student, attack, terms, weights=combined, teacher=teacher,
+        bank=bank if named.needs_bank else None, awp=awp,
+    )  # fmt: skip

@@ -70,7 +70,13 @@ def create_model(
     """
     import torch
 
-    _check(num_classes, channels, mean, std)
+    from gacd.models.base import check_statistics
+
+    if num_classes < 1 or channels < 1:
+        raise UserError(
+            f"a model of {num_classes} classes and {channels} channels: both must be at least 1"
+        )
+    check_statistics(mean, std, channels)
     build = _builder(name)
     # Seeds the CPU's generator alone: torch.manual_seed would reseed every GPU as well.
     with torch.random.fork_rng(devices=[]):
@@ -94,7 +100,7 @@ def _builder(name: str) -> "Callable[..., gacd.models.base.Backbone]":
     from gacd.models.small import DigitsCNN
     from gacd.models.wide_resnet import WideResNet
 
-    key = name.lower()
+    key = str(name).lower()
     if match := re.fullmatch(_SIZED, key):
         width = int(match["width"])
         if match["depth"] is None:
@@ -150,22 +156,3 @@ def _registered(
         model = made()
         model.load_state_dict(weights)
     return model
-
-
-def _check(
-    num_classes: int, channels: int, mean: Sequence[float] | None, std: Sequence[float] | None
-) -> None:
-    if num_classes < 1 or channels < 1:
-        raise UserError(
-            f"a model of {num_classes} classes and {channels} channels: both must be at least 1"
-        )
-    if (mean is None) != (std is None):
-        raise UserError("give a model both mean and std, or neither")
-    if mean is not None and std is not None:
-        if not len(mean) == len(std) == channels:
-            raise UserError(
-                f"mean has {len(mean)} and std {len(std)} numbers; "
-                f"each must have {channels}, one a channel"
-            )
-        if min(std) <= 0:
-            raise UserError(f"std is {list(std)}: each number must be above 0")

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from gacd.data.batches import global_randomness_kept
 from gacd.errors import UserError, first_line
-from gacd.models.base import Backbone
+from gacd.models.base import Backbone, check_statistics
 from gacd.models.frozen import folds_exactly
 from gacd.models.modes import evaluating
 from gacd.shapes import Features, Images, Logits
@@ -23,7 +23,10 @@ class Adapted(Backbone):
     `classifier` is that layer's name in `network`, "fc" or "classifier.3": what reaches it are the
     features, and what leaves it the logits, so nothing may follow it (a softmax, say). The state
     dict has the names that `network` gives, so that checkpoints of it fit as they are. The network
-    is changed, not copied. Raises UserError where `classifier` is no linear layer of it.
+    is changed, not copied. `mean` and `std` (a number a channel, of images in [0, 1]) are what it
+    was trained with, unless it normalises by itself. Raises UserError where `classifier` is no
+    linear layer of it, or where these do not fit; `check`, which every door of this package calls,
+    where the network is not what this class takes it for.
     """
 
     def __init__(
@@ -36,6 +39,9 @@ class Adapted(Backbone):
         std: Sequence[float] | None = None,
     ) -> None:
         super().__init__(mean, std)
+        check_statistics(mean, std, channels)
+        if isinstance(network, Adapted):
+            raise UserError("this network is Adapted already: use it as it is")
         found = dict(network.named_modules()).get(classifier)
         if not isinstance(found, nn.Linear):
             linear = [name for name, part in network.named_modules() if isinstance(part, nn.Linear)]

@@ -26,6 +26,7 @@ class Backbone(nn.Module, ABC):
         self, mean: Sequence[float] | None = None, std: Sequence[float] | None = None
     ) -> None:
         super().__init__()
+        check_statistics(mean, std)
         self.mean: Tensor | None
         self.std: Tensor | None
         # Not persistent: public checkpoints have no such entries, ours keep them in their JSON.
@@ -64,14 +65,39 @@ class Backbone(nn.Module, ABC):
         """Logits of images in [0, 1]."""
         return self.forward_head(self.forward_features(x))
 
+    def check(self, size: int, *, trains: bool = True) -> None:
+        """Refuse, by UserError, to take images of this side, or to train on them if it `trains`.
 
-def check_backbone(model: nn.Module) -> None:
+        For networks that are not known to: this one refuses nothing.
+        """
+
+
+def check_backbone(model: object) -> None:
     """Refuse a network that does not give features apart from logits. Raises UserError."""
-    if not all(getattr(model, name, None) for name in ("forward_features", "num_classes")):
-        raise UserError(
-            f"this {type(model).__name__} does not give its features: wrap it in "
-            "gacd.models.adapted.Adapted(network, NAME_OF_ITS_LAST_LAYER)"
-        )
+    if isinstance(getattr(model, "_orig_mod", model), Backbone):  # torch.compile's wrapper, too
+        return
+    if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
+        raise UserError(f"give the network inside this {type(model).__name__}: its .module")
+    raise UserError(
+        f"this {type(model).__name__} does not give its features: wrap it in "
+        "gacd.models.adapted.Adapted(network, NAME_OF_ITS_LAST_LAYER)"
+    )
+
+
+def check_statistics(
+    mean: Sequence[float] | None, std: Sequence[float] | None, channels: int | None = None
+) -> None:
+    """Refuse mean and std that do not normalise, or not images of so many channels."""
+    if (mean is None) != (std is None):
+        raise UserError("give a model both mean and std, or neither")
+    if mean is None or std is None:
+        return
+    for name, values in (("mean", mean), ("std", std)):
+        if isinstance(values, int | float) or len(values) != (channels or len(mean)):
+            wanted = channels or "as many as the images have"
+            raise UserError(f"{name} is {values}: give a number for each channel: {wanted}")
+    if not min(std) > 0:
+        raise UserError(f"std is {list(std)}: each number must be above 0")
 
 
 def _per_channel(values: Sequence[float] | None) -> Tensor | None:

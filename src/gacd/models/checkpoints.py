@@ -15,7 +15,7 @@ from torch import Tensor
 
 from gacd.errors import UserError
 from gacd.models import check_model, create_model
-from gacd.models.base import Backbone
+from gacd.models.base import Backbone, check_backbone
 from gacd.storage import load_meta, load_tensors, save_tensors
 
 # A training checkpoint's networks, the preferred one first; a stage's best has one alone.
@@ -101,6 +101,7 @@ def load_weights(model: Backbone, path: Path | str) -> None:
     Of a training checkpoint it takes the student, its averaged weights where there are any. Raises
     UserError, naming the first entry that differs, where the file is not of this network.
     """
+    check_backbone(model)
     path = Path(path)
     if path.suffix == ".safetensors":
         tensors, meta = load_tensors(path)

@@ -47,7 +47,7 @@ from gacd.training.ranks import (
     synchronised,
 )
 from gacd.training.schedules import Schedule, learning_rate
-from gacd.training.state import load_state, save_state
+from gacd.training.state import load_state, refuse_other, save_state, stage_of
 from gacd.training.validation import validate
 
 if TYPE_CHECKING:
@@ -86,6 +86,12 @@ class Plan:
     sync_batch_norm: bool = False
 
     def __post_init__(self) -> None:
+        if self.epochs < 1 or self.batch_size < 1:
+            raise UserError(
+                f"epochs and batch_size must be at least 1, not {self.epochs} and {self.batch_size}"
+            )
+        if not self.lr > 0 or not 0 <= self.ema < 1:
+            raise UserError(f"lr must be above 0 and ema in [0, 1), not {self.lr} and {self.ema}")
         if self.schedule not in get_args(Schedule):
             raise unknown("schedule", self.schedule, get_args(Schedule))
         if self.select not in get_args(Select):
@@ -104,9 +110,12 @@ class Summary:
 
 
 def fit(
-    fabric: Fabric, method: Method, splits: Splits, plan: Plan, *, out: Path, name: str
+    fabric: Fabric, method: Method, splits: Splits, plan: Plan, *, out: Path | str, name: str
 ) -> Summary:
     """Train `method` on `splits.train`; leave in it the weights that validation chose.
+
+    The student trains in training mode, all of it: a network that keeps parts in evaluation says so
+    in its own `train`. Its head, where the method held it still, can train again afterwards.
 
     Writes into `out`: `log.jsonl` and TensorBoard events (a row an epoch), `checkpoint.safetensors`
     (the whole state, each epoch and on Ctrl-C), `best.safetensors` and, at the end, `done.json`.
@@ -116,21 +125,35 @@ def fit(
     On several ranks all of them stop at the same step, at most 25 after the Ctrl-C.
 
     Raises:
-        UserError: the loss or the gradient is no longer finite; the message names the remedy.
+        UserError: the data are not the networks' or the anchor bank's, `out` holds another method's
+            training or another plan's, or the loss or the gradient is no longer finite; the message
+            names the remedy.
         KeyboardInterrupt: after Ctrl-C, once the checkpoint is written.
     """
+    out = Path(out)
+    method.check(splits.train)
     method.to(fabric.device).to(memory_format=torch.channels_last)
     finished, best = out / "done.json", out / "best.safetensors"
+    stage = stage_of(method, asdict(plan))
     state = out / "checkpoint.safetensors"
     if finished.is_file() and best.is_file():
         if fabric.is_global_zero:
             state.unlink(missing_ok=True)
+        names = [field.name for field in fields(Summary)]
+        done = read_json(finished, *names)
+        refuse_other(out, done.get("stage"), stage)
         method.load_state_dict(load_tensors(best, kept=False)[0])
-        return Summary(**read_json(finished, *(field.name for field in fields(Summary))))
+        method.release()
+        return Summary(**{field: done[field] for field in names})
     if fabric.is_global_zero:
         finished.unlink(missing_ok=True)  # of weights that are gone: not of those to come
 
     parameters = [p for p in method.parameters() if p.requires_grad]
+    if not parameters:
+        raise UserError(
+            "no parameter of the student takes a gradient: is it the teacher's own module, or a "
+            "copy made after Teacher froze it?"
+        )
     optimizer = SGD(
         parameters,
         plan.lr,
@@ -150,6 +173,7 @@ def fit(
 
     meta: dict[str, Any] = {"epoch": 0, "step": 0, "best": None, "seconds": 0.0, "sums": {}}
     if state.is_file():
+        refuse_other(out, load_meta(state).get("stage"), stage)
         meta = load_state(state, method, average, optimizer)
         # A kill may have come between the two files: what counts is whose weights are there.
         meta["best"] = load_meta(best) if best.is_file() else None
@@ -164,7 +188,7 @@ def fit(
         return of["val_natural"] > trivial, of["score"]
 
     def save(epoch: int, step: int) -> None:
-        meta.update(epoch=epoch, step=step, seconds=time.monotonic() - started)
+        meta.update(epoch=epoch, step=step, seconds=time.monotonic() - started, stage=stage)
         totals = mean_over_ranks(fabric, {k: float(v) for k, (v, _) in sums.items()})
         meta["sums"] = {k: (v, sums[k][1]) for k, v in totals.items()}
         if fabric.is_global_zero:
@@ -267,10 +291,11 @@ def fit(
         images=total,
     )
     if shown:
-        write_json(finished, asdict(summary))
+        write_json(finished, asdict(summary) | {"stage": stage})
         state.unlink()
     fabric.barrier()
     method.load_state_dict(load_tensors(best, kept=False)[0])
+    method.release()
     return summary
 
 

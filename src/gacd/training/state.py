@@ -1,11 +1,15 @@
 """A training run's whole state as one safetensors file, and back, to the same bits."""
 
+from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 from torch.optim import SGD
 
+from gacd.errors import UserError
+from gacd.methods.method import Method
 from gacd.storage import load_tensors, save_tensors
 
 
@@ -47,3 +51,20 @@ def _parameters(optimizer: SGD) -> list[nn.Parameter]:
 
 def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+
+
+def stage_of(method: Method, plan: Mapping[str, Any]) -> dict[str, Any]:
+    """What makes a stage this one, which no other may go on from: method, plan and attack."""
+    planned = {key: value for key, value in plan.items() if key != "compile"}
+    attack = {f"attack {key}": value for key, value in asdict(method.attack).items()}
+    return {"method": "+".join(method.terms), "weights": method.weights, **planned, **attack}
+
+
+def refuse_other(out: Path, theirs: Mapping[str, Any] | None, ours: Mapping[str, Any]) -> None:
+    """Refuse to go on from another stage. What is older than this note is taken at its word."""
+    for key, value in (theirs or {}).items():
+        if key in ours and ours[key] != value:
+            raise UserError(
+                f"{out} holds another training ({key} is {value} there and {ours[key]} here): "
+                "choose another folder"
+            )

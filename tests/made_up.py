@@ -7,12 +7,21 @@ from typing import Any
 import numpy as np
 import torch
 
+from gacd import cli
+from gacd import config as c
 from gacd.evaluation.outcomes import Evaluation
 from gacd.storage import fingerprint
 from gacd.study.results import Result
 
 N = 500
 STAND_INS = {"wrn-10-1": "resnet18", "wrn-10-2": "wrn-34-10"}
+
+
+def parsed(*words: str) -> c.Study:
+    """What `gacd study` makes of its words."""
+    cfg = cli.parse("study", list(words))
+    assert isinstance(cfg, c.Study)
+    return cfg
 
 
 class Maker:

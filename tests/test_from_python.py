@@ -244,6 +244,7 @@ OF_OTHER_TYPES = {
     "create_method('ard', net, attack, teacher=net)": "Teacher(network)",
     "Teacher(nn.Linear(2, 2))": "wrap it in gacd.models.adapted.Adapted",
     "Teacher(nn.DataParallel(net))": "give the network inside this DataParallel: its .module",
+    "evaluate(net, None, attacks=[], threat=ThreatModel(eps=0.1))": "such as splits.test",
     "transfer(nn.Linear(2, 2), None, None)": "wrap it in gacd.models.adapted.Adapted",
     "fit_head(nn.Linear(2, 2), None, None)": "wrap it in gacd.models.adapted.Adapted",
     "load_weights(nn.Linear(2, 2), 'x.pt')": "wrap it in gacd.models.adapted.Adapted",
@@ -272,6 +273,7 @@ from gacd.attacks.pgd import pgd
 from gacd.attacks.threat import ThreatModel
 from gacd.data.dataset import ArrayDataset
 from gacd.errors import UserError
+from gacd.evaluation.robust import evaluate
 from gacd.evaluation.transfer import transfer
 from gacd.linear import fit_head
 from gacd.losses.soft_labels import rslad

@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
-from gacd import cli
 from gacd import config as c
 from gacd.commands.identity import FREE, flat
 from gacd.study import cells
 from gacd.study.cells import Cell, Config
 from gacd.study.work import chosen
+from made_up import parsed
 
 RESULTS = Path(__file__).parents[2] / "results"
 SMALL = ["--scale", "small", "--data.name", "folder", "--data.title", "CIFAR-10 (JPEG), 16x16"]
@@ -28,8 +28,7 @@ DIGITS = ["rivals", "--scale", "tiny", "--seeds", *"01234", "--data.test_limit",
     ],
 )
 def test_our_records_are_found_by_the_command_that_made_them(study: str, words: list[str]) -> None:
-    cfg = cli.parse("study", ["list", *words])
-    assert isinstance(cfg, c.Study)
+    cfg = parsed("list", *words)
     recorded = {path.stem for path in (RESULTS / study / "cells").glob("*.json")}
     assert {entry.cell.key for entry in chosen(cfg)} <= recorded
 

@@ -5,21 +5,15 @@ from pathlib import Path
 
 import pytest
 
-from gacd import cli
 from gacd import config as c
 from gacd.methods.registry import parse_method
 from gacd.models import create_model
 from gacd.study.cells import Cell
 from gacd.study.grids import STUDIES, Entry, entries
 from gacd.study.work import chosen
+from made_up import parsed
 
 SCALES = ("tiny", "small", "full")
-
-
-def configured(*arguments: str) -> c.Study:
-    cfg = cli.parse("study", ["run", *arguments])
-    assert isinstance(cfg, c.Study)
-    return cfg
 
 
 def keys(cfg: c.Study) -> list[str]:
@@ -38,7 +32,7 @@ def only(cfg: c.Study, study: str, **labels: object) -> Entry:
 
 @pytest.mark.parametrize("scale", SCALES)
 def test_every_entry_of_a_study_is_told_apart_by_its_labels(scale: str) -> None:
-    cfg = configured("--scale", scale)
+    cfg = parsed("run", "--scale", scale)
     for study in STUDIES:
         cells: dict[str, set[str]] = {}
         for entry in entries(cfg, study, 0):
@@ -48,7 +42,7 @@ def test_every_entry_of_a_study_is_told_apart_by_its_labels(scale: str) -> None:
 
 @pytest.mark.parametrize("scale", SCALES)
 def test_every_network_named_exists(scale: str) -> None:
-    cfg = configured("--scale", scale)
+    cfg = parsed("run", "--scale", scale)
     pairs = [cfg.main_pair, cfg.correlations_pair, *cfg.table1_pairs, *cfg.table2_pairs]
     for name in {name for pair in pairs for name in pair}:
         create_model(name, num_classes=10, channels=3, seed=0)
@@ -56,7 +50,7 @@ def test_every_network_named_exists(scale: str) -> None:
 
 @pytest.mark.parametrize("scale", SCALES)
 def test_autoattack_stands_beside_every_pgd_accuracy(scale: str) -> None:
-    for entry in chosen(configured("--scale", scale)):
+    for entry in chosen(parsed("run", "--scale", scale)):
         if isinstance(entry.cell.config, c.Analyze):
             continue  # measures no accuracy
         attacks = entry.cell.config.evaluation.attacks
@@ -64,7 +58,7 @@ def test_autoattack_stands_beside_every_pgd_accuracy(scale: str) -> None:
 
 
 def test_the_full_scale_is_the_papers_grid() -> None:
-    cfg = configured("--scale", "full")
+    cfg = parsed("run", "--scale", "full")
     for study, teachers, students in (
         ("table1", {"resnet18", "wrn-34-10"}, {"resnet18", "wrn-34-10", "mobilenetv2"}),
         ("table2", {"resnet56", "wrn-40-2"}, {"resnet32", "wrn-16-2", "mobilenetv2"}),
@@ -87,7 +81,7 @@ def test_the_full_scale_is_the_papers_grid() -> None:
 
 
 def test_studies_share_their_cells() -> None:
-    cfg = configured("--scale", "small")
+    cfg = parsed("run", "--scale", "small")
     plain = only(cfg, "ablation", method="ard", reweight="none").cell
     teacher, student = cfg.main_pair
     where = {"method": "ard", "teacher": teacher, "student": student}
@@ -101,7 +95,7 @@ def test_studies_share_their_cells() -> None:
 
 
 def test_an_address_is_of_what_decides_the_result_and_of_nothing_else() -> None:
-    cfg = configured("table1", "--scale", "small")
+    cfg = parsed("run", "table1", "--scale", "small")
     elsewhere = replace(
         cfg,
         data=replace(cfg.data, root=Path("elsewhere"), workers=5),
@@ -123,7 +117,7 @@ def test_an_address_is_of_what_decides_the_result_and_of_nothing_else() -> None:
 
 
 def test_a_teacher_that_differs_makes_other_students() -> None:
-    cfg = configured("table1", "--scale", "small")
+    cfg = parsed("run", "table1", "--scale", "small")
     longer = replace(cfg, teacher=replace(cfg.teacher, epochs=cfg.teacher.epochs + 1))
     changed = {
         e.labels["method"]
@@ -134,7 +128,7 @@ def test_a_teacher_that_differs_makes_other_students() -> None:
 
 
 def test_what_a_study_is_told_reaches_its_cells() -> None:
-    cfg = configured("--scale", "small", "--linear_select", "natural", "--analyzed_images", "7")
+    cfg = parsed("run", "--scale", "small", "--linear_select", "natural", "--analyzed_images", "7")
 
     def cell(study: str, **labels: object) -> Cell:
         return only(cfg, study, **labels).cell
@@ -164,7 +158,7 @@ def test_what_a_study_is_told_reaches_its_cells() -> None:
 
 
 def test_a_cell_starts_from_the_files_of_its_parents() -> None:
-    tuned = only(configured("--scale", "small"), "rivals", method="gacd+aft").cell
+    tuned = only(parsed("run", "--scale", "small"), "rivals", method="gacd+aft").cell
     here = c.Fabric(threads=3)
 
     def resolved(cell: Cell) -> c.Finetune | c.Distill:
@@ -182,7 +176,7 @@ def test_a_cell_starts_from_the_files_of_its_parents() -> None:
 
 
 def test_an_analysis_and_a_transfer_are_of_what_the_study_says() -> None:
-    cfg = configured("--scale", "small", "--threat.eps", "4/255")
+    cfg = parsed("run", "--scale", "small", "--threat.eps", "4/255")
     here = c.Fabric()
     analysis = only(cfg, "figure5").cell
     assert isinstance(analysis.config, c.Analyze)

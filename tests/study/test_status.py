@@ -5,12 +5,12 @@ from typing import Any
 
 import pytest
 
-from gacd import cli
 from gacd import config as c
 from gacd.storage import write_json
 from gacd.study import work
 from gacd.study.cells import Cell
 from gacd.study.status import status
+from made_up import parsed
 
 PAIR = ["--main_pair", "digits-cnn-4", "digits-cnn-2"]
 PAIRS = "[[digits-cnn-4, digits-cnn-2], [digits-cnn-4, digits-cnn-8]]"
@@ -18,8 +18,7 @@ PAIRS = "[[digits-cnn-4, digits-cnn-2], [digits-cnn-4, digits-cnn-8]]"
 
 def configured(out: Path, *words: str) -> tuple[c.Study, dict[int, list[Cell]]]:
     """A study, and its cells by seed."""
-    cfg = cli.parse("study", ["status", *words, "--out", str(out), "--second_data", "null"])
-    assert isinstance(cfg, c.Study)
+    cfg = parsed("status", *words, "--out", str(out), "--second_data", "null")
     entries = work.chosen(cfg)
     return cfg, {seed: [e.cell for e in entries if e.seed == seed] for seed in cfg.seeds}
 

@@ -12,19 +12,17 @@ from typing import Any
 
 import pytest
 
-from gacd import cli
 from gacd import config as c
 from gacd.errors import UserError
 from gacd.storage import write_json
 from gacd.study import work
 from gacd.study.cells import Cell, Config
 from gacd.study.status import status
+from made_up import parsed
 
 
 def configured(out: Path, *words: str) -> c.Study:
-    cfg = cli.parse("study", ["run", *words, "--out", str(out)])
-    assert isinstance(cfg, c.Study)
-    return cfg
+    return parsed("run", *words, "--out", str(out))
 
 
 def rivals(out: Path, methods: str, *words: str) -> tuple[c.Study, work.Folder, list[Cell]]:

@@ -18,6 +18,7 @@ from gacd import config as c
 from gacd.storage import write_json
 from gacd.study import work
 from gacd.study.status import status
+from made_up import parsed
 
 BEGUN = re.compile(r"\[\d+/\d+\] ")
 STAGE = {"epochs": 1, "batch_size": 32, "lr": 0.1, "attack": {"steps": 1, "step_size": 0.05}}
@@ -46,9 +47,7 @@ def arguments(recipe: Path, out: Path, study: str, *flags: str) -> list[str]:
 
 
 def configured(recipe: Path, out: Path, study: str, *flags: str) -> c.Study:
-    cfg = cli.parse("study", arguments(recipe, out, study, *flags)[1:])
-    assert isinstance(cfg, c.Study)
-    return cfg
+    return parsed(*arguments(recipe, out, study, *flags)[1:])
 
 
 def command(recipe: Path, out: Path, study: str, *flags: str) -> list[str]:

@@ -74,7 +74,7 @@ class Row(NamedTuple):
     architecture: str
     method: str
     role: str = ""
-    """Undefended, teacher, student: of a run that has several."""
+    """What it is to its run, in the table: undefended, teacher, student, ..."""
     spent: Spent = Spent()
     """On training."""
 

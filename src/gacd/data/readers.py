@@ -42,9 +42,10 @@ def read_streamed(
     """
     classes, train, test = STREAMED[name](root)
     side = size or min(train[0].image(0).size)
-    some = range(0, len(train[0]), max(1, len(train[0]) // _LOOKED_AT))
-    grey = all(train[0].image(row).mode == "L" for row in some)
-    if size is None and any(train[0].image(row).size != (side, side) for row in some):
+    rows = range(0, len(train[0]), max(1, len(train[0]) // _LOOKED_AT))
+    some = [(image.mode, image.size) for image in map(train[0].image, rows)]
+    grey = all(mode == "L" for mode, _ in some)
+    if size is None and any(found != (side, side) for _, found in some):
         print(
             f"note: images are scaled and cropped to {side} pixels a side, as the first one has: "
             "say --data.size"

@@ -321,6 +321,8 @@ def _check(
     batch_size: int,
     limit: int | None,
 ) -> None:
+    if not isinstance(dataset, ArrayDataset):
+        raise UserError("what to evaluate on is an ArrayDataset, such as splits.test")
     for network in (model, source):
         if network is None:
             continue

@@ -20,7 +20,8 @@ class Cell:
     """One command of `gacd`, and the cells whose models it starts from.
 
     `config` is complete but for its folder and for the checkpoints of its `parents`, which are
-    named by what they are to it: teacher, student (to fine-tune, or to freeze), or a row's name.
+    named by what they are to it: teacher, source (of images for `transfer`), student (to fine-tune,
+    or to freeze), or a row's name.
     """
 
     config: Config

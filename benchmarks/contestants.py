@@ -23,12 +23,13 @@ from torch.utils.data import DataLoader, Dataset
 from gacd.anchors import AnchorBank, Fingerprint
 from gacd.attacks.threat import ThreatModel
 from gacd.attacks.transport import cosine_cost, sinkhorn
-from gacd.data.batches import iterate, keyed_generator
+from gacd.data.batches import iterate
 from gacd.data.dataset import ArrayDataset, ImageDataset
 from gacd.losses.contrastive import gacd_loss
 from gacd.methods import Method, Teacher, TrainingAttack, create_method
 from gacd.models import create_model
 from gacd.models.projection import Projection
+from gacd.randomness import keyed_generator
 from gacd.shapes import Batch
 from gacd.training.precision import Bf16Autocast
 

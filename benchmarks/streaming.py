@@ -29,10 +29,10 @@ from PIL import Image
 
 from gacd.anchors import AnchorBank, Fingerprint
 from gacd.attacks.threat import ThreatModel
-from gacd.data.batches import keyed_generator
 from gacd.data.load import load_splits
 from gacd.methods import TrainingAttack, create_method
 from gacd.models import create_model
+from gacd.randomness import keyed_generator
 from gacd.shapes import Batch
 from gacd.storage import write_json
 from training import cpu_name  # type: ignore[import-not-found]

@@ -6,9 +6,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gacd.data.batches import augment, iterate, keyed_generator, steps_per_epoch
+from gacd.data.batches import augment, iterate, steps_per_epoch
 from gacd.data.dataset import ArrayDataset
 from gacd.errors import UserError
+from gacd.randomness import keyed_generator
 from gacd.shapes import Batch
 
 

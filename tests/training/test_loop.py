@@ -13,9 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
-from gacd.data.batches import iterate, keyed_generator
+from gacd.data.batches import iterate
 from gacd.errors import UserError
 from gacd.methods import Loss, Method, Step
+from gacd.randomness import keyed_generator
 from gacd.shapes import Batch
 from gacd.storage import load_tensors, read_json, read_json_lines
 from gacd.training.average import averaged, update

@@ -9,9 +9,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from gacd.data.batches import iterate, keyed_generator
+from gacd.data.batches import iterate
 from gacd.losses import fused
 from gacd.methods import METHODS
+from gacd.randomness import keyed_generator
 from gacd.training import loop
 
 COMPLETE = [n for n, term in METHODS.items() if not term.is_addition] + ["gacd+rslad", "rslad+igdm"]

@@ -99,8 +99,8 @@ def networks():
 
 def main(out: Path) -> None:
     from gacd.build import ranks
-    from gacd.data.batches import keyed_generator
     from gacd.evaluation import robust
+    from gacd.randomness import keyed_generator
     from gacd.storage import save_tensors
     from gacd.training import loop
 

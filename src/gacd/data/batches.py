@@ -4,9 +4,7 @@ The permutation of an epoch depends on (seed, epoch) alone and the augmentation 
 (seed, epoch, step, rank), so a run that starts at step s sees the bits of one that came there.
 """
 
-import hashlib
 from collections.abc import Iterator
-from contextlib import AbstractContextManager
 
 import torch
 from jaxtyping import Shaped
@@ -16,18 +14,8 @@ from torch.nn.functional import pad as pad_edges
 from gacd.data.dataset import ImageDataset
 from gacd.data.images import to_float
 from gacd.errors import UserError
+from gacd.randomness import keyed_generator
 from gacd.shapes import Batch
-
-
-def keyed_generator(device: torch.device | str, *key: int) -> torch.Generator:
-    """A generator on `device` seeded by a hash of `key`: neighbouring keys, unrelated streams."""
-    digest = hashlib.blake2b(repr(key).encode(), digest_size=8).digest()
-    return torch.Generator(device).manual_seed(int.from_bytes(digest, "little") >> 1)
-
-
-def global_randomness_kept(device: torch.device) -> AbstractContextManager[None]:
-    """The global generators, the CPU's and that of `device`, as they were, afterwards."""
-    return torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
 
 
 def augment(

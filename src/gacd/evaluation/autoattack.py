@@ -21,7 +21,6 @@ from torch import Tensor, nn
 
 from gacd.attacks.pgd import check_range
 from gacd.attacks.threat import ThreatModel
-from gacd.data.batches import global_randomness_kept
 from gacd.errors import UserError
 from gacd.evaluation.batches import (
     assert_within,
@@ -33,6 +32,7 @@ from gacd.evaluation.batches import (
 from gacd.evaluation.statistics import binomial_interval
 from gacd.models.modes import evaluating
 from gacd.progress import progress
+from gacd.randomness import global_randomness_kept
 from gacd.ranks import ALONE, Ranks
 
 _NORMS: dict[str, Literal["Linf", "L2"]] = {"linf": "Linf", "l2": "L2"}

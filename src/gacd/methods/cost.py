@@ -10,12 +10,12 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from gacd.data.batches import global_randomness_kept
 from gacd.data.dataset import ImageDataset
 from gacd.data.images import to_float
 from gacd.methods.base import Teacher
 from gacd.methods.method import Method
 from gacd.models.base import Backbone
+from gacd.randomness import global_randomness_kept
 from gacd.shapes import Batch
 
 _SIZES = 2, 4  # images in the two steps: the cost of a step is a line through them

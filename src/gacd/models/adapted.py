@@ -7,11 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gacd.data.batches import global_randomness_kept
 from gacd.errors import UserError, first_line
 from gacd.models.base import Backbone, check_statistics
 from gacd.models.frozen import folds_exactly
 from gacd.models.modes import evaluating
+from gacd.randomness import global_randomness_kept
 from gacd.shapes import Features, Images, Logits
 
 _BODY, _HEAD = "body.", "head."

@@ -16,17 +16,13 @@ from torch import Tensor
 from torch.optim import SGD
 
 from gacd.attacks.validation import one_answer
-from gacd.data.batches import (
-    global_randomness_kept,
-    iterate,
-    keyed_generator,
-    steps_per_epoch,
-)
+from gacd.data.batches import iterate, steps_per_epoch
 from gacd.data.dataset import Splits
 from gacd.errors import UserError, unknown
 from gacd.methods.method import Method
 from gacd.models.checkpoints import statistics
 from gacd.progress import progress
+from gacd.randomness import global_randomness_kept, keyed_generator
 from gacd.storage import (
     append_json_line,
     load_meta,

@@ -137,6 +137,9 @@ def test_another_training_is_not_taken_for_this_one(digits, fabric, tmp_path, mo
     assert (tmp_path / "b" / "checkpoint.safetensors").is_file()
     with pytest.raises(UserError, match="method is pgd-at there and ard here"):
         run("ard", "b", longer)
+    (tmp_path / "b" / "checkpoint.safetensors").write_text("cut short")
+    with pytest.raises(UserError, match="delete it and run the same command again"):
+        run("pgd-at", "b", longer)
 
 
 def test_a_head_that_features_left_alone_trains_afterwards(digits, fabric, tmp_path):
@@ -318,6 +321,17 @@ def test_autoattack_needs_the_models_own_number_of_classes(digits):
             network(), digits.test.float_images(), digits.test.labels, num_classes=3,
             threat=THREAT, show_progress=False,
         )  # fmt: skip
+
+
+def test_a_network_without_finite_logits_is_right_about_nothing_under_autoattack(digits):
+    broken = Adapted(Mine(), "head", channels=1)
+    torch.nn.init.constant_(broken.get_classifier().weight, torch.nan)
+    labels = torch.zeros(len(digits.test), dtype=torch.int64)  # what argmax makes of NaN
+    found = autoattack(
+        broken, digits.test.float_images(), labels, num_classes=10, threat=THREAT,
+        show_progress=False,
+    )  # fmt: skip
+    assert not found.robust.any()
 
 
 def test_an_attack_refuses_what_it_cannot_climb(digits):

@@ -103,11 +103,11 @@ class AnchorBank:
             progress(size, "anchor bank", enabled=show_progress) as bar,
         ):
             for images, labels_B, index_B in batches:
-                labels_B = labels_B.long()
+                labels_B, rows_B = labels_B.long(), index_B.cpu()
+                if len(rows_B) and (last := int(rows_B.max())) >= size:
+                    raise UserError(f"an anchor bank of size {size} has no row {last}: mend size")
                 if bank is None:
                     teacher.check(images.shape[-1], trains=False)
-                if len(index_B) and (last := int(index_B.max())) >= size:
-                    raise UserError(f"an anchor bank of size {size} has no row {last}: mend size")
                 features_BD = teacher.forward_features(images)
                 if bank is None:
                     bank = cls._empty(size, features_BD, DTYPES[dtype], labelled, fingerprint)
@@ -116,7 +116,6 @@ class AnchorBank:
                     logits_BK = teacher.forward_head(features_BD).float()
                     bank.labels_M[index_B] = labels_B
                     bank.weights_M[index_B] = true_class_probability(logits_BK, labels_B)
-                rows_B = index_B.cpu()
                 seen_M.index_add_(0, rows_B, torch.ones_like(rows_B))
                 bar.advance(len(images))
         if bank is None or not bool((seen_M == 1).all()):

@@ -26,6 +26,7 @@ from gacd.evaluation.batches import (
     assert_within,
     chunks,
     from_bits,
+    is_right,
     shared_out,
     to_bits,
 )
@@ -100,16 +101,15 @@ def autoattack(
         return x, labels[rows.to(labels.device)].to(device).long()
 
     with evaluating(model), torch.autocast(device.type, enabled=False):
+        with torch.no_grad():
+            found = model(on_device(torch.arange(min(1, len(images))))[0])
+        if found.dim() != 2 or found.shape[1] != num_classes:
+            raise UserError(
+                f"the model gives {list(found.shape)} for an image, not num_classes={num_classes} "
+                "logits"
+            )
         for _, rows in chunks(torch.arange(len(images)), batch_size):
-            x, y = on_device(rows)
-            with torch.no_grad():
-                logits: Tensor = model(x)
-            if logits.shape != (len(x), num_classes):
-                raise UserError(
-                    f"the model gives {list(logits.shape)} for {len(x)} images, not num_classes="
-                    f"{num_classes} logits each"
-                )
-            robust[rows] = (logits.argmax(1) == y).cpu()
+            robust[rows] = is_right(model, *on_device(rows)).cpu()
         total = len(names) * int(robust.sum())
         with progress(total, "autoattack", unit="image attacks", enabled=show_progress) as bar:
             done = 0

@@ -38,7 +38,7 @@ from gacd.evaluation.batches import (
 from gacd.evaluation.names import Attack, parse_attack
 from gacd.evaluation.outcomes import Evaluation
 from gacd.evaluation.statistics import binomial_interval
-from gacd.models.base import Backbone, check_backbone
+from gacd.models.base import Backbone, check_backbone, check_fits
 from gacd.models.modes import evaluating
 from gacd.progress import progress
 from gacd.ranks import ALONE, Ranks
@@ -327,15 +327,7 @@ def _check(
         if network is None:
             continue
         check_backbone(network)
-        has, needs = (
-            (network.num_classes, network.channels),
-            (dataset.num_classes, dataset.channels),
-        )
-        if has != needs:
-            raise UserError(
-                f"the model has {has[0]} classes and {has[1]} channels, but {dataset.name} has "
-                f"{needs[0]} and {needs[1]}"
-            )
+        check_fits(network, dataset.name, dataset.num_classes, dataset.channels)
         if len(dataset):
             network.check(dataset.size, trains=False)
     if not len(dataset):

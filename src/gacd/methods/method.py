@@ -13,7 +13,7 @@ from gacd.data.dataset import ImageDataset
 from gacd.errors import UserError
 from gacd.methods.awp import AWP, NO_AWP, perturbed_weights
 from gacd.methods.base import Loss, Step, Teacher, Term, TrainingAttack, check_objective
-from gacd.models.base import Backbone
+from gacd.models.base import Backbone, check_fits
 from gacd.models.frozen import frozen
 from gacd.shapes import Batch, Images, Logits
 
@@ -62,17 +62,11 @@ class Method(nn.Module):
 
     def check(self, train: ImageDataset) -> None:
         """Refuse data that the student, its teacher or its anchor bank are not of."""
-        needs = train.num_classes, train.channels
         networks = {"student": self.student}
         if self.teacher is not None:
             networks["teacher"] = self.teacher.module
         for name, network in networks.items():
-            has = network.num_classes, network.channels
-            if has != needs:
-                raise UserError(
-                    f"the {name} has {has[0]} classes and {has[1]} channels, but {train.name} has "
-                    f"{needs[0]} and {needs[1]}"
-                )
+            check_fits(network, train.name, train.num_classes, train.channels, called=name)
             network.check(train.size, trains=name == "student")
         if self.bank is not None:
             self.bank.check(train.labels, networks["teacher"].num_features)

@@ -62,7 +62,7 @@ def register_method(name: str, term: type[Term]) -> None:
         raise UserError(f"'{name}': a method is a class derived from gacd.methods.Term")
     if term.objective is not None and term.objective not in OBJECTIVES[1:]:
         raise unknown(f"objective of '{name}'", term.objective, OBJECTIVES[1:])
-    for setting in [*inspect.signature(term).parameters.values()][1:]:
+    for setting in _settings(term).values():
         named = setting.kind not in (setting.VAR_POSITIONAL, setting.VAR_KEYWORD)
         if named and setting.default is setting.empty:
             raise UserError(f"'{name}': give the setting {setting.name} a default")
@@ -141,12 +141,16 @@ def parse_method(name: str, weights: Mapping[str, float] | None = None) -> Named
     return named
 
 
+def _settings(term: type[Term]) -> dict[str, inspect.Parameter]:
+    """What a term takes after what it is built around."""
+    return dict([*inspect.signature(term).parameters.items()][1:])
+
+
 def check_settings(term: str, settings: Mapping[str, Any]) -> None:
     """Refuse a setting that the method does not have, or a value of another type than it says."""
     if term not in METHODS:
         raise unknown("method", term, METHODS)
-    known = dict(inspect.signature(METHODS[term]).parameters)
-    known.pop("given", None)
+    known = _settings(METHODS[term])
     for setting, value in settings.items():
         if setting not in known:
             raise unknown(f"setting of {term}", setting, known)

@@ -84,6 +84,17 @@ def check_backbone(model: object) -> None:
     )
 
 
+def check_fits(
+    model: Backbone, data: str, num_classes: int, channels: int, *, called: str = "model"
+) -> None:
+    """Refuse `data` of other classes or channels than the model's, as it is `called`."""
+    if (model.num_classes, model.channels) != (num_classes, channels):
+        raise UserError(
+            f"the {called} has {model.num_classes} classes and {model.channels} channels, but "
+            f"{data} has {num_classes} and {channels}"
+        )
+
+
 def check_statistics(
     mean: Sequence[float] | None, std: Sequence[float] | None, channels: int | None = None
 ) -> None:

@@ -169,8 +169,7 @@ def fit(
 
     meta: dict[str, Any] = {"epoch": 0, "step": 0, "best": None, "seconds": 0.0, "sums": {}}
     if state.is_file():
-        refuse_other(out, load_meta(state).get("stage"), stage)
-        meta = load_state(state, method, average, optimizer)
+        meta = load_state(state, method, average, optimizer, stage)
         # A kill may have come between the two files: what counts is whose weights are there.
         meta["best"] = load_meta(best) if best.is_file() else None
     if fabric.is_global_zero:

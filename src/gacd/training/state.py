@@ -28,10 +28,15 @@ def save_state(
 
 
 def load_state(
-    path: Path, method: nn.Module, average: nn.Module | None, optimizer: SGD
+    path: Path,
+    method: nn.Module,
+    average: nn.Module | None,
+    optimizer: SGD,
+    stage: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """Put back what `save_state` wrote; returns its `meta`."""
+    """Put back what `save_state` wrote of this `stage`; returns its `meta`."""
     tensors, meta = load_tensors(path, kept=False)
+    refuse_other(path.parent, meta.get("stage"), stage)
     method.load_state_dict(_under("method.", tensors))
     if average is not None:
         average.load_state_dict(_under("average.", tensors))

@@ -121,6 +121,10 @@ def test_help_names_every_method(capsys: pytest.CaptureFixture[str]) -> None:
         ("training: {lrr: 3}", "unknown setting 'training.lrr': did you mean 'training.lr'?"),
         ("tarining: {lr: 3}", "unknown setting 'tarining.lr': did you mean 'training.lr'?"),
         ("training: {lr: [", r"mine.yaml, line 1: not YAML"),
+        ("seed: 1\nout: x\nseed: 2", "mine.yaml, line 3: seed stands there a second time"),
+        ("training: {lr: 1,\n lr: 2}", "mine.yaml, line 2: lr stands there a second time"),
+        ("seeds: [{a: 1, a: 2}]", "mine.yaml, line 1: a stands there a second time"),
+        ("data: {classes: [yes, 1]}", "but must be of type .* or null; quote yes, no"),
         ("", "mine.yaml: holds no settings; write them as lines of KEY: VALUE"),
         ("- 3", "mine.yaml: holds no settings"),
         ("training: 3", "mine.yaml: training is '3', but must hold settings, one a line"),
@@ -188,8 +192,8 @@ def test_lists_are_written_either_way(flags: list[str]) -> None:
 def test_every_list_may_be_written_with_spaces() -> None:
     cfg = cli.parse("train", ["--evaluation.eps_curve", "0.1", "2/255", "--data.classes", "1", "2"])
     assert (cfg.evaluation.eps_curve, cfg.data.classes) == ([0.1, "2/255"], ["1", "2"])
-    cfg = cli.parse("evaluate", ["--mean", "0.5", "0.4", "--std", "1", "2"])
-    assert (cfg.mean, cfg.std) == ([0.5, 0.4], [1.0, 2.0])
+    cfg = cli.parse("evaluate", ["--mean", "0.5", "0.4", "--std", "0.1", "0.2"])
+    assert (cfg.mean, cfg.std) == ([0.5, 0.4], [0.1, 0.2])
     pairs = [["a", "b"], ["c", "d"]]
     assert cli.parse("study", ["run", "--table1_pairs", "[[a, b], [c, d]]"]).table1_pairs == pairs
     assert cli.parse("train", ["--data.classes", "null"]).data.classes is None

@@ -209,3 +209,25 @@ def test_torchrun_and_fabric_must_agree(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(UserError, match="torchrun started 2 processes, but"):
         build.fabric(c.Fabric(accelerator="cpu"))
+
+
+@pytest.mark.parametrize(
+    ("has", "model", "slow"),
+    [
+        ({"avx2": True}, "Intel(R) Core(TM) i7", True),
+        ({"avx512_bf16": True}, "Intel(R) Xeon(R) Processor", True),
+        ({"avx512_bf16": True, "amx_bf16": True}, "Intel(R) Xeon(R) Processor", False),
+        ({"avx512_bf16": True}, "AMD EPYC 9B14", False),
+    ],
+)
+def test_slow_bf16_is_told(
+    monkeypatch: pytest.MonkeyPatch, has: dict[str, bool], model: str, slow: bool
+) -> None:
+    found = {"architecture": "x86_64", **has}
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: found, raising=False)
+    monkeypatch.setattr(build, "processor", lambda: model)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert (build.slow_bf16(c.Fabric()) is not None) is slow
+    assert build.slow_bf16(c.Fabric(precision="32-true")) is None
+    found["architecture"] = "arm64"  # nothing was measured there
+    assert build.slow_bf16(c.Fabric()) is None

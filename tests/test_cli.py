@@ -1,19 +1,24 @@
 """The command line: what it refuses, in one line and with exit code 2, before anything is lost."""
 
 import errno
+import os
 import re
+import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from torch import distributed
 
 from command_line import STAGE, TINY, TRAIN, folders, refusal
 from gacd import cli
 from gacd.commands import train, training
+from gacd.data.streamed import StreamedDataset
 from gacd.errors import UserError
 from gacd.models import create_model
 from gacd.models.checkpoints import save_model
@@ -252,6 +257,96 @@ def test_other_errors_of_the_system_are_not_hidden(monkeypatch: pytest.MonkeyPat
         cli.main(TRAIN)
 
 
+class Dies:
+    """A reader whose process is killed, as the system does it where memory is short."""
+
+    def __len__(self) -> int:
+        return 1
+
+    def image(self, row: int) -> Image.Image:
+        os.kill(os.getpid(), signal.SIGKILL)
+        raise AssertionError
+
+    def fingerprint(self) -> str:
+        return ""
+
+
+def killed_loader(cfg: object) -> None:
+    label = torch.zeros(1, dtype=torch.int64)
+    images = StreamedDataset(Dies(), label, label, ("a", "b"), "dies", 8, 3, workers=1)
+    list(images.fetch([label]))
+
+
+def short_of_memory_on_a_gpu(cfg: object) -> None:
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
+
+
+@pytest.mark.parametrize(
+    ("fails", "said"),
+    [
+        (lambda cfg: torch.empty(2**50), "out of memory: run the same command again with"),
+        (lambda cfg: bytearray(2**60), "out of memory: run the same command again with"),
+        (short_of_memory_on_a_gpu, "out of memory: run the same command again with"),
+        (killed_loader, "a process that decodes images was killed"),
+    ],
+)
+def test_short_memory(
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    fails: Callable[[object], object],
+    said: str,
+) -> None:
+    monkeypatch.setattr(train, "train", fails)
+    assert said in refusal(capsys, *TRAIN)
+
+
+def test_other_errors_while_running_are_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(train, "train", lambda cfg: torch.ones(2) @ torch.ones(3))
+    with pytest.raises(RuntimeError, match="size"):
+        cli.main(TRAIN)
+
+
+@pytest.mark.parametrize("closed", ["1", "2"])
+def test_an_output_that_is_closed(closed: str) -> None:
+    program = f"{sys.executable} -m gacd.cli train --threat.eps 8 {closed}>&-"
+    done = subprocess.run(["sh", "-c", program], capture_output=True, text=True)
+    assert done.returncode == 2 and "Traceback" not in done.stderr + done.stdout
+    version = f"{sys.executable} -m gacd.cli --version {closed}>&-"
+    assert subprocess.run(["sh", "-c", version], capture_output=True).returncode == 0
+
+
+def test_letters_that_the_output_does_not_have() -> None:
+    program = [sys.executable, "-m", "gacd.cli", "train", "--config", "größe.yaml"]
+    ascii_only = {**os.environ, "PYTHONIOENCODING": "ascii:strict"}
+    done = subprocess.run(program, capture_output=True, env=ascii_only)
+    assert (done.returncode, done.stderr) == (2, b"gacd: gr??e.yaml: no such file\n")
+
+
+def test_a_study_leaves_the_folder_of_a_run_alone(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([*TRAIN, "--out", "mine"]) == 0
+    before = {path: path.stat().st_mtime_ns for path in Path("mine").rglob("*")}
+    for action in ("run", "status", "report"):
+        said = refusal(capsys, "study", action, "table3", "--out", "mine")
+        assert said == "mine holds a run, no study: choose another --out"
+    assert before == {path: path.stat().st_mtime_ns for path in Path("mine").rglob("*")}
+
+
+def test_a_bank_is_a_folder(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("anchors.safetensors").touch()
+    kd = ["distill", "--methods", "gacd", "--student", "digits-cnn-2", *TINY]
+    said = refusal(capsys, *kd, "--bank", "anchors.safetensors", "--out", "mine")
+    assert said.startswith("anchors.safetensors: bank is a folder")
+    assert not Path("mine/teacher").exists()
+
+
+def test_what_killed_processes_left_is_removed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([*TRAIN, "--out", "mine"]) == 0
+    left, others = Path("mine/pgd-at/.checkpoint.safetensors.123.tmp"), Path("mine/.notes.tmp")
+    left.touch(), others.touch()
+    assert cli.main([*TRAIN, "--out", "mine"]) == 0
+    assert not left.exists() and others.exists()
+
+
 def test_ctrl_c_exits_with_130(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -283,6 +378,8 @@ def test_a_reader_that_has_seen_enough() -> None:
         (["evaluate", "--checkpoint", "."], "is a folder: name a file"),
         (["evaluate", "--mean", "0.5"], "mean and std go together"),
         (["evaluate", "--mean", "0.5", "--std", "0"], "std is 0.0, but must be above 0"),
+        (["evaluate", "--mean", "125", "--std", "60"], "divide those of 0 to 255 by 255"),
+        (["evaluate", "--mean", ".nan", "--std", "1"], "[nan] and std [1.0] must be of images"),
         (["distill", "--teacher.std", "0.5"], "mean and std go together"),
         (["distill", "--teacher.mean", "0", "--teacher.std", "1"], "give teacher.checkpoint, too"),
         (["train", "--config", "quickstart"], "'quickstart' is one of 'gacd distill': give a YAML"),

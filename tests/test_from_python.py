@@ -97,6 +97,8 @@ def test_a_network_that_is_not_what_it_is_taken_for_is_not_measured(digits, afte
         ({"mean": (0.5,), "std": (0.0,)}, "must be above 0"),
         ({"mean": (0.5,), "std": (float("nan"),)}, "must be above 0"),
         ({"mean": (0.5, 0.5), "std": (0.5, 0.5)}, "a number for each channel: 1"),
+        ({"mean": (125.3,), "std": (63.0,)}, "divide those of 0 to 255 by 255"),
+        ({"mean": (float("nan"),), "std": (0.5,)}, "must be of images in"),
     ],
 )
 def test_statistics_that_do_not_normalise_are_refused(statistics, message):

@@ -125,7 +125,8 @@ def _check_recipe(path: Path, settings: Mapping[str, Any]) -> None:
     import yaml
 
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        content = yaml.safe_load(text)
     except OSError as error:
         why = "no such file" if isinstance(error, FileNotFoundError) else error.strerror
         raise UserError(f"{path}: {why}") from None
@@ -138,6 +139,7 @@ def _check_recipe(path: Path, settings: Mapping[str, Any]) -> None:
         raise UserError(f"{path}{line}: not YAML ({problem})") from None
     if not isinstance(content, dict):
         raise UserError(f"{path}: holds no settings; write them as lines of KEY: VALUE")
+    _refuse_repeated(path, text)
     for name, kind in settings.items():
         value: Any = content
         for key in name.split("."):
@@ -146,6 +148,28 @@ def _check_recipe(path: Path, settings: Mapping[str, Any]) -> None:
             raise UserError(f"{path}: {name} is empty; give it a value, or leave it out")
         if is_dataclass(kind) and value is not _ABSENT and not isinstance(value, Mapping):
             raise UserError(f"{path}: {name} is '{value}', but must hold settings, one a line")
+
+
+def _refuse_repeated(path: Path, text: str) -> None:
+    """Refuse a key that stands twice in one place: of the two, YAML drops the first."""
+    import yaml
+
+    left, seen = [yaml.compose(text, Loader=yaml.SafeLoader)], set[int]()
+    while left:
+        node = left.pop()
+        if not isinstance(node, yaml.CollectionNode) or id(node) in seen:
+            continue
+        seen.add(id(node))  # an alias may lead back
+        if isinstance(node, yaml.SequenceNode):
+            left += node.value
+            continue
+        keys = set()
+        for key, value in node.value:
+            if key.value in keys:
+                line = key.start_mark.line + 1
+                raise UserError(f"{path}, line {line}: {key.value} stands there a second time")
+            keys.add(key.value)
+            left.append(value)
 
 
 def _listed(words: Sequence[str], settings: Mapping[str, Any]) -> list[str]:
@@ -270,7 +294,7 @@ _UNKNOWN_CHOICE = re.compile(
 _WRONG_TYPE = re.compile(r"""Parser key "(.+?)": Expected a <class '(\w+)'>\. Got value: (.*)""")
 _NONE_OF_TYPES = re.compile(
     r'Parser key "(.+?)": Does not validate against any of the Union subtypes '
-    r"Subtypes: \[(.+)\] Errors: .* Given value: (.*)"
+    r"Subtypes: \[(.+?)\] Errors: .* Given value: (.*)"
 )
 _WRONG_SECTION = re.compile(r'Parser key "(.+?)": Unable to load config .(.*?). - ')
 
@@ -294,7 +318,8 @@ def explained(text: str, settings: Iterable[str]) -> str:
     if found := _NONE_OF_TYPES.match(text):
         key, kinds, value = found.groups()
         kinds = re.sub(r"<class '(\w+)'>", r"\1", kinds).replace("NoneType", "null")
-        return f"{key} is '{value}', but must be of type {' or '.join(kinds.split(', '))}"
+        quoted = "; quote yes, no, on and off" if re.search(r"\b(True|False)\b", value) else ""
+        return f"{key} is '{value}', but must be of type {' or '.join(kinds.split(', '))}{quoted}"
     if found := _WRONG_SECTION.match(text):
         key, value = found.groups()
         return f"{key} is '{value}', but holds settings of its own, such as --{key}.NAME VALUE"

@@ -2,9 +2,14 @@
 
 import errno
 import os
+import signal
 import sys
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from io import TextIOWrapper
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from gacd import __version__
@@ -71,14 +76,16 @@ examples:
 
 recipes of gacd distill that ship with the package: {{recipes}}
 --config takes their names, or a YAML file of your own; flags override it. Running a command again
-resumes it. Exit codes: 0 done, 2 bad input, 130 stopped by Ctrl-C (after writing a checkpoint)."""
+resumes it. Exit codes: 0 done, 2 bad input, 130 stopped (Ctrl-C, SIGTERM) with a checkpoint."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    _make_printable()
     try:
-        code = _main(arguments)
+        with _terminated_as_interrupted():
+            code = _main(arguments)
         sys.stdout.flush()
         return code
     except UserError as error:
@@ -103,8 +110,61 @@ def main(argv: Sequence[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 2
+    except (MemoryError, RuntimeError) as error:
+        remedy = _short_of_memory(error)
+        if remedy is None:
+            raise
+        print(f"gacd: {remedy}", file=sys.stderr)
+        return 2
     finally:
         _leave()
+
+
+def _make_printable() -> None:
+    """What is printed may be cut from its colours and letters, but no run ends for its words."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:  # closed by who started us
+            setattr(sys, name, Path(os.devnull).open("w"))  # noqa: SIM115
+        elif isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="replace")
+
+
+@contextmanager
+def _terminated_as_interrupted() -> Iterator[None]:
+    """SIGTERM, by which schedulers end a job, is as Ctrl-C: a checkpoint is written."""
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        interrupted = signal.getsignal(signal.SIGINT)
+        if not callable(interrupted):  # ignored, as of what a script starts with &
+            raise KeyboardInterrupt
+        interrupted(signal.SIGINT, frame)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, handle)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _short_of_memory(error: MemoryError | RuntimeError) -> str | None:
+    """What to do, where that is the error: PyTorch has no class of its own for most of them."""
+    text = str(error)
+    if "DataLoader worker" in text:
+        return (
+            "a process that decodes images was killed (is memory short?): run the same command "
+            "again, with fewer data.workers if need be"
+        )
+    words = ("out of memory", "can't allocate memory", "not enough memory")
+    if isinstance(error, MemoryError) or any(word in text for word in words):
+        return (
+            "out of memory: run the same command again with a smaller batch_size (of training or "
+            "of evaluation) or smaller images (data.size), or where there is more"
+        )
+    return None
 
 
 def _leave() -> None:

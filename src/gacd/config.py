@@ -62,6 +62,11 @@ def _check_statistics(mean: list[float] | None, std: list[float] | None) -> None
         raise ValueError("mean and std go together, a number for each channel")
     for value in std or []:
         positive(std=value)
+    if not all(0 <= m <= 1 and s <= 1 for m, s in zip(mean or [], std or [], strict=True)):
+        raise ValueError(
+            f"mean {mean} and std {std} must be of images in [0, 1]: divide those of 0 to 255 by "
+            "255"
+        )
 
 
 @dataclass(kw_only=True)

@@ -154,6 +154,13 @@ def fingerprint(parts: Iterable[str | bytes]) -> str:
     return digest.hexdigest()[:16]
 
 
+def sweep(folder: Path) -> None:
+    """Remove what killed processes left of files that they were writing somewhere in `folder`."""
+    for path in folder.rglob(".*.tmp"):
+        if path.name.split(".")[-2].isdigit():  # the process
+            path.unlink(missing_ok=True)
+
+
 def _atomically(path: Path, write: Callable[[Path], object]) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:

@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -175,6 +177,26 @@ def test_an_evaluating_process_that_is_killed_ends_the_run(
         assert cli.main(arguments) == 2
     assert "a process that evaluates was killed" in capsys.readouterr().err
     assert cli.main(arguments) == 0
+
+
+BUSY = """
+import os, time
+from multiprocessing import get_context
+from gacd.commands.rows import begin_worker
+
+pool = get_context("spawn").Pool(1, initializer=begin_worker)
+pool.apply(os.getpid)
+pool.apply_async(time.sleep, (600,))
+print("busy", flush=True)
+time.sleep(600)
+"""
+
+
+def test_an_evaluating_process_ends_with_the_command_that_was_killed() -> None:
+    with subprocess.Popen([sys.executable, "-c", BUSY], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None and process.stdout.readline() == b"busy\n"
+        process.kill()
+        process.communicate(timeout=30)  # the worker holds the pipe open until it ends
 
 
 def test_the_speedrun_in_miniature(tmp_path: Path, no_page: None) -> None:

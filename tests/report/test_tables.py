@@ -136,6 +136,15 @@ def test_many_attacks_on_a_narrow_terminal_keep_their_numbers_and_lose_intervals
     assert "PGD-100×5" in narrow and "AutoAttack" in narrow
 
 
+@pytest.mark.parametrize("columns", [20, 28, 40])
+def test_a_very_narrow_terminal_cuts_no_number(columns: int):
+    figures = dict.fromkeys(("natural", "pgd20", "autoattack"), 51.25)
+    intervals = {name: [46.6, 60.4] for name in figures}
+    narrow = printed(comparison_table([record(**figures, intervals=intervals)]), columns)
+    assert narrow.count("51.2") == 3 and "…" not in narrow
+    assert "AutoAttack" in narrow
+
+
 def test_four_attacks_on_eighty_columns_break_no_word():
     figures = dict.fromkeys(("natural", "fgsm", "pgd20", "autoattack"), 51.25)
     intervals = {name: [46.6, 60.4] for name in figures}

@@ -273,7 +273,7 @@ sys.exit(cli.main(arguments))
 
 
 def test_processes_stopped_and_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ctrl-C (exit code 130), then kill -9, each in a real process; then the same bits as ever."""
+    """Ctrl-C and SIGTERM (exit code 130), then kill -9, in real processes; then the same bits."""
     stopped = tmp_path / "stopped"
     arguments = COMMAND.split()
     stage = stopped / "pgd-at"
@@ -292,6 +292,9 @@ def test_processes_stopped_and_killed(tmp_path: Path, monkeypatch: pytest.Monkey
 
     code, lines, where = run(signal.SIGINT, epoch=1, step=3)
     assert (code, where) == (130, (1, 4))
+    assert lines[-1] == "gacd: stopped; run the same command again to resume"
+    code, lines, where = run(signal.SIGTERM, epoch=1, step=5)
+    assert (code, where) == (130, (1, 6))
     assert lines[-1] == "gacd: stopped; run the same command again to resume"
     code, _, where = run(signal.SIGKILL, epoch=2, step=1)
     assert (code, where) == (-signal.SIGKILL, (2, 0))

@@ -68,6 +68,8 @@ def _finetuning(cfg: c.Distill) -> Named:
 def _refuse_early(run: TrainingRun, cfg: c.Distill) -> None:
     """Refuse, before the teacher trains, what would fail only after it."""
     ranks = run.fabric.world_size
+    if cfg.bank is not None and cfg.bank.exists() and not cfg.bank.is_dir():
+        raise UserError(f"{cfg.bank}: bank is a folder, in which anchors.safetensors is or will be")
     build.model(cfg.student, run.splits.train, seed=cfg.seed)
     named = [parse_method(method, cfg.weights) for method in cfg.methods]
     if cfg.teacher.checkpoint is None:

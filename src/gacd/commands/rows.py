@@ -1,8 +1,11 @@
 """A row of the table: a finished model, measured once, with every figure that stands for it."""
 
+import os
 import signal
+import threading
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from multiprocessing import parent_process
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -181,9 +184,18 @@ def measure_row_elsewhere(cfg: c.Run, row: Row) -> None:
     measure_row(cfg, row, test, torch.device("cpu"), show_progress=False)
 
 
-def ignore_interrupts() -> None:
-    """Ctrl-C is the main process's to handle; it ends this one."""
+def begin_worker() -> None:
+    """Ctrl-C is the main process's to handle; it ends this one, and so does its end."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """A killed process leaves its workers behind, at what nobody waits for."""
+    parent = parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def find_records(out: Path, names: Sequence[str]) -> list[dict[str, Any]]:

@@ -18,8 +18,8 @@ from gacd.commands.rows import (
     MODEL,
     Row,
     Spent,
+    begin_worker,
     find_records,
-    ignore_interrupts,
     measure_row,
     measure_row_elsewhere,
     row_order,
@@ -34,7 +34,7 @@ from gacd.models.checkpoints import save_model
 from gacd.progress import progress
 from gacd.report.run import write_run_report
 from gacd.report.tables import comparison_table
-from gacd.storage import write_json
+from gacd.storage import sweep, write_json
 
 
 class Run:
@@ -98,6 +98,8 @@ class Run:
                 if new:  # somebody else's folder stays as it was
                     path.unlink(missing_ok=True)
             raise
+        if self.lock is not None:
+            sweep(self.cfg.out)
 
     def once(self, do: Callable[[], object]) -> None:
         """What the first rank does and the others wait for; what it refuses, all refuse."""
@@ -176,7 +178,7 @@ class Run:
             return
         if self.pool is None:
             before = active_children()
-            self.pool = get_context("spawn").Pool(workers, initializer=ignore_interrupts)
+            self.pool = get_context("spawn").Pool(workers, initializer=begin_worker)
             self.workers = [child for child in active_children() if child not in before]
         self.pending[row.name] = self.pool.apply_async(measure_row_elsewhere, (self.cfg, row))
 

@@ -28,6 +28,8 @@ class TrainingRun(Run):
 
     def read(self) -> tuple[ArrayDataset, str]:
         """The test images, and the fingerprint of these and the training images."""
+        if self.goal == "report" and (slow := build.slow_bf16(self.cfg.fabric)):
+            self.note(slow)
         self.splits = build.splits(self.cfg.data, self.cfg.seed)
         parts = self.splits.train, self.splits.test
         return self.splits.test, fingerprint(part.fingerprint() for part in parts)

@@ -97,8 +97,21 @@ class Table:
             yield self._terminal("\n", gap=0)
         else:
             fewer = self._without_spare()
+            if fewer._stacked_width(_NAME_WIDTH) > options.max_width:
+                fewer = fewer._without_asides()
             fits = fewer._stacked_width(_NAME_WIDTH) <= options.max_width
-            yield (fewer if fits else fewer._without_asides())._terminal("\n", gap=0)
+            yield fewer._terminal("\n", gap=0) if fits else fewer._as_list()
+
+    def _as_list(self) -> "RenderableType":
+        """A line a number, where a row of them is too wide: half a number misleads."""
+        from rich.text import Text
+
+        lines = [self.caption]
+        for first, *cells in self.rows:
+            lines.append(first.text)
+            pairs = zip(self.columns[1:], cells, strict=True)
+            lines += [f"  {column.heading} {cell.text}" for column, cell in pairs]
+        return Text("\n".join([*lines, *self.notes]))
 
     def _stacked_width(self, names: int | None = None) -> int:
         """Of the terminal's table with asides below; words get `names`, if not their length."""

@@ -3,6 +3,7 @@
 from collections import Counter
 from dataclasses import replace
 
+from gacd import build
 from gacd import config as c
 from gacd.errors import UserError
 from gacd.study import work
@@ -24,7 +25,9 @@ _WHAT = {
 
 
 def study(cfg: c.Study) -> None:
-    """Do what `action` says."""
+    """Do what `action` says. Raises UserError where `out` is the folder of a run."""
+    if (cfg.out / "run.json").exists():
+        raise UserError(f"{cfg.out} holds a run, no study: choose another --out")
     {"list": _list, "run": _run, "status": _status, "report": _report}[cfg.action](cfg)
 
 
@@ -38,6 +41,8 @@ def _list(cfg: c.Study) -> None:
 
 
 def _run(cfg: c.Study) -> None:
+    if slow := build.slow_bf16(cfg.fabric):
+        print(f"note: {slow} (the cells are then others)", flush=True)
     work.run(cfg)
     _status(cfg)
 

@@ -27,9 +27,10 @@ from gacd.linear import fit_head
 from gacd.losses.contrastive import gacd_loss
 from gacd.losses.soft_labels import soft_kl
 from gacd.methods import METHODS, Teacher, Term, TrainingAttack, create_method, register_method
-from gacd.models import create_model
+from gacd.models import create_model, register_model
 from gacd.models.adapted import Adapted
 from gacd.models.base import Backbone
+from gacd.models.checkpoints import save_model
 from gacd.training import loop
 from gacd.training.loop import Plan, fit
 
@@ -268,12 +269,16 @@ OF_OTHER_TYPES = {
     "ArrayDataset(np.zeros((2, 1, 8, 8), np.uint8), torch.zeros(2), ('a',), 'mine')": (
         "must be tensors, not ndarray"
     ),
+    "AnchorBank.build(net, [(z, z)], size=4, fingerprint=Fingerprint('t', 'd', 'p'))": (
+        "have 3 parts, not 2: images, labels and the row of each image"
+    ),
 }
 SCRIPT = """
 import json, sys
 import numpy as np
 import torch
 from torch import nn
+from gacd.anchors import AnchorBank, Fingerprint
 from gacd.attacks.pgd import pgd
 from gacd.attacks.threat import ThreatModel
 from gacd.data.dataset import ArrayDataset
@@ -378,3 +383,35 @@ def test_a_teacher_that_keeps_a_tensor_of_its_first_pass_can_be_attacked_through
     x = digits.test.float_images().requires_grad_()
     teacher(x).sum().backward()
     assert x.grad is not None
+
+
+def test_a_cell_of_a_notebook_may_run_twice():
+    """What registers a class or a function under a name may do so again with its next self."""
+    cell = """
+class Again(Term):
+    objective = "ce"
+    def losses(self, step):
+        return {factor} * step.adv_logits.logsumexp(1)
+register_method("again", Again)
+
+def build_again(num_classes, channels):
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, {factor}), nn.Linear({factor}, num_classes))
+register_model("again", build_again, classifier="2")
+"""
+    scope = {"__name__": "__main__", "Term": Term, "nn": nn}
+    scope |= {"register_method": register_method, "register_model": register_model}
+    for factor in (1, 2):
+        exec(cell.format(factor=factor), scope)
+    assert METHODS["again"] is scope["Again"]
+    made = create_model("again", num_classes=10, channels=1, seed=0)
+    assert made.num_features == 2
+    scope["__name__"] = "another"
+    with pytest.raises(UserError, match="the method 'again' exists already"):
+        exec(cell.format(factor=3), scope)
+
+
+def test_meta_that_is_no_json_is_refused_and_nothing_is_written(tmp_path):
+    meta = {"architecture": "digits-cnn-2", "made": tmp_path}
+    with pytest.raises(UserError, match=r"meta must be such as JSON can hold .*PosixPath"):
+        save_model(tmp_path / "model.safetensors", network(), meta)
+    assert not list(tmp_path.iterdir())

@@ -90,7 +90,8 @@ class AnchorBank:
     ) -> "AnchorBank":
         """One pass of the teacher, in eval mode, over every image of a set of `size`, in any order.
 
-        The bank ends up where the batches are. Raises a UserError where rows are missing or twice.
+        Batches are of images, labels and rows. The bank ends up where they are. Raises a UserError
+        where rows are missing or twice.
         """
         if dtype not in DTYPES:
             raise unknown("dtype of the anchor bank", dtype, DTYPES)
@@ -102,7 +103,13 @@ class AnchorBank:
             torch.no_grad(),
             progress(size, "anchor bank", enabled=show_progress) as bar,
         ):
-            for images, labels_B, index_B in batches:
+            for batch in batches:
+                if len(batch) != 3:
+                    raise UserError(
+                        f"batches of an anchor bank have 3 parts, not {len(batch)}: images, labels "
+                        "and the row of each image in the data set"
+                    )
+                images, labels_B, index_B = batch
                 labels_B, rows_B = labels_B.long(), index_B.cpu()
                 if len(rows_B) and (last := int(rows_B.max())) >= size:
                     raise UserError(f"an anchor bank of size {size} has no row {last}: mend size")

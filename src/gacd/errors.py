@@ -19,3 +19,11 @@ def unknown(kind: str, name: object, known: Iterable[str]) -> UserError:
 def first_line(error: Exception) -> str:
     """What somebody else's error says, at its shortest."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def defined_again(old: object, new: object) -> bool:
+    """Whether both have one name in one module, as where a notebook's cell has run twice."""
+    before, after = (
+        (getattr(x, "__module__", ""), getattr(x, "__qualname__", "<lambda>")) for x in (old, new)
+    )
+    return before == after and not after[1].endswith("<lambda>")

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 from gacd.anchors import AnchorBank
-from gacd.errors import UserError, unknown
+from gacd.errors import UserError, defined_again, unknown
 from gacd.methods.adaad import AdaAD
 from gacd.methods.ard import ARD
 from gacd.methods.awp import AWP, NO_AWP
@@ -55,8 +55,8 @@ def register_method(name: str, term: type[Term]) -> None:
     """Make `term` a method of that name, on the command line as well: see docs/methods.md.
 
     Raises:
-        UserError: the name is taken, or cannot be one; `term` is no class of terms, names no
-            objective of an attack, or has a setting without a default.
+        UserError: the name is another method's, or cannot be one; `term` is no class of terms,
+            names no objective of an attack, or has a setting without a default.
     """
     if not (isinstance(term, type) and issubclass(term, Term)):
         raise UserError(f"'{name}': a method is a class derived from gacd.methods.Term")
@@ -66,7 +66,7 @@ def register_method(name: str, term: type[Term]) -> None:
         named = setting.kind not in (setting.VAR_POSITIONAL, setting.VAR_KEYWORD)
         if named and setting.default is setting.empty:
             raise UserError(f"'{name}': give the setting {setting.name} a default")
-    if name in METHODS or name == AFT:
+    if name == AFT or (name in METHODS and not defined_again(METHODS[name], term)):
         raise UserError(f"the method '{name}' exists already: register yours under another name")
     if name in RESERVED:
         raise UserError(f"'{name}' is a setting, or a folder of a run: register another name")

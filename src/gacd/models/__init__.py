@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
-from gacd.errors import UserError, first_line, unknown
+from gacd.errors import UserError, defined_again, first_line, unknown
 
 if TYPE_CHECKING:
     from torch import nn
@@ -42,13 +42,14 @@ def register_model(name: str, build: "Callable[..., nn.Module]", *, classifier: 
 
     `build(num_classes=K, channels=C)` makes it; its forward pass ends in the linear layer that
     `classifier` names, and it takes images as its mean and std make them of [0, 1]. See
-    docs/methods.md. Raises UserError for a name that is taken or cannot be one.
+    docs/methods.md. Raises UserError for a name that is another network's or cannot be one.
     """
     if not re.fullmatch(r"[a-z0-9][a-z0-9._-]*", name):
         raise UserError(
             f"'{name}' cannot name a model: use lower-case letters, digits, -, _ and . alone"
         )
-    if name in model_names() or re.fullmatch(_SIZED, name):
+    again = name in _REGISTERED and defined_again(_REGISTERED[name][0], build)
+    if not again and (name in model_names() or re.fullmatch(_SIZED, name)):
         raise UserError(f"the model '{name}' exists already: register yours under another name")
     _REGISTERED[name] = build, classifier
 

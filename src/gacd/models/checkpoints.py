@@ -3,6 +3,7 @@
 No file is trusted: PyTorch files are read with `weights_only`, so that none can run code.
 """
 
+import json
 import pickle
 import warnings
 import zipfile
@@ -30,12 +31,17 @@ _UNUSED = "sub_block1."  # some public WideResNets carry these blocks without us
 def save_model(path: Path | str, model: Backbone, meta: Mapping[str, Any]) -> None:
     """Write a network, and in the file's JSON all that `load_model` needs to build it again.
 
-    `meta` must name the "architecture" as `create_model` knows it, and may hold anything else.
+    `meta` must name the "architecture" as `create_model` knows it, and may hold anything else that
+    JSON can hold.
     """
     if "architecture" not in meta:
         raise UserError("save_model: meta must name the architecture")
     if Path(path).suffix != ".safetensors":
         raise UserError(f"{path}: name the file .safetensors, as it holds that")
+    try:
+        json.dumps(dict(meta))
+    except (TypeError, ValueError) as error:
+        raise UserError(f"save_model: meta must be such as JSON can hold ({error})") from None
     rebuilt = {"num_classes": model.num_classes, "channels": model.channels, **statistics(model)}
     save_tensors(path, model.state_dict(), {**meta, **rebuilt})
 

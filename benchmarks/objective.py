@@ -10,7 +10,7 @@ M = 50,000 anchors, k = 16,384, d = 128, D_t = D_s = 512. Rows:
     sampled        k anchors drawn, gathered and projected
     gather         CRD's way in plain tensors: k negatives of each image's own, gathered
     peer           CRD's own criterion, from a checkout of RepDistiller; its indices come ready
-    products       the matrix products of `exact` alone
+    products       the matrix products of `exact` alone (on slow bf16, its widening, too)
 
 Contestants take turns within each repeat and the median is reported, so that whatever else the
 machine does falls on all alike; with `--threads 1` it is processor time, to which other work adds
@@ -37,8 +37,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gacd.evaluation.record import processor
 from gacd.losses.contrastive import gacd_loss, project_anchors
+from gacd.losses.fused import product_dtype
+from gacd.processor import processor
 
 M, K, E, D, CLASSES, T = 50_000, 16_384, 128, 512, 10, 0.1
 Step = Callable[[], None]
@@ -102,12 +103,14 @@ def steps(batch: int, device: torch.device, peer: Path | None) -> dict[str, Step
         loss_B = F.softplus(-logits_BJ[:, 0]) + F.softplus(logits_BJ[:, 1:]).sum(1)
         loss_B.mean().backward()
 
-    s_BE, slope_MB = normal(batch, E).bfloat16(), normal(8192, batch).bfloat16()
-    weight_ED = teacher.weight.detach().bfloat16()
+    dtype = product_dtype(bank_MD)
+    s_BE, slope_MB = normal(batch, E).to(dtype), normal(8192, batch).to(dtype)
+    weight_ED, z_ME = teacher.weight.detach().to(dtype), frozen_ME.to(dtype)
 
     def products() -> None:
-        for rows_cD, z_cE in zip(bank_MD.split(8192), frozen_ME.split(8192), strict=True):
+        for rows_cD, z_cE in zip(bank_MD.split(8192), z_ME.split(8192), strict=True):
             slope_cB = slope_MB[: len(rows_cD)]
+            rows_cD = rows_cD.to(dtype)
             rows_cD @ weight_ED.T
             z_cE @ s_BE.T
             slope_cB.T @ z_cE

@@ -39,8 +39,8 @@ from contestants import (  # type: ignore[import-not-found]  # beside this file
     plain,
 )
 
-from gacd.evaluation.record import processor
 from gacd.methods.cost import Flops
+from gacd.processor import processor
 from gacd.storage import write_json
 
 

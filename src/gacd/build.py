@@ -1,7 +1,7 @@
 """From configuration to objects: the only place, with the commands, that knows both."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,13 +14,13 @@ from gacd.attacks.threat import ThreatModel
 from gacd.data.dataset import ArrayDataset, ImageDataset, Splits
 from gacd.data.load import load_splits, load_test
 from gacd.errors import UserError
-from gacd.evaluation.record import processor
 from gacd.methods import METHODS, TrainingAttack
 from gacd.methods.awp import AWP
 from gacd.methods.registry import check_settings
 from gacd.models import create_model
 from gacd.models.base import Backbone
 from gacd.models.checkpoints import load_model, load_weights, said_of
+from gacd.processor import fast_bf16
 from gacd.ranks import Ranks
 from gacd.training.loop import Plan
 from gacd.training.precision import Bf16Autocast
@@ -56,17 +56,9 @@ def fabric(cfg: c.Fabric) -> Fabric:
 
 
 def slow_bf16(cfg: c.Fabric) -> str | None:
-    """What to say where bf16 trains slower than float32, on processors without fast products of it.
-
-    Measured on a core: 2.2 times as fast as float32 with AMD's AVX512-BF16, 0.7 times with Intel's
-    where there is no AMX, half with AVX-512 alone, a tenth with AVX2.
-    """
-    if cfg.precision == "32-true" or (cfg.accelerator != "cpu" and torch.cuda.is_available()):
-        return None
-    # The function is newer than PyTorch 2.11.
-    has: Mapping[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
-    fast = has.get("amx_bf16") or (has.get("avx512_bf16") and "AMD" in processor())
-    if fast or has.get("architecture") != "x86_64":
+    """What to say where training in bf16 is slower than in float32: on most processors."""
+    gpu = cfg.accelerator != "cpu" and torch.cuda.is_available()
+    if cfg.precision == "32-true" or gpu or fast_bf16():
         return None
     return "this processor trains faster in float32 than in bf16: say --fabric.precision 32-true"
 

@@ -14,6 +14,7 @@ import torch
 
 import gacd
 from gacd.evaluation.outcomes import Evaluation
+from gacd.processor import processor
 
 _PACKAGES = (
     "torchvision",
@@ -127,13 +128,3 @@ def _version(package: str) -> str | None:
         return version(package)
     except PackageNotFoundError:
         return None
-
-
-def processor() -> str:
-    """The name of the CPU's model, where the system tells it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor()
-    models = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(models, platform.processor())

@@ -9,8 +9,9 @@ The anchors are whatever the caller has at hand: all N of a bank (the estimator 
 drawn from it (`sampled`). They come ready, [M, E] of length 1, or as raw teacher features [M, D]
 with the weights of a linear projection, which is then applied, normalised and differentiated as
 part of the loss; the anchors themselves are constants. Products are computed in the anchors' dtype
-(float16 ones are widened), all that follows in float32 at least, under any autocast. The [B, M]
-matrix of scores is never formed (`fused`).
+(float16 ones are widened, and bfloat16 ones on processors that are slow with them), all that
+follows in float32 at least, under any autocast. The [B, M] matrix of scores is never formed
+(`fused`).
 """
 
 import math

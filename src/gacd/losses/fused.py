@@ -28,6 +28,7 @@ from torch._compile import _disable_dynamo  # torch.compiler.disable, but for it
 
 from gacd.errors import UserError
 from gacd.losses.checks import check_constant, check_temperature, check_widths
+from gacd.processor import fast_bf16
 
 KEPT_BYTES = 32 * 2**20
 # Elements of a chunk's scores and of its projected anchors: on a CPU they should stay in the cache,
@@ -67,9 +68,7 @@ class Scores:
         check_temperature(temperature)
         check_constant(anchors=anchors_MD)
         check_widths(student_BE, anchors_MD, weight_ED, bias_E)
-        # float16's range is too small for gradients over many anchors; bfloat16's is not.
-        narrow = anchors_MD.dtype == torch.float16
-        self.dtype = torch.float32 if narrow else anchors_MD.dtype
+        self.dtype = product_dtype(anchors_MD)
         self.wide = torch.promote_types(self.dtype, torch.float32)
         self.student_BE, self.weight_ED, self.bias_E = student_BE, weight_ED, bias_E
         self.anchors_MD, self.temperature = anchors_MD, temperature
@@ -357,6 +356,16 @@ class _Sum(torch.autograd.Function):
             -slopes_B * grad_B if to_offset else None,
             None,
         )
+
+
+def product_dtype(anchors_MD: Tensor) -> torch.dtype:
+    """What products with anchors are computed in: their own dtype, or float32.
+
+    float16's range is too small for gradients over many anchors; bfloat16's is not, but many
+    processors take several times as long with it.
+    """
+    kept = anchors_MD.dtype == torch.bfloat16 and (anchors_MD.device.type != "cpu" or fast_bf16())
+    return torch.promote_types(anchors_MD.dtype, torch.bfloat16 if kept else torch.float32)
 
 
 def at_least_float32(x: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import torch
 from PIL import Image
@@ -157,7 +157,7 @@ def _scan(shard: Path) -> tuple[list[tuple[int, int]], list[int]]:
     images: dict[str, tuple[int, int]] = {}
     labels: dict[str, int] = {}
     try:
-        with tarfile.open(shard, "r:") as archive:
+        with shard.open("rb") as opened, tarfile.open(fileobj=opened, mode="r:") as archive:
             for member in archive:
                 folder, _, file = member.name.rpartition("/")
                 key, _, extension = file.partition(".")
@@ -167,6 +167,7 @@ def _scan(shard: Path) -> tuple[list[tuple[int, int]], list[int]]:
                 elif extension == "cls":
                     content = archive.extractfile(member)
                     labels[key] = int(content.read()) if content else -1
+            _check_end(shard, opened, archive.offset)
     except (tarfile.TarError, ValueError, OSError) as error:
         raise UserError(f"{shard}: cannot be read as a shard of images ({error})") from None
     lacking = next(iter(images.keys() ^ labels.keys()), None)
@@ -174,6 +175,23 @@ def _scan(shard: Path) -> tuple[list[tuple[int, int]], list[int]]:
         what = "no image" if lacking is None else f"half of {lacking.strip('/')}"
         raise UserError(f"{shard}: {what}; each sample needs KEY.jpg (or .png, ...) and KEY.cls")
     return list(images.values()), [labels[key] for key in images]
+
+
+def _check_end(shard: Path, opened: BinaryIO, end: int) -> None:
+    """Refuse a shard that does not end, in zeros alone, where its last readable member does.
+
+    To tarfile the end of the file, or a header it cannot read, is the end of the archive as well.
+    """
+    opened.seek(end)
+    block = opened.read(tarfile.BLOCKSIZE)
+    if block != bytes(tarfile.BLOCKSIZE):
+        raise UserError(f"{shard}: cut short or damaged at byte {end}: copy it again")
+    while block := opened.read(1 << 20):
+        if block.count(0) < len(block):
+            raise UserError(
+                f"{shard}: more follows the end of the archive at byte {end}: copy it again, or, "
+                "where several were joined, keep each in a file of its own"
+            )
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,0 +1,85 @@
+"""Shards and tables that are not as they should be: refused in one line that says where."""
+
+import shutil
+import subprocess
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+from samples import COUNTS, add, picture, png
+
+from gacd.data.load import load_splits
+from gacd.errors import UserError
+
+SETTINGS: dict[str, Any] = {"size": 8, "val_fraction": 0.2, "seed": 3}
+
+SHARD_FORMATS = {
+    "ustar": tarfile.USTAR_FORMAT,
+    "gnu": tarfile.GNU_FORMAT,
+    "pax": tarfile.PAX_FORMAT,
+}
+
+
+def two_shards(root: Path, format: int) -> Path:
+    """A shard of ten images, of two classes, for each part; names are longer than a header has."""
+    for part in COUNTS:
+        (root / part).mkdir()
+        with tarfile.open(root / part / "0.tar", "w", format=format) as archive:
+            for number in range(10):
+                key = f"{'long' * 15}/{'long' * 15}/{number}"
+                add(archive, f"{key}.cls", str(number % 2).encode())
+                add(archive, f"{key}.png", png(picture(part, 0, number)))
+    return root / "train" / "0.tar"
+
+
+@pytest.mark.parametrize("format", SHARD_FORMATS.values(), ids=SHARD_FORMATS)
+def test_a_shard_that_is_not_whole_is_refused(tmp_path: Path, format: int) -> None:
+    shard = two_shards(tmp_path, format)
+    whole = shard.read_bytes()
+    with tarfile.open(shard) as archive:
+        cls, image = archive.getmembers()[10:12]
+    at, data = cls.offset, image.offset_data
+    found = load_splits("webdataset", root=tmp_path, **SETTINGS)
+    assert len(found.train) + len(found.val) == 10
+    cut = f"{shard}: cut short or damaged at byte {at}: copy it again"
+    joined = ": copy it again, or, where several were joined, keep each in a file of its own"
+    for damaged, said in (
+        (whole[:at], cut),
+        (whole[: at + 200], cut),
+        (whole[: at + 3] + b"!" + whole[at + 4 :], cut),
+        (
+            whole[: data + 20],
+            f"{shard}: cannot be read as a shard of images (unexpected end of data)",
+        ),
+        (
+            whole[:at] + bytes(512) + whole[at + 512 :],
+            f"{shard}: more follows the end of the archive at byte {at}{joined}",
+        ),
+    ):
+        shard.write_bytes(damaged)
+        with pytest.raises(UserError) as refused:
+            load_splits("webdataset", root=tmp_path, **SETTINGS)
+        assert str(refused.value) == said
+    shard.write_bytes(whole + whole)
+    with pytest.raises(UserError, match=r"more follows the end of the archive at byte \d+: copy"):
+        load_splits("webdataset", root=tmp_path, **SETTINGS)
+
+
+@pytest.mark.skipif(not shutil.which("tar"), reason="needs tar")
+@pytest.mark.parametrize("format", ["v7", "ustar", "gnu", "pax"])
+def test_shards_that_tar_wrote(tmp_path: Path, format: str) -> None:
+    """Whatever the format, and however many zeros end it."""
+    loose = tmp_path / "loose"
+    loose.mkdir()
+    for number in range(10):
+        (loose / f"{number}.cls").write_text(str(number % 2))
+        (loose / f"{number}.png").write_bytes(png(picture("train", 0, number)))
+    names = sorted(path.name for path in loose.iterdir())
+    for part in COUNTS:
+        (tmp_path / part).mkdir()
+        made = tmp_path / part / "0.tar"
+        command = ["tar", f"--format={format}", "-b64", "-cf", str(made), "-C", str(loose)]
+        subprocess.run([*command, *names], check=True)
+    test = load_splits("webdataset", root=tmp_path, **SETTINGS).test
+    assert test.labels.tolist() == [0, 1] * 5

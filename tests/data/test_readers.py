@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from samples import COUNTS, add, picture, png
 
-from gacd.data.load import load_splits
+from gacd.data.load import load_splits, load_test
 from gacd.errors import UserError
 
 SETTINGS: dict[str, Any] = {"size": 8, "val_fraction": 0.2, "seed": 3}
@@ -21,21 +21,40 @@ SHARD_FORMATS = {
 }
 
 
-def two_shards(root: Path, format: int) -> Path:
-    """A shard of ten images, of two classes, for each part; names are longer than a header has."""
+def write_shards(root: Path, labels: list[str], format: int = tarfile.PAX_FORMAT) -> Path:
+    """One shard of images with these labels for each part; returns that of train.
+
+    The names are longer than a header has room for.
+    """
     for part in COUNTS:
-        (root / part).mkdir()
+        (root / part).mkdir(parents=True)
         with tarfile.open(root / part / "0.tar", "w", format=format) as archive:
-            for number in range(10):
+            for number, label in enumerate(labels):
                 key = f"{'long' * 15}/{'long' * 15}/{number}"
-                add(archive, f"{key}.cls", str(number % 2).encode())
+                add(archive, f"{key}.cls", label.encode())
                 add(archive, f"{key}.png", png(picture(part, 0, number)))
     return root / "train" / "0.tar"
 
 
+def table(labels: list[int], classes: list[str]) -> Any:
+    """Images with these labels, as Hugging Face's library has them."""
+    datasets = pytest.importorskip("datasets")
+    features = datasets.Features(
+        {"picture": datasets.Image(), "kind": datasets.ClassLabel(names=classes)}
+    )
+    images = [picture("train", 0, number) for number in range(len(labels))]
+    return datasets.Dataset.from_dict({"picture": images, "kind": labels}, features=features)
+
+
+def save_table(root: Path, **parts: Any) -> None:
+    import datasets
+
+    datasets.DatasetDict(parts).save_to_disk(str(root))
+
+
 @pytest.mark.parametrize("format", SHARD_FORMATS.values(), ids=SHARD_FORMATS)
 def test_a_shard_that_is_not_whole_is_refused(tmp_path: Path, format: int) -> None:
-    shard = two_shards(tmp_path, format)
+    shard = write_shards(tmp_path, ["0", "1"] * 5, format)
     whole = shard.read_bytes()
     with tarfile.open(shard) as archive:
         cls, image = archive.getmembers()[10:12]
@@ -83,3 +102,18 @@ def test_shards_that_tar_wrote(tmp_path: Path, format: str) -> None:
         subprocess.run([*command, *names], check=True)
     test = load_splits("webdataset", root=tmp_path, **SETTINGS).test
     assert test.labels.tolist() == [0, 1] * 5
+
+
+@pytest.mark.parametrize("name", ["webdataset", "huggingface"])
+def test_one_class_is_not_enough(tmp_path: Path, name: str) -> None:
+    root = tmp_path / "all"
+    if name == "webdataset":
+        write_shards(root, ["0"] * 10)
+    else:
+        save_table(root, train=table([0] * 10, ["0"]), test=table([0] * 10, ["0"]))
+    for load in (load_splits, load_test):
+        with pytest.raises(UserError) as refused:
+            load(name, root=root, **(SETTINGS if load is load_splits else {"size": 8}))
+        assert str(refused.value) == (
+            "all: its images are all of one class, '0'; it needs at least two classes"
+        )

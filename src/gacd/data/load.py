@@ -111,6 +111,11 @@ def _kept(part: Part, classes: Sequence[str] | None) -> Part:
         raise UserError(
             f"{part.name}: a label is negative (of an unlabelled image?); leave those out"
         )
+    if part.num_classes < 2:
+        raise UserError(
+            f"{part.name}: its images are all of one class, '{part.classes[0]}'; "
+            "it needs at least two classes"
+        )
     return part if classes is None else only_classes(part, classes)
 
 

@@ -1,5 +1,6 @@
 """Shards and tables that are not as they should be: refused in one line that says where."""
 
+import os
 import shutil
 import subprocess
 import tarfile
@@ -117,3 +118,32 @@ def test_one_class_is_not_enough(tmp_path: Path, name: str) -> None:
         assert str(refused.value) == (
             "all: its images are all of one class, '0'; it needs at least two classes"
         )
+
+
+@pytest.mark.parametrize("how", ["saved", "parquet"])
+def test_a_copied_table_is_the_same_data(
+    tmp_path: Path, how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = tmp_path / "all"
+    parts = {"train": table([0, 1] * 10, ["a", "b"]), "test": table([0, 1] * 3, ["a", "b"])}
+    if how == "saved":
+        save_table(root, **parts)
+    else:
+        monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+        root.mkdir()
+        for part, rows in parts.items():
+            rows.to_parquet(str(root / f"{part}.parquet"))
+
+    def of(place: Path) -> str:
+        found = load_splits("huggingface", root=place, stream=True, **SETTINGS).train
+        return found.fingerprint()
+
+    copy = shutil.copytree(root, tmp_path / "elsewhere", copy_function=shutil.copyfile)
+    before = of(root)
+    assert of(copy) == before
+    for path in root.rglob("*.*"):
+        os.utime(path, (1, 1))
+    assert of(root) == before
+    if how == "parquet":
+        table([0, 1] * 11, ["a", "b"]).to_parquet(str(copy / "train.parquet"))
+        assert of(copy) != before

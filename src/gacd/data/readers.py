@@ -200,6 +200,7 @@ class TableReader:
 
     table: Any
     column: str
+    stamp: str
 
     def __len__(self) -> int:
         return len(self.table)
@@ -215,8 +216,8 @@ class TableReader:
         return plain(found, f"image {row} of the data set")
 
     def fingerprint(self) -> str:
-        """The library's own."""
-        return str(self.table._fingerprint)
+        """Of the data set's files."""
+        return self.stamp
 
 
 def _huggingface(root: Path) -> _Found:
@@ -232,11 +233,9 @@ def _huggingface(root: Path) -> _Found:
         raise UserError(
             "Hugging Face data sets need a package: pip install 'gacd[huggingface]'"
         ) from None
+    saved = (root / "dataset_dict.json").is_file()
     try:
-        if (root / "dataset_dict.json").is_file():
-            parts = datasets.load_from_disk(str(root))
-        else:
-            parts = datasets.load_dataset(str(root))
+        parts = (datasets.load_from_disk if saved else datasets.load_dataset)(str(root))
     except (OSError, ValueError) as error:
         raise UserError(f"{root}: cannot be read as a data set ({error})") from None
     if not {"train", "test"} <= parts.keys():
@@ -248,8 +247,13 @@ def _huggingface(root: Path) -> _Found:
     )
     if image is None or label is None:
         raise UserError(f"{root}: needs a column of type Image and one of type ClassLabel")
+    stamp = None
+    if not saved:  # the library's own, which save_to_disk keeps, is here of times and places
+        files = (path for path in root.rglob("*.parquet") if path.is_file())
+        sizes = sorted(f"{path.relative_to(root)} {path.stat().st_size}" for path in files)
+        stamp = fingerprint(sizes) if sizes else None
     train, test = (
-        _column(parts[part], image, label, f"{root} {part}") for part in ("train", "test")
+        _column(parts[part], image, label, f"{root} {part}", stamp) for part in ("train", "test")
     )
     theirs = parts["test"].features[label]
     if getattr(theirs, "names", None) != columns[label].names:
@@ -260,14 +264,14 @@ def _huggingface(root: Path) -> _Found:
     return _Found(tuple(columns[label].names), train, test)
 
 
-def _column(table: Any, image: str, label: str, where: str) -> Part:
+def _column(table: Any, image: str, label: str, where: str, stamp: str | None) -> Part:
     """A part's images and labels."""
     if lacking := {image, label} - table.features.keys():
         raise UserError(f"{where}: lacks the column '{min(lacking)}'")
     labels = list(table[label])
     if None in labels:
         raise UserError(f"{where}: row {labels.index(None)} has no label; leave such rows out")
-    return TableReader(table, image), labels
+    return TableReader(table, image, stamp or str(table._fingerprint)), labels
 
 
 def _stamp(path: Path) -> str:

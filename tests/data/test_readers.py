@@ -147,3 +147,18 @@ def test_a_copied_table_is_the_same_data(
     if how == "parquet":
         table([0, 1] * 11, ["a", "b"]).to_parquet(str(copy / "train.parquet"))
         assert of(copy) != before
+
+
+def test_the_names_of_classes_are_utf8_and_differ(tmp_path: Path) -> None:
+    write_shards(tmp_path, ["0", "1"] * 5)
+    names = tmp_path / "classes.txt"
+    names.write_bytes("\ufeffcafé\r\nb\r\n".encode())
+    assert load_splits("webdataset", root=tmp_path, **SETTINGS).train.classes == ("café", "b")
+    for written, said in (
+        ("café\nb\n".encode("latin-1"), "is not UTF-8; save it anew as that"),
+        (b"b\na\nb\n", "'b' stands there twice; give each class its own name"),
+    ):
+        names.write_bytes(written)
+        with pytest.raises(UserError) as refused:
+            load_splits("webdataset", root=tmp_path, **SETTINGS)
+        assert str(refused.value) == f"{names}: {said}"

@@ -3,6 +3,7 @@
 import io
 import os
 import tarfile
+from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -123,8 +124,7 @@ def _webdataset(root: Path) -> _Found:
     names = root / "classes.txt"
     highest = max(*train[1], *test[1])
     if names.is_file():
-        classes = tuple(names.read_text().split("\n"))
-        classes = tuple(name.strip() for name in classes if name.strip())
+        classes = _names(names)
         if highest >= len(classes):
             raise UserError(
                 f"{names}: {len(classes)} classes, but a label in the shards: {highest}"
@@ -137,6 +137,18 @@ def _webdataset(root: Path) -> _Found:
     else:
         classes = tuple(str(label) for label in range(highest + 1))
     return _Found(classes, train, test)
+
+
+def _names(file: Path) -> tuple[str, ...]:
+    """The class on each line of a file; no two are the same."""
+    try:
+        lines = file.read_text(encoding="utf-8-sig").split("\n")  # -sig: without Windows's mark
+    except UnicodeDecodeError:
+        raise UserError(f"{file}: is not UTF-8; save it anew as that") from None
+    names = tuple(name.strip() for name in lines if name.strip())
+    if twice := [name for name, times in Counter(names).items() if times > 1]:
+        raise UserError(f"{file}: '{twice[0]}' stands there twice; give each class its own name")
+    return names
 
 
 def _shards(folder: Path) -> Part:

@@ -53,6 +53,14 @@ def save_table(root: Path, **parts: Any) -> None:
     datasets.DatasetDict(parts).save_to_disk(str(root))
 
 
+def save_parquet(root: Path, monkeypatch: pytest.MonkeyPatch, **parts: Any) -> None:
+    """Files that the library reads by way of a cache, which is put beside them."""
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", root.parent / "cache")
+    root.mkdir()
+    for part, rows in parts.items():
+        rows.to_parquet(str(root / f"{part}.parquet"))
+
+
 @pytest.mark.parametrize("format", SHARD_FORMATS.values(), ids=SHARD_FORMATS)
 def test_a_shard_that_is_not_whole_is_refused(tmp_path: Path, format: int) -> None:
     shard = write_shards(tmp_path, ["0", "1"] * 5, format)
@@ -129,10 +137,7 @@ def test_a_copied_table_is_the_same_data(
     if how == "saved":
         save_table(root, **parts)
     else:
-        monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
-        root.mkdir()
-        for part, rows in parts.items():
-            rows.to_parquet(str(root / f"{part}.parquet"))
+        save_parquet(root, monkeypatch, **parts)
 
     def of(place: Path) -> str:
         found = load_splits("huggingface", root=place, stream=True, **SETTINGS).train
@@ -162,3 +167,21 @@ def test_the_names_of_classes_are_utf8_and_differ(tmp_path: Path) -> None:
         with pytest.raises(UserError) as refused:
             load_splits("webdataset", root=tmp_path, **SETTINGS)
         assert str(refused.value) == f"{names}: {said}"
+
+
+@pytest.mark.parametrize("part", ["train", "test"])
+def test_a_table_without_rows_is_refused(tmp_path: Path, part: str) -> None:
+    parts = {"train": table([0, 1] * 5, ["a", "b"]), "test": table([0, 1] * 5, ["a", "b"])}
+    save_table(tmp_path, **parts | {part: parts[part].select([])})
+    with pytest.raises(UserError) as refused:
+        load_splits("huggingface", root=tmp_path, **SETTINGS)
+    assert str(refused.value) == f"{tmp_path}: a part of it holds no images; add some"
+
+
+def test_a_damaged_parquet_file_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = tmp_path / "all"
+    rows = table([0, 1] * 5, ["a", "b"])
+    save_parquet(root, monkeypatch, train=rows, test=rows)
+    (root / "test.parquet").write_bytes((root / "test.parquet").read_bytes()[:-100])
+    with pytest.raises(UserError, match=rf"^{root}: cannot be read as a data set \(.*footer.*\)$"):
+        load_splits("huggingface", root=root, **SETTINGS)

@@ -248,6 +248,10 @@ def _huggingface(root: Path) -> _Found:
     saved = (root / "dataset_dict.json").is_file()
     try:
         parts = (datasets.load_from_disk if saved else datasets.load_dataset)(str(root))
+    except datasets.exceptions.DatasetGenerationError as error:  # its cause alone says why
+        raise UserError(f"{root}: cannot be read as a data set ({error.__cause__})") from None
+    except IndexError:  # the package writes a part without rows, and cannot read it
+        raise UserError(f"{root}: a part of it holds no images; add some") from None
     except (OSError, ValueError) as error:
         raise UserError(f"{root}: cannot be read as a data set ({error})") from None
     if not {"train", "test"} <= parts.keys():

@@ -121,6 +121,8 @@ def _kept(part: Part, classes: Sequence[str] | None) -> Part:
 
 def _tested(test: Part, limit: int | None, side: int | None) -> ArrayDataset:
     """What models are tested on: the same images for every seed."""
+    if not len(test):
+        raise UserError(f"{test.name}: no test image of {', '.join(test.classes)}: add some")
     if absent := _without_images(test):
         print(f"note: {test.name} has no test images of {', '.join(absent)}")
     return _resized(_in_memory(_limit(test, "test_limit", limit, _TEST_SEED)), side)

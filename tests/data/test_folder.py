@@ -226,6 +226,10 @@ def test_what_is_no_image_of_the_class_is_left_out_or_refused(
     (root / "train" / "dog" / "gone.png").symlink_to(tmp_path / "nowhere.png")
     with pytest.raises(UserError, match=r"gone\.png: a link to a file that is not there"):
         read_folder(root, 8)
+    (root / "train" / "dog" / "gone.png").unlink()
+    (root / "train" / "dog" / "self.png").symlink_to("self.png")
+    with pytest.raises(UserError, match=r"self\.png: a link to a file that is not there"):
+        read_folder(root, 8)
 
 
 def test_two_folders_that_look_alike_are_two_in_the_cache(

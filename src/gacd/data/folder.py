@@ -134,11 +134,11 @@ def _files(folder: Path, classes: Sequence[str]) -> Files:
 def _is_image(entry: "os.DirEntry[str]") -> bool:
     """By its name; hidden files are the system's, and a link to nothing is refused."""
     suffix = Path(entry.name).suffix.lower()
-    if suffix not in SUFFIXES or entry.name.startswith(".") or entry.is_dir():
+    if suffix not in SUFFIXES or entry.name.startswith("."):
         return False
-    if entry.is_symlink() and not Path(entry.path).exists():
+    if entry.is_symlink() and not Path(entry.path).exists():  # nor does a link to itself lead on
         raise UserError(f"{entry.path}: a link to a file that is not there; remove it")
-    return True
+    return not entry.is_dir()
 
 
 def _load(paths: Sequence[Path], root: Path, size: int | None) -> PixelArray:

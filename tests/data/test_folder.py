@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 
 from gacd.data import folder
-from gacd.data.folder import read_folder
+from gacd.data.folder import find_images, read_folder
 from gacd.errors import UserError
 
 
@@ -230,6 +230,19 @@ def test_what_is_no_image_of_the_class_is_left_out_or_refused(
     (root / "train" / "dog" / "self.png").symlink_to("self.png")
     with pytest.raises(UserError, match=r"self\.png: a link to a file that is not there"):
         read_folder(root, 8)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+def test_a_pipe_is_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = write(tmp_path, PARTS)
+    _, expected, _ = find_images(root)
+    os.mkfifo(root / "train/cat/pipe.png")
+    assert find_images(root)[1] == expected
+    kinds = ", ".join(sorted(folder.SUFFIXES))
+    assert capsys.readouterr().out == (
+        f"note: 1 things in the classes of {root / 'train'} are left out, such as "
+        f"{root / 'train/cat/pipe.png'}: images are files directly in a class's folder, {kinds}\n"
+    )
 
 
 def test_two_folders_that_look_alike_are_two_in_the_cache(

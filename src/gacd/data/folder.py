@@ -126,19 +126,19 @@ def _files(folder: Path, classes: Sequence[str]) -> Files:
         kinds = ", ".join(sorted(SUFFIXES))
         print(
             f"note: {len(left_out)} things in the classes of {folder} are left out, such as "
-            f"{min(left_out)}: images lie directly in a class's folder and are {kinds}"
+            f"{min(left_out)}: images are files directly in a class's folder, {kinds}"
         )
     return found
 
 
 def _is_image(entry: "os.DirEntry[str]") -> bool:
-    """By its name; hidden files are the system's, and a link to nothing is refused."""
+    """A file, by its name; hidden ones are the system's, and a link to nothing is refused."""
     suffix = Path(entry.name).suffix.lower()
     if suffix not in SUFFIXES or entry.name.startswith("."):
         return False
     if entry.is_symlink() and not Path(entry.path).exists():  # nor does a link to itself lead on
         raise UserError(f"{entry.path}: a link to a file that is not there; remove it")
-    return not entry.is_dir()
+    return entry.is_file()  # no pipe, at which decoding would wait for ever
 
 
 def _load(paths: Sequence[Path], root: Path, size: int | None) -> PixelArray:

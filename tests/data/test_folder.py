@@ -186,6 +186,22 @@ def test_a_mislabelled_test_class_is_named_with_its_nearest(tmp_path: Path) -> N
     assert "did you mean 'cat'" in message
 
 
+def test_an_accent_is_the_same_however_it_is_written(tmp_path: Path) -> None:
+    """One letter, or a letter and its accent: a Mac's archives have the one, others the other."""
+    one, two = "caf\u00e9", "cafe\u0301"
+    counts = {f"train/{two}": 2, "train/cog": 2, f"test/{one}": 1, "test/cog": 2}
+    root = write(tmp_path / "apart", counts)
+    if {path.name for path in (root / "train").iterdir()} != {two, "cog"}:
+        pytest.skip("a file system that writes them in one way itself")
+    train, test = read_folder(root)
+    assert train.classes == test.classes == (one, "cog")
+    assert train.labels.tolist() == [0, 0, 1, 1] and test.labels.tolist() == [0, 1, 1]
+    (root / "test" / two).mkdir()
+    assert refused(root) == (
+        f"{root / 'test'}: two folders are '{one}', in two spellings of Unicode: join them"
+    )
+
+
 def test_a_truncated_image_is_named(tmp_path: Path) -> None:
     root = write(tmp_path, PARTS)
     path = root / "train/dog/90.jpg"

@@ -2,6 +2,7 @@
 
 import os
 import time
+import unicodedata
 import warnings
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -85,12 +86,24 @@ def _classes(root: Path, part: str) -> tuple[str, ...]:
     return tuple(classes)
 
 
-def _folders(folder: Path) -> list[str]:
+def _folders(folder: Path) -> dict[str, Path]:
+    """The classes of a part, in order, and their folders.
+
+    Of the ways in which Unicode writes an accent, names have one: systems differ in theirs.
+    """
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder; put {folder.name}/CLASS/* images there")
-    names = [p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith(".")]
-    _check_names(folder, names)
-    return sorted(names)
+    folders = [p for p in folder.iterdir() if p.is_dir() and not p.name.startswith(".")]
+    _check_names(folder, (path.name for path in folders))
+    named: dict[str, Path] = {}
+    for path in folders:
+        name = unicodedata.normalize("NFC", path.name)
+        if name in named:
+            raise UserError(
+                f"{folder}: two folders are '{name}', in two spellings of Unicode: join them"
+            )
+        named[name] = path
+    return dict(sorted(named.items()))
 
 
 def _check_names(folder: Path, names: Iterable[str]) -> None:
@@ -105,18 +118,19 @@ def _files(folder: Path, classes: Sequence[str]) -> Files:
     """Every image of `folder` with its class; a class may lack its folder in test/, not images."""
     found: Files = []
     left_out: list[str] = []
+    folders = _folders(folder)
     for label, name in enumerate(classes):
-        if not (folder / name).is_dir():
+        if name not in folders:
             continue
-        with os.scandir(folder / name) as found_there:  # it knows what is a folder, unasked
+        with os.scandir(folders[name]) as found_there:  # it knows what is a folder, unasked
             entries = list(found_there)
-        _check_names(folder / name, (entry.name for entry in entries))
+        _check_names(folders[name], (entry.name for entry in entries))
         paths = sorted(Path(entry.path) for entry in entries if _is_image(entry))
         taken = {path.name for path in paths}
         left_out += [e.path for e in entries if e.name not in taken and e.name[0] != "."]
         if not paths:
             raise UserError(
-                f"{folder / name}: no images; add some ({', '.join(sorted(SUFFIXES))}) "
+                f"{folders[name]}: no images; add some ({', '.join(sorted(SUFFIXES))}) "
                 "or remove the folder"
             )
         found += [(path, label) for path in paths]

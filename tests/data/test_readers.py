@@ -185,3 +185,22 @@ def test_a_damaged_parquet_file_is_refused(tmp_path: Path, monkeypatch: pytest.M
     (root / "test.parquet").write_bytes((root / "test.parquet").read_bytes()[:-100])
     with pytest.raises(UserError, match=rf"^{root}: cannot be read as a data set \(.*footer.*\)$"):
         load_splits("huggingface", root=root, **SETTINGS)
+
+
+@pytest.mark.parametrize("format", SHARD_FORMATS.values(), ids=SHARD_FORMATS)
+def test_a_bad_member_of_a_shard_is_named(tmp_path: Path, format: int) -> None:
+    shard = write_shards(tmp_path, ["0", "1", "cat", "1"] * 2, format)
+    with pytest.raises(UserError) as refused:
+        load_splits("webdataset", root=tmp_path, **SETTINGS)
+    assert str(refused.value).startswith(f"{shard}: {'long' * 15}/")
+    assert str(refused.value).endswith("/2.cls: holds b'cat', not the number of a class")
+    with tarfile.open(shard, "w", format=format) as archive:
+        for number in range(10):
+            add(archive, f"{number}.cls", str(number % 2).encode())
+            image = png(picture("train", 0, number))
+            add(archive, f"{number}.png", image[:40] if number == 3 else image)
+    for part in COUNTS:
+        if part != "train":
+            shutil.copyfile(shard, tmp_path / part / "0.tar")
+    with pytest.raises(UserError, match=rf"^{shard}: 3\.png: cannot be read as an image"):
+        load_splits("webdataset", root=tmp_path, **SETTINGS)

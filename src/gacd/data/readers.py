@@ -105,10 +105,12 @@ class ShardReader:
 
     def image(self, row: int) -> Image.Image:
         """Decode one member."""
-        shard, offset, length = self.places_N3[row].tolist()
-        with self.shards[shard].open("rb") as file:
-            file.seek(offset)
-            return open_image(io.BytesIO(file.read(length)), f"{self.shards[shard]} at {offset}")
+        number, offset, length = self.places_N3[row].tolist()
+        shard = self.shards[number]
+        with shard.open("rb") as file:
+            file.seek(offset - tarfile.BLOCKSIZE)  # the member's header begins with its name
+            name = file.read(tarfile.BLOCKSIZE)[:100].rstrip(b"\0").decode(errors="replace")
+            return open_image(io.BytesIO(file.read(length)), f"{shard}: {name}")
 
     def fingerprint(self) -> str:
         """Of the shards' names and sizes."""
@@ -178,7 +180,8 @@ def _scan(shard: Path) -> tuple[list[tuple[int, int]], list[int]]:
                     images[key] = member.offset_data, member.size
                 elif extension == "cls":
                     content = archive.extractfile(member)
-                    labels[key] = int(content.read()) if content else -1
+                    text = content.read() if content else b""
+                    labels[key] = _label(text, f"{shard}: {member.name}")
             _check_end(shard, opened, archive.offset)
     except (tarfile.TarError, ValueError, OSError) as error:
         raise UserError(f"{shard}: cannot be read as a shard of images ({error})") from None
@@ -187,6 +190,13 @@ def _scan(shard: Path) -> tuple[list[tuple[int, int]], list[int]]:
         what = "no image" if lacking is None else f"half of {lacking.strip('/')}"
         raise UserError(f"{shard}: {what}; each sample needs KEY.jpg (or .png, ...) and KEY.cls")
     return list(images.values()), [labels[key] for key in images]
+
+
+def _label(text: bytes, where: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise UserError(f"{where}: holds {text[:20]!r}, not the number of a class") from None
 
 
 def _check_end(shard: Path, opened: BinaryIO, end: int) -> None:

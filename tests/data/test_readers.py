@@ -204,3 +204,17 @@ def test_a_bad_member_of_a_shard_is_named(tmp_path: Path, format: int) -> None:
             shutil.copyfile(shard, tmp_path / part / "0.tar")
     with pytest.raises(UserError, match=rf"^{shard}: 3\.png: cannot be read as an image"):
         load_splits("webdataset", root=tmp_path, **SETTINGS)
+
+
+@pytest.mark.parametrize("part", ["train", "test"])
+def test_a_bad_image_of_a_table_is_named_by_its_part_and_row(tmp_path: Path, part: str) -> None:
+    datasets = pytest.importorskip("datasets")
+    whole = table([0, 1] * 5, ["a", "b"])
+    rows = whole.cast_column("picture", datasets.Image(decode=False)).to_list()
+    rows[7]["picture"]["bytes"] = b"no image"
+    bad = datasets.Dataset.from_list(rows, features=whole.features)
+    save_table(tmp_path, **{"train": whole, "test": whole} | {part: bad})
+    with pytest.raises(
+        UserError, match=rf"^{tmp_path} {part}: the image of row 7 cannot be read \(.*\); leave"
+    ):
+        load_splits("huggingface", root=tmp_path, **SETTINGS)

@@ -211,7 +211,7 @@ def test_grey_of_more_than_eight_bits_is_scaled_or_refused_and_never_clipped(
     rows = {"picture": [deep] * 33, "kind": [label for label in range(3) for _ in range(11)]}
     part = datasets.Dataset.from_dict(rows, features=features)
     datasets.DatasetDict({"train": part, "test": part}).save_to_disk(str(tmp_path))
-    with pytest.raises(UserError, match=r"image 0 of the data set: .*bits"):
+    with pytest.raises(UserError, match=r"train: the image of row 0: .*bits"):
         load_splits("huggingface", root=tmp_path, **SETTINGS)
 
 
@@ -235,7 +235,11 @@ def test_classes_that_test_calls_otherwise_are_refused(tmp_path: Path) -> None:
         ("order", part(["b", "a", "c"]), "names other classes in test than in train"),
         ("column", train.remove_columns("kind"), "test: lacks the column 'kind'"),
         ("label", part(["a", "b", "c"], kind=[None, 1, 2] * 8), "test: row 0 has no label"),
-        ("image", part(["a", "b", "c"], picture=[None] * 24), "image 0 of the data set is missing"),
+        (
+            "image",
+            part(["a", "b", "c"], picture=[None] * 24),
+            "test: the image of row 0 is missing",
+        ),
     ):
         root = tmp_path / name
         datasets.DatasetDict({"train": train, "test": test}).save_to_disk(str(root))

@@ -25,6 +25,8 @@ from gacd.shapes import PixelArray
 SUFFIXES = frozenset(
     {".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff", ".webp"}
 )
+UNREADABLE = (OSError, EOFError, SyntaxError, ValueError, Image.DecompressionBombError)
+"""What PIL raises for a file that is no image, or a damaged one."""
 _WORTH_CACHING = 5.0  # seconds of decoding that a file in the cache should save
 _DEEP = frozenset({"I", "F", "I;16", "I;16B", "I;16L", "I;16N"})  # PIL would clip these to 255
 
@@ -234,7 +236,7 @@ def open_image(file: Path | BytesIO, path: object = None) -> Image.Image:
     try:
         with Image.open(file) as image:
             return plain(image, path)
-    except (OSError, EOFError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except UNREADABLE as error:
         raise UserError(
             f"{path}: cannot be read as an image ({error}); replace the file or remove it"
         ) from None

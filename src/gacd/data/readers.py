@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from gacd.data.folder import SUFFIXES, find_images, open_image, plain
+from gacd.data.folder import SUFFIXES, UNREADABLE, find_images, open_image, plain
 from gacd.data.streamed import Reader, StreamedDataset
 from gacd.errors import UserError
 from gacd.storage import fingerprint
@@ -222,6 +222,7 @@ class TableReader:
 
     table: Any
     column: str
+    where: str
     stamp: str
 
     def __len__(self) -> int:
@@ -229,13 +230,14 @@ class TableReader:
 
     def image(self, row: int) -> Image.Image:
         """Decode one row."""
+        name = f"{self.where}: the image of row {row}"
         try:
             found: Image.Image | None = self.table[row][self.column]
-        except (OSError, SyntaxError, ValueError) as error:
-            raise UserError(f"image {row} of the data set cannot be read ({error})") from None
+        except UNREADABLE as error:
+            raise UserError(f"{name} cannot be read ({error}); leave such rows out") from None
         if found is None:
-            raise UserError(f"image {row} of the data set is missing; leave such rows out")
-        return plain(found, f"image {row} of the data set")
+            raise UserError(f"{name} is missing; leave such rows out")
+        return plain(found, name)
 
     def fingerprint(self) -> str:
         """Of the data set's files."""
@@ -297,7 +299,7 @@ def _column(table: Any, image: str, label: str, where: str, stamp: str | None) -
     labels = list(table[label])
     if None in labels:
         raise UserError(f"{where}: row {labels.index(None)} has no label; leave such rows out")
-    return TableReader(table, image, stamp or str(table._fingerprint)), labels
+    return TableReader(table, image, where, stamp or str(table._fingerprint)), labels
 
 
 def _stamp(path: Path) -> str:

@@ -218,3 +218,12 @@ def test_a_bad_image_of_a_table_is_named_by_its_part_and_row(tmp_path: Path, par
         UserError, match=rf"^{tmp_path} {part}: the image of row 7 cannot be read \(.*\); leave"
     ):
         load_splits("huggingface", root=tmp_path, **SETTINGS)
+
+
+def test_one_part_saved_alone_is_refused(tmp_path: Path) -> None:
+    table([0, 1] * 5, ["a", "b"]).save_to_disk(str(tmp_path))
+    with pytest.raises(UserError) as refused:
+        load_splits("huggingface", root=tmp_path, **SETTINGS)
+    assert str(refused.value) == (
+        f"{tmp_path}: holds one Dataset alone; save a DatasetDict of two, train and test, instead"
+    )

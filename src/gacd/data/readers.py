@@ -258,6 +258,10 @@ def _huggingface(root: Path) -> _Found:
             "Hugging Face data sets need a package: pip install 'gacd[huggingface]'"
         ) from None
     saved = (root / "dataset_dict.json").is_file()
+    if not saved and (root / "state.json").is_file():
+        raise UserError(
+            f"{root}: holds one Dataset alone; save a DatasetDict of two, train and test, instead"
+        )
     try:
         parts = (datasets.load_from_disk if saved else datasets.load_dataset)(str(root))
     except datasets.exceptions.DatasetGenerationError as error:  # its cause alone says why

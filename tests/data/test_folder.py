@@ -105,19 +105,27 @@ def test_jpeg_palette_alpha_and_bilevel_images(tmp_path: Path) -> None:
 
 
 def test_long_decoding_is_cached_and_a_changed_file_is_seen(
-    tmp_path: Path, own_cache: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
+    own_cache: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     root = write(tmp_path, PARTS)
     read_folder(root)
     assert list(own_cache.iterdir()) == []  # decoded in no time: nothing is kept
+    assert capsys.readouterr().out == ""
     monkeypatch.setattr(folder, "_WORTH_CACHING", -1.0)
     fresh, _ = read_folder(root)
     (kept,) = own_cache.iterdir()
+    assert capsys.readouterr().out == (
+        f"note: the decoded images are kept in {kept} (0 MB; delete it at will)\n"
+    )
 
     with monkeypatch.context() as context:
         context.setattr(folder, "_decode_all", lambda *_: pytest.fail("the cache was not read"))
         cached, _ = read_folder(root)
     assert cached.fingerprint() == fresh.fingerprint()
+    assert capsys.readouterr().out == ""
 
     kept.write_bytes(kept.read_bytes()[:50])  # a damaged cache is made again
     assert read_folder(root)[0].fingerprint() == fresh.fingerprint()
@@ -138,6 +146,16 @@ def test_a_cache_that_cannot_be_written_is_a_warning(
     with pytest.warns(UserWarning, match="decoded anew each time: no space left"):
         train, _ = read_folder(root)
     assert len(train) == 5
+
+
+def test_images_that_no_memory_holds_are_refused(tmp_path: Path) -> None:
+    root = write(tmp_path, PARTS)
+    with pytest.raises(UserError) as caught:
+        read_folder(root, 10**8)
+    assert str(caught.value) == (
+        "8 images of 100000000 pixels a side are 240,000,000 GB, more than the memory has: "
+        "lower --data.size, or say --data.stream true"
+    )
 
 
 def refused(root: Path) -> str:

@@ -1,5 +1,6 @@
 """A folder of photographs, one subfolder a class: train/CLASS/* and test/CLASS/*."""
 
+import math
 import os
 import time
 import unicodedata
@@ -178,12 +179,24 @@ def _load(paths: Sequence[Path], root: Path, size: int | None) -> PixelArray:
             storage.save_tensors(file, {"images": images}, {"folder": root.name})
         except UserError as error:
             warnings.warn(f"images are decoded anew each time: {error}", stacklevel=2)
+        else:
+            print(
+                f"note: the decoded images are kept in {file} "
+                f"({images.nbytes / 1e6:,.0f} MB; delete it at will)"
+            )
     return images
 
 
 def _decode_all(paths: Sequence[Path], size: int | None) -> PixelArray:
     side = size or min(open_image(paths[0]).size)
-    pixels = np.empty((len(paths), 3, side, side), dtype=np.uint8)
+    shape = len(paths), 3, side, side
+    try:
+        pixels = np.empty(shape, dtype=np.uint8)
+    except MemoryError:
+        raise UserError(
+            f"{len(paths)} images of {side} pixels a side are {math.prod(shape) / 1e9:,.0f} GB, "
+            "more than the memory has: lower --data.size, or say --data.stream true"
+        ) from None
 
     def decode(row: int) -> tuple[bool, bool]:
         """Write one image into its row; whether it is grey, and whether its size is another."""

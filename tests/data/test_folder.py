@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 
 from gacd.data import folder
-from gacd.data.folder import read_folder
+from gacd.data.folder import find_images, read_folder
 from gacd.errors import UserError
 
 
@@ -105,19 +105,27 @@ def test_jpeg_palette_alpha_and_bilevel_images(tmp_path: Path) -> None:
 
 
 def test_long_decoding_is_cached_and_a_changed_file_is_seen(
-    tmp_path: Path, own_cache: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
+    own_cache: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     root = write(tmp_path, PARTS)
     read_folder(root)
     assert list(own_cache.iterdir()) == []  # decoded in no time: nothing is kept
+    assert capsys.readouterr().out == ""
     monkeypatch.setattr(folder, "_WORTH_CACHING", -1.0)
     fresh, _ = read_folder(root)
     (kept,) = own_cache.iterdir()
+    assert capsys.readouterr().out == (
+        f"note: the decoded images are kept in {kept} (0 MB; delete it at will)\n"
+    )
 
     with monkeypatch.context() as context:
         context.setattr(folder, "_decode_all", lambda *_: pytest.fail("the cache was not read"))
         cached, _ = read_folder(root)
     assert cached.fingerprint() == fresh.fingerprint()
+    assert capsys.readouterr().out == ""
 
     kept.write_bytes(kept.read_bytes()[:50])  # a damaged cache is made again
     assert read_folder(root)[0].fingerprint() == fresh.fingerprint()
@@ -138,6 +146,16 @@ def test_a_cache_that_cannot_be_written_is_a_warning(
     with pytest.warns(UserWarning, match="decoded anew each time: no space left"):
         train, _ = read_folder(root)
     assert len(train) == 5
+
+
+def test_images_that_no_memory_holds_are_refused(tmp_path: Path) -> None:
+    root = write(tmp_path, PARTS)
+    with pytest.raises(UserError) as caught:
+        read_folder(root, 10**8)
+    assert str(caught.value) == (
+        "8 images of 100000000 pixels a side are 240,000,000 GB, more than the memory has: "
+        "lower --data.size, or say --data.stream true"
+    )
 
 
 def refused(root: Path) -> str:
@@ -186,6 +204,22 @@ def test_a_mislabelled_test_class_is_named_with_its_nearest(tmp_path: Path) -> N
     assert "did you mean 'cat'" in message
 
 
+def test_an_accent_is_the_same_however_it_is_written(tmp_path: Path) -> None:
+    """One letter, or a letter and its accent: a Mac's archives have the one, others the other."""
+    one, two = "caf\u00e9", "cafe\u0301"
+    counts = {f"train/{two}": 2, "train/cog": 2, f"test/{one}": 1, "test/cog": 2}
+    root = write(tmp_path / "apart", counts)
+    if {path.name for path in (root / "train").iterdir()} != {two, "cog"}:
+        pytest.skip("a file system that writes them in one way itself")
+    train, test = read_folder(root)
+    assert train.classes == test.classes == (one, "cog")
+    assert train.labels.tolist() == [0, 0, 1, 1] and test.labels.tolist() == [0, 1, 1]
+    (root / "test" / two).mkdir()
+    assert refused(root) == (
+        f"{root / 'test'}: two folders are '{one}', in two spellings of Unicode: join them"
+    )
+
+
 def test_a_truncated_image_is_named(tmp_path: Path) -> None:
     root = write(tmp_path, PARTS)
     path = root / "train/dog/90.jpg"
@@ -226,6 +260,23 @@ def test_what_is_no_image_of_the_class_is_left_out_or_refused(
     (root / "train" / "dog" / "gone.png").symlink_to(tmp_path / "nowhere.png")
     with pytest.raises(UserError, match=r"gone\.png: a link to a file that is not there"):
         read_folder(root, 8)
+    (root / "train" / "dog" / "gone.png").unlink()
+    (root / "train" / "dog" / "self.png").symlink_to("self.png")
+    with pytest.raises(UserError, match=r"self\.png: a link to a file that is not there"):
+        read_folder(root, 8)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+def test_a_pipe_is_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = write(tmp_path, PARTS)
+    _, expected, _ = find_images(root)
+    os.mkfifo(root / "train/cat/pipe.png")
+    assert find_images(root)[1] == expected
+    kinds = ", ".join(sorted(folder.SUFFIXES))
+    assert capsys.readouterr().out == (
+        f"note: 1 things in the classes of {root / 'train'} are left out, such as "
+        f"{root / 'train/cat/pipe.png'}: images are files directly in a class's folder, {kinds}\n"
+    )
 
 
 def test_two_folders_that_look_alike_are_two_in_the_cache(

@@ -171,3 +171,11 @@ def test_classes_of_a_folder(tmp_path: Path) -> None:
 def test_impossible_choices_of_classes(classes: list[str], said: str) -> None:
     with pytest.raises(UserError, match=said):
         load_splits("digits", seed=0, classes=classes)
+
+
+def test_classes_that_no_test_image_is_of(tmp_path: Path) -> None:
+    root = write_folder(tmp_path / "pets", {"train/a": 5, "train/b": 5, "train/c": 5, "test/c": 2})
+    for load, more in ((load_splits, {"seed": 0, "val_fraction": 0.2}), (load_test, {})):
+        with pytest.raises(UserError) as refused:
+            load("folder", root=root, classes=["a", "b"], **more)
+        assert str(refused.value) == "pets (2 of 3 classes): no test image of a, b: add some"

@@ -1,6 +1,5 @@
 """Streamed data: the same batches as from memory, from any source, at any step, by any workers."""
 
-import io
 import shutil
 import tarfile
 from pathlib import Path
@@ -10,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from samples import CLASSES, COUNTS, add, picture, png, samples
 
 from gacd.data.batches import iterate
 from gacd.data.load import load_splits
@@ -17,19 +17,6 @@ from gacd.data.readers import FolderReader
 from gacd.data.streamed import StreamedDataset
 from gacd.errors import UserError
 from gacd.shapes import Batch
-
-CLASSES = ("cat", "dog", "emu")
-COUNTS = {"train": 11, "test": 4}  # of each class
-
-
-def picture(part: str, label: int, number: int) -> Image.Image:
-    key = [len(part), label, number]
-    pixels = np.random.default_rng(key).integers(0, 256, (9, 12, 3), dtype=np.uint8)
-    return Image.fromarray(pixels)
-
-
-def samples(part: str) -> list[tuple[int, int]]:
-    return [(label, n) for label in range(len(CLASSES)) for n in range(COUNTS[part])]
 
 
 @pytest.fixture(scope="module")
@@ -41,18 +28,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
             path.parent.mkdir(parents=True, exist_ok=True)
             picture(part, label, number).save(path)
     return root
-
-
-def add(archive: tarfile.TarFile, name: str, data: bytes) -> None:
-    info = tarfile.TarInfo(name)
-    info.size = len(data)
-    archive.addfile(info, io.BytesIO(data))
-
-
-def png(image: Image.Image) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, "png")
-    return buffer.getvalue()
 
 
 @pytest.fixture(scope="module")
@@ -236,7 +211,7 @@ def test_grey_of_more_than_eight_bits_is_scaled_or_refused_and_never_clipped(
     rows = {"picture": [deep] * 33, "kind": [label for label in range(3) for _ in range(11)]}
     part = datasets.Dataset.from_dict(rows, features=features)
     datasets.DatasetDict({"train": part, "test": part}).save_to_disk(str(tmp_path))
-    with pytest.raises(UserError, match=r"image 0 of the data set: .*bits"):
+    with pytest.raises(UserError, match=r"train: the image of row 0: .*bits"):
         load_splits("huggingface", root=tmp_path, **SETTINGS)
 
 
@@ -260,7 +235,11 @@ def test_classes_that_test_calls_otherwise_are_refused(tmp_path: Path) -> None:
         ("order", part(["b", "a", "c"]), "names other classes in test than in train"),
         ("column", train.remove_columns("kind"), "test: lacks the column 'kind'"),
         ("label", part(["a", "b", "c"], kind=[None, 1, 2] * 8), "test: row 0 has no label"),
-        ("image", part(["a", "b", "c"], picture=[None] * 24), "image 0 of the data set is missing"),
+        (
+            "image",
+            part(["a", "b", "c"], picture=[None] * 24),
+            "test: the image of row 0 is missing",
+        ),
     ):
         root = tmp_path / name
         datasets.DatasetDict({"train": train, "test": test}).save_to_disk(str(root))

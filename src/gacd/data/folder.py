@@ -1,7 +1,9 @@
 """A folder of photographs, one subfolder a class: train/CLASS/* and test/CLASS/*."""
 
+import math
 import os
 import time
+import unicodedata
 import warnings
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -24,6 +26,8 @@ from gacd.shapes import PixelArray
 SUFFIXES = frozenset(
     {".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff", ".webp"}
 )
+UNREADABLE = (OSError, EOFError, SyntaxError, ValueError, Image.DecompressionBombError)
+"""What PIL raises for a file that is no image, or a damaged one."""
 _WORTH_CACHING = 5.0  # seconds of decoding that a file in the cache should save
 _DEEP = frozenset({"I", "F", "I;16", "I;16B", "I;16L", "I;16N"})  # PIL would clip these to 255
 
@@ -85,12 +89,24 @@ def _classes(root: Path, part: str) -> tuple[str, ...]:
     return tuple(classes)
 
 
-def _folders(folder: Path) -> list[str]:
+def _folders(folder: Path) -> dict[str, Path]:
+    """The classes of a part, in order, and their folders.
+
+    Of the ways in which Unicode writes an accent, names have one: systems differ in theirs.
+    """
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder; put {folder.name}/CLASS/* images there")
-    names = [p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith(".")]
-    _check_names(folder, names)
-    return sorted(names)
+    folders = [p for p in folder.iterdir() if p.is_dir() and not p.name.startswith(".")]
+    _check_names(folder, (path.name for path in folders))
+    named: dict[str, Path] = {}
+    for path in folders:
+        name = unicodedata.normalize("NFC", path.name)
+        if name in named:
+            raise UserError(
+                f"{folder}: two folders are '{name}', in two spellings of Unicode: join them"
+            )
+        named[name] = path
+    return dict(sorted(named.items()))
 
 
 def _check_names(folder: Path, names: Iterable[str]) -> None:
@@ -105,18 +121,19 @@ def _files(folder: Path, classes: Sequence[str]) -> Files:
     """Every image of `folder` with its class; a class may lack its folder in test/, not images."""
     found: Files = []
     left_out: list[str] = []
+    folders = _folders(folder)
     for label, name in enumerate(classes):
-        if not (folder / name).is_dir():
+        if name not in folders:
             continue
-        with os.scandir(folder / name) as found_there:  # it knows what is a folder, unasked
+        with os.scandir(folders[name]) as found_there:  # it knows what is a folder, unasked
             entries = list(found_there)
-        _check_names(folder / name, (entry.name for entry in entries))
+        _check_names(folders[name], (entry.name for entry in entries))
         paths = sorted(Path(entry.path) for entry in entries if _is_image(entry))
         taken = {path.name for path in paths}
         left_out += [e.path for e in entries if e.name not in taken and e.name[0] != "."]
         if not paths:
             raise UserError(
-                f"{folder / name}: no images; add some ({', '.join(sorted(SUFFIXES))}) "
+                f"{folders[name]}: no images; add some ({', '.join(sorted(SUFFIXES))}) "
                 "or remove the folder"
             )
         found += [(path, label) for path in paths]
@@ -126,19 +143,19 @@ def _files(folder: Path, classes: Sequence[str]) -> Files:
         kinds = ", ".join(sorted(SUFFIXES))
         print(
             f"note: {len(left_out)} things in the classes of {folder} are left out, such as "
-            f"{min(left_out)}: images lie directly in a class's folder and are {kinds}"
+            f"{min(left_out)}: images are files directly in a class's folder, {kinds}"
         )
     return found
 
 
 def _is_image(entry: "os.DirEntry[str]") -> bool:
-    """By its name; hidden files are the system's, and a link to nothing is refused."""
+    """A file, by its name; hidden ones are the system's, and a link to nothing is refused."""
     suffix = Path(entry.name).suffix.lower()
-    if suffix not in SUFFIXES or entry.name.startswith(".") or entry.is_dir():
+    if suffix not in SUFFIXES or entry.name.startswith("."):
         return False
-    if entry.is_symlink() and not Path(entry.path).exists():
+    if entry.is_symlink() and not Path(entry.path).exists():  # nor does a link to itself lead on
         raise UserError(f"{entry.path}: a link to a file that is not there; remove it")
-    return True
+    return entry.is_file()  # no pipe, at which decoding would wait for ever
 
 
 def _load(paths: Sequence[Path], root: Path, size: int | None) -> PixelArray:
@@ -162,12 +179,24 @@ def _load(paths: Sequence[Path], root: Path, size: int | None) -> PixelArray:
             storage.save_tensors(file, {"images": images}, {"folder": root.name})
         except UserError as error:
             warnings.warn(f"images are decoded anew each time: {error}", stacklevel=2)
+        else:
+            print(
+                f"note: the decoded images are kept in {file} "
+                f"({images.nbytes / 1e6:,.0f} MB; delete it at will)"
+            )
     return images
 
 
 def _decode_all(paths: Sequence[Path], size: int | None) -> PixelArray:
     side = size or min(open_image(paths[0]).size)
-    pixels = np.empty((len(paths), 3, side, side), dtype=np.uint8)
+    shape = len(paths), 3, side, side
+    try:
+        pixels = np.empty(shape, dtype=np.uint8)
+    except MemoryError:
+        raise UserError(
+            f"{len(paths)} images of {side} pixels a side are {math.prod(shape) / 1e9:,.0f} GB, "
+            "more than the memory has: lower --data.size, or say --data.stream true"
+        ) from None
 
     def decode(row: int) -> tuple[bool, bool]:
         """Write one image into its row; whether it is grey, and whether its size is another."""
@@ -220,7 +249,7 @@ def open_image(file: Path | BytesIO, path: object = None) -> Image.Image:
     try:
         with Image.open(file) as image:
             return plain(image, path)
-    except (OSError, EOFError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except UNREADABLE as error:
         raise UserError(
             f"{path}: cannot be read as an image ({error}); replace the file or remove it"
         ) from None

@@ -111,11 +111,18 @@ def _kept(part: Part, classes: Sequence[str] | None) -> Part:
         raise UserError(
             f"{part.name}: a label is negative (of an unlabelled image?); leave those out"
         )
+    if part.num_classes < 2:
+        raise UserError(
+            f"{part.name}: its images are all of one class, '{part.classes[0]}'; "
+            "it needs at least two classes"
+        )
     return part if classes is None else only_classes(part, classes)
 
 
 def _tested(test: Part, limit: int | None, side: int | None) -> ArrayDataset:
     """What models are tested on: the same images for every seed."""
+    if not len(test):
+        raise UserError(f"{test.name}: no test image of {', '.join(test.classes)}: add some")
     if absent := _without_images(test):
         print(f"note: {test.name} has no test images of {', '.join(absent)}")
     return _resized(_in_memory(_limit(test, "test_limit", limit, _TEST_SEED)), side)

@@ -3,17 +3,18 @@
 import io
 import os
 import tarfile
+from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import torch
 from PIL import Image
 from torch import Tensor
 
-from gacd.data.folder import SUFFIXES, find_images, open_image, plain
+from gacd.data.folder import SUFFIXES, UNREADABLE, find_images, open_image, plain
 from gacd.data.streamed import Reader, StreamedDataset
 from gacd.errors import UserError
 from gacd.storage import fingerprint
@@ -104,10 +105,12 @@ class ShardReader:
 
     def image(self, row: int) -> Image.Image:
         """Decode one member."""
-        shard, offset, length = self.places_N3[row].tolist()
-        with self.shards[shard].open("rb") as file:
-            file.seek(offset)
-            return open_image(io.BytesIO(file.read(length)), f"{self.shards[shard]} at {offset}")
+        number, offset, length = self.places_N3[row].tolist()
+        shard = self.shards[number]
+        with shard.open("rb") as file:
+            file.seek(offset - tarfile.BLOCKSIZE)  # the member's header begins with its name
+            name = file.read(tarfile.BLOCKSIZE)[:100].rstrip(b"\0").decode(errors="replace")
+            return open_image(io.BytesIO(file.read(length)), f"{shard}: {name}")
 
     def fingerprint(self) -> str:
         """Of the shards' names and sizes."""
@@ -123,8 +126,7 @@ def _webdataset(root: Path) -> _Found:
     names = root / "classes.txt"
     highest = max(*train[1], *test[1])
     if names.is_file():
-        classes = tuple(names.read_text().split("\n"))
-        classes = tuple(name.strip() for name in classes if name.strip())
+        classes = _names(names)
         if highest >= len(classes):
             raise UserError(
                 f"{names}: {len(classes)} classes, but a label in the shards: {highest}"
@@ -137,6 +139,18 @@ def _webdataset(root: Path) -> _Found:
     else:
         classes = tuple(str(label) for label in range(highest + 1))
     return _Found(classes, train, test)
+
+
+def _names(file: Path) -> tuple[str, ...]:
+    """The class on each line of a file; no two are the same."""
+    try:
+        lines = file.read_text(encoding="utf-8-sig").split("\n")  # -sig: without Windows's mark
+    except UnicodeDecodeError:
+        raise UserError(f"{file}: is not UTF-8; save it anew as that") from None
+    names = tuple(name.strip() for name in lines if name.strip())
+    if twice := [name for name, times in Counter(names).items() if times > 1]:
+        raise UserError(f"{file}: '{twice[0]}' stands there twice; give each class its own name")
+    return names
 
 
 def _shards(folder: Path) -> Part:
@@ -157,7 +171,7 @@ def _scan(shard: Path) -> tuple[list[tuple[int, int]], list[int]]:
     images: dict[str, tuple[int, int]] = {}
     labels: dict[str, int] = {}
     try:
-        with tarfile.open(shard, "r:") as archive:
+        with shard.open("rb") as opened, tarfile.open(fileobj=opened, mode="r:") as archive:
             for member in archive:
                 folder, _, file = member.name.rpartition("/")
                 key, _, extension = file.partition(".")
@@ -166,7 +180,9 @@ def _scan(shard: Path) -> tuple[list[tuple[int, int]], list[int]]:
                     images[key] = member.offset_data, member.size
                 elif extension == "cls":
                     content = archive.extractfile(member)
-                    labels[key] = int(content.read()) if content else -1
+                    text = content.read() if content else b""
+                    labels[key] = _label(text, f"{shard}: {member.name}")
+            _check_end(shard, opened, archive.offset)
     except (tarfile.TarError, ValueError, OSError) as error:
         raise UserError(f"{shard}: cannot be read as a shard of images ({error})") from None
     lacking = next(iter(images.keys() ^ labels.keys()), None)
@@ -176,29 +192,56 @@ def _scan(shard: Path) -> tuple[list[tuple[int, int]], list[int]]:
     return list(images.values()), [labels[key] for key in images]
 
 
+def _label(text: bytes, where: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise UserError(f"{where}: holds {text[:20]!r}, not the number of a class") from None
+
+
+def _check_end(shard: Path, opened: BinaryIO, end: int) -> None:
+    """Refuse a shard that does not end, in zeros alone, where its last readable member does.
+
+    To tarfile the end of the file, or a header it cannot read, is the end of the archive as well.
+    """
+    opened.seek(end)
+    block = opened.read(tarfile.BLOCKSIZE)
+    if block != bytes(tarfile.BLOCKSIZE):
+        raise UserError(f"{shard}: cut short or damaged at byte {end}: copy it again")
+    while block := opened.read(1 << 20):
+        if block.count(0) < len(block):
+            raise UserError(
+                f"{shard}: more follows the end of the archive at byte {end}: copy it again, or, "
+                "where several were joined, keep each in a file of its own"
+            )
+
+
 @dataclass(frozen=True, eq=False)
 class TableReader:
     """A column of images of a Hugging Face data set, mapped from its Arrow files."""
 
     table: Any
     column: str
+    where: str
+    stamp: str
 
     def __len__(self) -> int:
         return len(self.table)
 
     def image(self, row: int) -> Image.Image:
         """Decode one row."""
+        name = f"{self.where}: the image of row {row}"
         try:
             found: Image.Image | None = self.table[row][self.column]
-        except (OSError, SyntaxError, ValueError) as error:
-            raise UserError(f"image {row} of the data set cannot be read ({error})") from None
+        except UNREADABLE as error:
+            raise UserError(f"{name} cannot be read ({error}); leave such rows out") from None
         if found is None:
-            raise UserError(f"image {row} of the data set is missing; leave such rows out")
-        return plain(found, f"image {row} of the data set")
+            raise UserError(f"{name} is missing; leave such rows out")
+        return plain(found, name)
 
     def fingerprint(self) -> str:
-        """The library's own."""
-        return str(self.table._fingerprint)
+        """Of the data set's files."""
+        return self.stamp
 
 
 def _huggingface(root: Path) -> _Found:
@@ -214,11 +257,17 @@ def _huggingface(root: Path) -> _Found:
         raise UserError(
             "Hugging Face data sets need a package: pip install 'gacd[huggingface]'"
         ) from None
+    saved = (root / "dataset_dict.json").is_file()
+    if not saved and (root / "state.json").is_file():
+        raise UserError(
+            f"{root}: holds one Dataset alone; save a DatasetDict of two, train and test, instead"
+        )
     try:
-        if (root / "dataset_dict.json").is_file():
-            parts = datasets.load_from_disk(str(root))
-        else:
-            parts = datasets.load_dataset(str(root))
+        parts = (datasets.load_from_disk if saved else datasets.load_dataset)(str(root))
+    except datasets.exceptions.DatasetGenerationError as error:  # its cause alone says why
+        raise UserError(f"{root}: cannot be read as a data set ({error.__cause__})") from None
+    except IndexError:  # the package writes a part without rows, and cannot read it
+        raise UserError(f"{root}: a part of it holds no images; add some") from None
     except (OSError, ValueError) as error:
         raise UserError(f"{root}: cannot be read as a data set ({error})") from None
     if not {"train", "test"} <= parts.keys():
@@ -230,8 +279,13 @@ def _huggingface(root: Path) -> _Found:
     )
     if image is None or label is None:
         raise UserError(f"{root}: needs a column of type Image and one of type ClassLabel")
+    stamp = None
+    if not saved:  # the library's own, which save_to_disk keeps, is here of times and places
+        files = (path for path in root.rglob("*.parquet") if path.is_file())
+        sizes = sorted(f"{path.relative_to(root)} {path.stat().st_size}" for path in files)
+        stamp = fingerprint(sizes) if sizes else None
     train, test = (
-        _column(parts[part], image, label, f"{root} {part}") for part in ("train", "test")
+        _column(parts[part], image, label, f"{root} {part}", stamp) for part in ("train", "test")
     )
     theirs = parts["test"].features[label]
     if getattr(theirs, "names", None) != columns[label].names:
@@ -242,14 +296,14 @@ def _huggingface(root: Path) -> _Found:
     return _Found(tuple(columns[label].names), train, test)
 
 
-def _column(table: Any, image: str, label: str, where: str) -> Part:
+def _column(table: Any, image: str, label: str, where: str, stamp: str | None) -> Part:
     """A part's images and labels."""
     if lacking := {image, label} - table.features.keys():
         raise UserError(f"{where}: lacks the column '{min(lacking)}'")
     labels = list(table[label])
     if None in labels:
         raise UserError(f"{where}: row {labels.index(None)} has no label; leave such rows out")
-    return TableReader(table, image), labels
+    return TableReader(table, image, where, stamp or str(table._fingerprint)), labels
 
 
 def _stamp(path: Path) -> str:

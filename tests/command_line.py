@@ -32,11 +32,11 @@ def refusal(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     return lines[0].removeprefix("gacd: ")
 
 
-def folders(root: Path, *, empty: str = "") -> None:
-    """A class-folder tree of two classes."""
+def folders(root: Path, *, empty: str = "", each: int = 8) -> None:
+    """A class-folder tree of two classes, with `each` images in a folder."""
     for part in ("train", "test"):
         for name in ("cat", "dog"):
             folder = root / part / name
             folder.mkdir(parents=True)
-            for i in range(0 if f"{part}/{name}" == empty else 8):
+            for i in range(0 if f"{part}/{name}" == empty else each):
                 Image.new("RGB", (8, 8), (i, 9, 9)).save(folder / f"{i}.png")

@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from command_line import folders
 from gacd import cli
 from gacd.commands import run as command
 from gacd.methods import Method, create_method
@@ -332,3 +333,32 @@ def test_a_refreshed_projection_under_awp(stage: Any, tmp_path: Path) -> None:
         stage.fit(tmp_path / "killed", after(7, method(), killed))
     stage.fit(tmp_path / "killed", method())
     assert_same(tmp_path / "killed", tmp_path / "whole")
+
+
+JOB = PROGRAM.replace(  # from outside, as a scheduler does it
+    "os.kill(os.getpid(), int(number))",
+    """import subprocess; subprocess.call(f"trap '' {number}; kill -{number} 0", shell=True)""",
+)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_to_a_whole_job_with_its_loading_processes(tmp_path: Path, number: int) -> None:
+    folders(tmp_path / "data", each=40)
+    flags = f"--data.root {tmp_path / 'data'} --data.stream true --data.workers 2 --data.size 8"
+    done = subprocess.run(
+        [
+            *(sys.executable, "-c", JOB, str(int(number)), "1", "1", *COMMAND.split()),
+            *("--data.name", "folder", *flags.split(), "--training.batch_size", "16"),
+            *("--data.train_limit", "null", "--data.test_limit", "null"),
+            *("--data.val_fraction", "0.2", "--out", str(tmp_path / "run")),
+        ],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        start_new_session=True,
+    )
+    assert done.returncode == 130
+    assert done.stderr.endswith("gacd: stopped; run the same command again to resume\n")
+    assert "Traceback" not in done.stderr
+    meta = load_meta(tmp_path / "run" / "pgd-at" / "checkpoint.safetensors")
+    assert (meta["epoch"], meta["step"]) == (1, 2)

@@ -132,4 +132,6 @@ def _whole(batch: Tensor | UserError) -> Tensor:
 
 
 def _ignore_interrupts(worker: int) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the training process's to handle
+    """Ctrl-C and SIGTERM, which reach a whole job, are the training process's to handle."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)

@@ -108,6 +108,8 @@ def test_one_process_at_a_time_in_a_folder(capsys: pytest.CaptureFixture[str]) -
     [
         ("run.json", "[]", "run.json is damaged, .*: choose another --out, or delete that folder"),
         ("run.json", '{"seed"', "run.json is damaged"),
+        ("run.json", '{"seed": 0, "data": {}, "methods": null}', "run.json is damaged"),
+        ("pgd-at/done.json", '{"seconds": "x"}', "done.json: not written by this package; delete"),
         ("pgd-at/record.json", "{}", "record.json: not written by this package; delete it and run"),
         ("report.json", "[]", "report.json: not written by this package"),
         ("pgd-at/done.json", "3", "done.json: not written by this package; delete it and run"),

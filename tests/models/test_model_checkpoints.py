@@ -2,6 +2,7 @@ import argparse
 import pickle
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from torch.optim import SGD
 from gacd.errors import UserError
 from gacd.models import create_model
 from gacd.models.base import Backbone
-from gacd.models.checkpoints import load_model, load_weights, save_model
+from gacd.models.checkpoints import load_model, load_weights, said_of, save_model
 from gacd.storage import save_tensors
 from gacd.training.state import save_state
 
@@ -213,6 +214,26 @@ def test_files_that_are_no_checkpoint(
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "executed").exists()
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"num_classes": "10"}, {"channels": None}, {"mean": "x"}, {"std": ["x"]},
+        {"architecture": 3}, {"classes": [1, 2]}, {"size": "x"},
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("load", [load_model, said_of])
+def test_own_files_that_say_the_impossible(
+    tmp_path: Path, load: Callable[[Path], object], said: dict[str, Any]
+) -> None:
+    path = tmp_path / "model.safetensors"
+    meta = {"architecture": "resnet20", "num_classes": 10, "channels": 3, "mean": None, "std": None}
+    save_tensors(path, {}, {**meta, **said})
+    with pytest.raises(
+        UserError, match=rf"not written by this package; make it, .*{next(iter(said))}"
+    ):
+        load(path)
 
 
 def test_own_files_that_are_no_model(tmp_path: Path) -> None:

@@ -16,8 +16,23 @@ from torch import Tensor
 from gacd.errors import UserError
 from gacd.models import check_model, create_model
 from gacd.models.base import Backbone, check_backbone
-from gacd.storage import load_meta, load_tensors, save_tensors
+from gacd.storage import (
+    are_numbers,
+    check_json,
+    is_count,
+    load_meta,
+    load_tensors,
+    save_tensors,
+)
 
+_SAID = {
+    "architecture?": str,
+    "num_classes?": is_count,
+    "channels?": is_count,
+    **dict.fromkeys(("mean?", "std?"), lambda value: value is None or are_numbers(value)),
+    "classes?": [str],
+    "size?": is_count,
+}
 # A training checkpoint's networks, the preferred one first; a stage's best has one alone.
 _OURS = ("average.student.", "method.student.", "student.")
 # Keys under which scripts put the weights.
@@ -50,7 +65,12 @@ def said_of(path: Path) -> dict[str, Any]:
 
     Raises UserError for a .safetensors that is not there, or damaged.
     """
-    return load_meta(path) if path.suffix == ".safetensors" else {}
+    return _checked(path, load_meta(path)) if path.suffix == ".safetensors" else {}
+
+
+def _checked(path: Path, meta: dict[str, Any]) -> dict[str, Any]:
+    check_json(path, meta, _SAID, "make it, or download it, again")
+    return meta
 
 
 def method_of(path: Path) -> str:
@@ -76,6 +96,7 @@ def load_model(path: Path | str) -> tuple[Backbone, dict[str, Any]]:
             "name the architecture and load the weights alone"
         )
     tensors, meta = load_tensors(path)
+    _checked(path, meta)
     try:
         shape = {key: meta[key] for key in ("num_classes", "channels", "mean", "std")}
         name = meta["architecture"]
@@ -105,7 +126,7 @@ def load_weights(model: Backbone, path: Path | str) -> None:
     path = Path(path)
     if path.suffix == ".safetensors":
         tensors, meta = load_tensors(path)
-        _check_statistics(model, meta, path)
+        _check_statistics(model, _checked(path, meta), path)
     else:
         tensors = _read_pytorch(path)
     _fill(model, tensors, path)

@@ -1,5 +1,6 @@
 import argparse
 import pickle
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -154,6 +155,30 @@ def test_another_network(
         assert torch.equal(tensor, before[name])
 
 
+@pytest.mark.parametrize(
+    ("mean", "std", "prefix"),
+    [
+        ("0.mean", "0.std", "1."),
+        ("normalize.mean", "normalize.std", "model."),
+        ("module.0.mean", "module.0.std", "module.1."),
+        ("mu", "sigma", ""),
+    ],
+)
+def test_a_network_that_normalises_by_itself(
+    tmp_path: Path, mean: str, std: str, prefix: str
+) -> None:
+    """As public checkpoints hold it; what is said to do makes a file that is taken."""
+    path = tmp_path / "teacher.pt"
+    weights = renamed(source().state_dict(), prefix)
+    normaliser = {mean: torch.tensor(MEAN).view(1, 3, 1, 1), std: torch.tensor(STD).view(3, 1, 1)}
+    torch.save({**normaliser, **weights}, path)
+    said = r"its images itself .* without these and say --mean 0\.1 0\.2 0\.3 --std 0\.5 0\.6 0\.7$"
+    with pytest.raises(UserError, match=said):
+        load_weights(make(), path)
+    torch.save(weights, path)
+    load_weights(make(), path)
+
+
 def test_entries_too_many(tmp_path: Path) -> None:
     path = tmp_path / "teacher.pt"
     torch.save(source().state_dict() | {"fc2.weight": torch.ones(1)}, path)
@@ -176,6 +201,11 @@ def pickled(path: Path, value: object, protocol: int | None = None) -> None:
     path.write_bytes(pickle.dumps(value, protocol))
 
 
+def scripted(path: Path) -> None:
+    with warnings.catch_warnings(action="ignore"):  # TorchScript is deprecated
+        torch.jit.script(nn.Linear(2, 2)).save(path)
+
+
 @pytest.mark.parametrize(
     ("write", "message"),
     [
@@ -196,6 +226,7 @@ def pickled(path: Path, value: object, protocol: int | None = None) -> None:
         (lambda p: torch.save({"epoch": 3, "best": 0.5}, p), "no weights but keys epoch, best"),
         (lambda p: torch.save([1, 2], p), "no weights but a list"),
         (lambda p: torch.save({}, p), "no weights but a dict"),
+        (scripted, "a TorchScript archive, .* save torch.jit.load"),
         (lambda p: p.mkdir(), "no such file"),
         (lambda p: None, "no such file"),
     ],

@@ -130,6 +130,19 @@ def test_damaged_files_of_a_run(
         assert cli.main([*TRAIN, "--out", "mine"]) == 0
 
 
+def test_a_network_cut_short_is_made_again_as_is_said(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert cli.main([*TRAIN, "--out", "mine"]) == 0
+    model = Path("mine/pgd-at/model.safetensors")
+    model.write_bytes(model.read_bytes()[:100])
+    Path("mine/pgd-at/record.json").unlink()
+    said = "(in a run's folder: delete it and run that command again)"
+    assert refusal(capsys, *TRAIN, "--out", "mine").endswith(said)
+    model.unlink()
+    assert cli.main([*TRAIN, "--out", "mine"]) == 0
+
+
 def test_a_mistyped_command_does_not_occupy_its_folder(capsys: pytest.CaptureFixture[str]) -> None:
     assert "unknown model" in refusal(capsys, *TRAIN, "--model", "digit-cnn", "--out", "mine")
     assert cli.main([*TRAIN, "--out", "mine"]) == 0

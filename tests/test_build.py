@@ -50,6 +50,23 @@ def test_classes_in_another_order_are_refused_and_other_words_noted(
     assert "calls its classes cat, dog, fox, the data n1, n2, n3" in capsys.readouterr().out
 
 
+def test_data_with_some_of_the_classes_are_told_from_other_data(tmp_path: Path) -> None:
+    path = tmp_path / "m.safetensors"
+    model = create_model("digits-cnn-2", num_classes=3, channels=1, seed=0)
+    save_model(path, model, {"architecture": "digits-cnn-2", "classes": ["cat", "dog", "fox"]})
+    images = torch.zeros(2, 1, 8, 8, dtype=torch.uint8)
+    for names, message in (
+        (
+            ("cat", "fox"),
+            r"knows 3 classes, and the data lack 1 of them \(such as dog\): choose data",
+        ),
+        (("cat", "hen"), "a model of 3 classes and 1 channels, but the data has 2 and 1"),
+    ):
+        some = ArrayDataset(images, torch.arange(2), names, "d")
+        with pytest.raises(UserError, match=message):
+            build.from_checkpoint(path, build.Given(), some)
+
+
 def made(
     tmp_path: Path, mean: list[float] | None = None, std: list[float] | None = None
 ) -> Backbone:

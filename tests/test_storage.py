@@ -12,6 +12,9 @@ from gacd.errors import UserError
 from gacd.storage import (
     append_json_line,
     fingerprint,
+    is_count,
+    is_number,
+    is_whole,
     load_meta,
     load_tensors,
     read_json,
@@ -65,6 +68,13 @@ def test_lines_survive_a_kill_in_the_last_one(tmp_path):
     assert read_json_lines(path) == [{"epoch": 1}, {"epoch": 2}]
     path.write_text('{"epoch": 1, "lo\n' + whole, encoding="utf-8")  # what follows counts
     assert read_json_lines(path) == [{"epoch": 1}, {"epoch": 2}]
+
+
+def test_lines_of_another_kind_are_left_out(tmp_path):
+    path = tmp_path / "log.jsonl"
+    path.write_bytes(b'\xff\n3\n[]\n{}\n{"epoch": "x"}\n{"epoch": 1}\n')
+    assert read_json_lines(path, {"epoch": is_whole}) == [{"epoch": 1}]
+    assert read_json_lines(path) == [{}, {"epoch": "x"}, {"epoch": 1}]
 
 
 @writers
@@ -145,6 +155,17 @@ def test_damaged_tensor_files_are_named_with_a_remedy_that_spares_them(tmp_path,
         load_tensors(path, kept=False)  # what a run made for itself
 
 
+@pytest.mark.parametrize("load", [load_tensors, load_meta])
+@pytest.mark.parametrize("text", ["{broken", "[]", "3"])
+def test_a_tensor_file_whose_description_is_damaged_is_named(tmp_path, load, text):
+    from safetensors.torch import save_file
+
+    path = tmp_path / "teacher.safetensors"
+    save_file({"a": torch.zeros(1)}, path, metadata={"gacd": text})
+    with pytest.raises(UserError, match=r"teacher\.safetensors: what it says of itself.*damaged"):
+        load(path)
+
+
 @pytest.mark.parametrize("load", [load_tensors, load_meta, read_json])
 def test_missing_files_are_named(tmp_path, load):
     with pytest.raises(UserError, match="nothing: no such file"):
@@ -165,7 +186,32 @@ def test_json_of_another_shape_is_named(tmp_path, content):
     path.write_text(content)
     read_json(path)
     with pytest.raises(UserError, match=r"record\.json: not written by this package; delete it"):
-        read_json(path, "seed", "method")
+        read_json(path, {"seed": is_whole, "method": str})
+
+
+@pytest.mark.parametrize(
+    ("content", "misfit"),
+    [
+        ("[]", "it is []"),
+        ('{"n": 1}', "it has no deep"),
+        ('{"n": NaN, "deep": {}}', "n is NaN"),
+        ('{"n": true, "deep": {}}', "n is true"),
+        ('{"n": 1, "deep": {"a": [1, "x"]}}', 'deep.a.1 is "x"'),
+        ('{"n": 1, "deep": {}, "name": null}', "name is null"),
+        ('{"n": 1, "deep": {"a": [1, 2.5]}, "name": "x"}', None),
+    ],
+)
+def test_json_is_of_the_shape_asked_for(tmp_path, content, misfit):
+    path = tmp_path / "record.json"
+    path.write_text(content)
+    shape = {"n": is_count, "deep": {str: [is_number]}, "name?": str}
+    if misfit is None:
+        assert read_json(path, shape)["n"] == 1
+        return
+    with pytest.raises(UserError) as refused:
+        read_json(path, shape, remedy="mend it")
+    said = f"{path}: not written by this package; mend it ({misfit})"
+    assert str(refused.value) == said
 
 
 def test_fingerprints_tell_where_one_part_ends():

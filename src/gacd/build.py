@@ -223,6 +223,12 @@ def from_checkpoint(
             f"{path}: features alone, its classifier was never trained; {finished}, "
             "or fit one with gacd transfer"
         )
+    known = set(meta.get("classes", ()))
+    if lacking := sorted(known - set(data.classes)) if known > set(data.classes) else []:
+        raise UserError(
+            f"{path}: knows {len(known)} classes, and the data lack {len(lacking)} of them (such "
+            f"as {lacking[0]}): choose data of all its classes, or a checkpoint of these alone"
+        )
     if (loaded.num_classes, loaded.channels) != (num_classes, channels):
         raise UserError(
             f"{path}: a model of {loaded.num_classes} classes and {loaded.channels} channels, but "

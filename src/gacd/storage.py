@@ -9,13 +9,20 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import UnionType
 from typing import Any
 
 from gacd.errors import UserError
 
 _META = "gacd"
+
+Shape = Any
+"""Of a JSON value: a type, a test, or what looks as the value does: [shape] or {key: shape}.
+
+`key?` may be missing; the key `str` stands for all that there are.
+"""
 
 
 def from_home(path: Path) -> Path:
@@ -56,30 +63,85 @@ def _line(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False) + "\n"
 
 
-def read_json(path: Path, *keys: str) -> Any:
-    """The JSON value in a file: an object with these `keys`, if there are any.
+def is_number(value: Any) -> bool:
+    """Whether a JSON value is a finite number."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and -1e300 < value < 1e300
 
-    Raises a UserError that names the file where it holds no such thing.
+
+def is_whole(value: Any) -> bool:
+    """Whether it is a whole number."""
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def is_count(value: Any) -> bool:
+    """Whether it is a whole number of at least 1."""
+    return is_whole(value) and value >= 1
+
+
+def is_percent(value: Any) -> bool:
+    """Whether it is a share in percent."""
+    return is_number(value) and 0 <= value <= 100
+
+
+def are_numbers(value: Any, n: int | None = None) -> bool:
+    """Whether it is a list of (so many) finite numbers."""
+    return (
+        isinstance(value, list) and len(value) == (n or len(value)) and all(map(is_number, value))
+    )
+
+
+def read_json(path: Path, shape: Shape = object, *, remedy: str = "delete it and run again") -> Any:
+    """The JSON value in a file, of this `shape`.
+
+    Raises a UserError that names the file, and the remedy, where it holds no such thing.
     """
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
-    except (json.JSONDecodeError, UnicodeDecodeError):
-        raise UserError(f"{path}: not a whole JSON file; delete it and run again") from None
-    if keys and not (isinstance(value, dict) and value.keys() >= set(keys)):
-        raise UserError(f"{path}: not written by this package; delete it and run again")
+    except (ValueError, RecursionError):
+        raise UserError(f"{path}: not a whole JSON file; {remedy}") from None
+    check_json(path, value, shape, remedy)
     return value
 
 
-def read_json_lines(path: Path) -> list[Any]:
-    """The values of a JSON-lines file; a line cut short by a kill is left out."""
+def check_json(
+    path: Path, value: Any, shape: Shape, remedy: str = "delete it and run again"
+) -> None:
+    """Refuse a value, read from this file, that is not of a shape."""
+    for misfit in misfits(value, shape):
+        raise UserError(f"{path}: not written by this package; {remedy} ({misfit})")
+
+
+def misfits(value: Any, shape: Shape, *at: str) -> Iterator[str]:
+    """What is not of the shape, in words."""
+    if isinstance(shape, dict) and isinstance(value, dict):
+        for key, inner in shape.items():
+            names = list(value) if key is str else [key.removesuffix("?")]
+            for name in names:
+                if name in value:
+                    yield from misfits(value[name], inner, *at, name)
+                elif not key.endswith("?"):
+                    yield f"it has no {'.'.join([*at, name])}"
+    elif isinstance(shape, list) and isinstance(value, list):
+        for place, item in enumerate(value):
+            yield from misfits(item, shape[0], *at, str(place))
+    elif isinstance(shape, dict | list) or not (
+        isinstance(value, shape) if isinstance(shape, type | UnionType) else shape(value)
+    ):
+        yield f"{'.'.join(at) or 'it'} is {json.dumps(value)[:40]}"
+
+
+def read_json_lines(path: Path, shape: Shape = dict) -> list[Any]:
+    """The objects of a JSON-lines file that have this shape; lines cut by a kill are left out."""
     values = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
-            values.append(json.loads(line))
-        except json.JSONDecodeError:
+            value = json.loads(line)
+        except (ValueError, RecursionError):
             continue
+        if not any(misfits(value, shape)):
+            values.append(value)
     return values
 
 
@@ -134,14 +196,24 @@ def _opened(path: Path, kept: bool) -> Iterator[tuple[Any, dict[str, Any]]]:
     if not path.is_file():
         raise UserError(f"{path}: no such file")
     path.open("rb").close()  # one that may not be read is "not there" to safetensors
+    remedy = (
+        "make it, or download it, again (in a run's folder: delete it and run that command again)"
+        if kept
+        else "delete it and run the same command again"
+    )
     try:
         with safe_open(path, framework="pt") as file:
-            yield file, json.loads((file.metadata() or {}).get(_META, "{}"))
+            yield file, _meta(path, (file.metadata() or {}).get(_META, "{}"), remedy)
     except SafetensorError:
-        remedy = (
-            "make it, or download it, again" if kept else "delete it and run the same command again"
-        )
         raise UserError(f"{path}: truncated or not a safetensors file; {remedy}") from None
+
+
+def _meta(path: Path, text: str, remedy: str) -> dict[str, Any]:
+    with suppress(ValueError, RecursionError):
+        meta = json.loads(text)
+        if isinstance(meta, dict):
+            return meta
+    raise UserError(f"{path}: what it says of itself, '{_META}', is damaged; {remedy}")
 
 
 def fingerprint(parts: Iterable[str | bytes]) -> str:

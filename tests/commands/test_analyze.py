@@ -137,6 +137,8 @@ def test_images_made_on_the_teacher_and_one_embedding(saved: Path, tmp_path: Pat
     ("arguments", "said"),
     [
         (["--students", "gacd"], "NAME=FILE"),
+        (["--students", "gacd=nothing.pt"], "nothing.pt: no such file"),
+        (["--teacher", "nothing.pt"], "nothing.pt: no such file"),
         (["--classes", "3", "nine"], "unknown class of digits 'nine'"),
         (["--classes", "3"], "two different"),
         (["--embedding", "joint"], "one width"),

@@ -16,9 +16,11 @@ from commands.conftest import COMMON, DISTILL, METHODS, STAGES
 from gacd import cli
 from gacd.anchors import AnchorBank
 from gacd.commands import run
+from gacd.commands.rows import Spent
 from gacd.data.load import load_splits
+from gacd.errors import UserError
 from gacd.models.checkpoints import load_model, method_of
-from gacd.storage import load_tensors, read_json
+from gacd.storage import load_tensors, read_json, save_tensors
 
 
 @pytest.mark.usefixtures("no_page")
@@ -253,3 +255,11 @@ def test_streamed_data_needs_sampled_anchors(
     arguments = [*DISTILL, "--data.name", "folder", "--data.root", str(tmp_path)]
     assert cli.main([*arguments, "--data.stream", "true", "--out", str(tmp_path / "run")]) == 2
     assert "say --gacd.estimator sampled" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("spent", [3, {"seconds": 1.0}, {"seconds": "x", "images": 1, "cost": {}}])
+def test_what_a_network_cost_must_be_figures(tmp_path: Path, spent: object) -> None:
+    path = tmp_path / "model.safetensors"
+    save_tensors(path, {}, {"spent": spent})
+    with pytest.raises(UserError, match=r"model\.safetensors: not written by .* \(.*spent"):
+        Spent.read(path)

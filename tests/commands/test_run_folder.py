@@ -108,6 +108,8 @@ def test_one_process_at_a_time_in_a_folder(capsys: pytest.CaptureFixture[str]) -
     [
         ("run.json", "[]", "run.json is damaged, .*: choose another --out, or delete that folder"),
         ("run.json", '{"seed"', "run.json is damaged"),
+        ("run.json", '{"seed": 0, "data": {}, "methods": null}', "run.json is damaged"),
+        ("pgd-at/done.json", '{"seconds": "x"}', "done.json: not written by this package; delete"),
         ("pgd-at/record.json", "{}", "record.json: not written by this package; delete it and run"),
         ("report.json", "[]", "report.json: not written by this package"),
         ("pgd-at/done.json", "3", "done.json: not written by this package; delete it and run"),
@@ -126,6 +128,19 @@ def test_damaged_files_of_a_run(
     if "delete it" in message:
         (Path("mine") / file).unlink()
         assert cli.main([*TRAIN, "--out", "mine"]) == 0
+
+
+def test_a_network_cut_short_is_made_again_as_is_said(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert cli.main([*TRAIN, "--out", "mine"]) == 0
+    model = Path("mine/pgd-at/model.safetensors")
+    model.write_bytes(model.read_bytes()[:100])
+    Path("mine/pgd-at/record.json").unlink()
+    said = "(in a run's folder: delete it and run that command again)"
+    assert refusal(capsys, *TRAIN, "--out", "mine").endswith(said)
+    model.unlink()
+    assert cli.main([*TRAIN, "--out", "mine"]) == 0
 
 
 def test_a_mistyped_command_does_not_occupy_its_folder(capsys: pytest.CaptureFixture[str]) -> None:

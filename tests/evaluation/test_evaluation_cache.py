@@ -12,6 +12,7 @@ from torch import nn
 import gacd.evaluation.robust as robust_module
 from evaluation.running import run
 from gacd.attacks.threat import ThreatModel
+from gacd.errors import UserError
 from gacd.evaluation.batches import model_fingerprint
 from gacd.models import create_model
 
@@ -124,3 +125,25 @@ def test_a_networks_fingerprint_is_of_all_that_it_computes_with() -> None:
     others = [parameter, statistic, network(mean=0.5)]
     assert model_fingerprint(same) == model_fingerprint(first)
     assert len({model_fingerprint(net) for net in (first, *others)}) == 4
+
+
+@pytest.mark.parametrize(
+    ("content", "misfit"),
+    [
+        ("{}", "it has no robust"),
+        ('{"robust": "1", "seconds": 1.0}', 'robust is "1"'),
+        ('{"robust": 7, "seconds": 1.0}', "robust is 7"),
+    ],
+)
+def test_a_damaged_batch_is_named(
+    honest, digits, threat, tmp_path: Path, content: str, misfit: str
+) -> None:
+    run(honest, digits, threat=threat, cache=tmp_path)
+    path = next(tmp_path.rglob("00000.json"))
+    path.write_text(content)
+    with pytest.raises(UserError) as refused:
+        run(honest, digits, threat=threat, cache=tmp_path)
+    said = f"{path}: not written by this package; delete it and run again ({misfit})"
+    assert str(refused.value) == said
+    path.unlink()
+    run(honest, digits, threat=threat, cache=tmp_path)

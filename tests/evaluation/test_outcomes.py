@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -74,6 +75,23 @@ def test_other_tensor_files_are_refused(tmp_path: Path) -> None:
     save_tensors(tmp_path / "weights.safetensors", {"w": torch.zeros(2)}, {"epoch": 3})
     with pytest.raises(UserError, match="no outcomes"):
         Evaluation.load(tmp_path / "weights.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("meta", "left_out"),
+    [
+        ({"attacks": ["natural"]}, ""),
+        ({"attacks": 3, "n": 2, "settings": {}, "seconds": {}}, ""),
+        ({"attacks": ["natural"], "n": 2, "settings": {}, "seconds": {}}, "robust/natural"),
+    ],
+)
+def test_damaged_outcomes_are_named(tmp_path: Path, meta: dict[str, Any], left_out: str) -> None:
+    path = tmp_path / "outcomes.safetensors"
+    tensors = {"robust/natural": torch.ones(2).bool(), "index/natural": torch.arange(2)}
+    tensors.pop(left_out, None)
+    save_tensors(path, tensors, meta)
+    with pytest.raises(UserError, match="damaged; delete it and the record"):
+        Evaluation.load(path)
 
 
 def test_compare_pairs_by_image_not_by_position(evaluation: Evaluation) -> None:

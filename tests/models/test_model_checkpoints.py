@@ -1,7 +1,9 @@
 import argparse
 import pickle
+import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,7 +13,7 @@ from torch.optim import SGD
 from gacd.errors import UserError
 from gacd.models import create_model
 from gacd.models.base import Backbone
-from gacd.models.checkpoints import load_model, load_weights, save_model
+from gacd.models.checkpoints import load_model, load_weights, said_of, save_model
 from gacd.storage import save_tensors
 from gacd.training.state import save_state
 
@@ -153,6 +155,30 @@ def test_another_network(
         assert torch.equal(tensor, before[name])
 
 
+@pytest.mark.parametrize(
+    ("mean", "std", "prefix"),
+    [
+        ("0.mean", "0.std", "1."),
+        ("normalize.mean", "normalize.std", "model."),
+        ("module.0.mean", "module.0.std", "module.1."),
+        ("mu", "sigma", ""),
+    ],
+)
+def test_a_network_that_normalises_by_itself(
+    tmp_path: Path, mean: str, std: str, prefix: str
+) -> None:
+    """As public checkpoints hold it; what is said to do makes a file that is taken."""
+    path = tmp_path / "teacher.pt"
+    weights = renamed(source().state_dict(), prefix)
+    normaliser = {mean: torch.tensor(MEAN).view(1, 3, 1, 1), std: torch.tensor(STD).view(3, 1, 1)}
+    torch.save({**normaliser, **weights}, path)
+    said = r"its images itself .* without these and say --mean 0\.1 0\.2 0\.3 --std 0\.5 0\.6 0\.7$"
+    with pytest.raises(UserError, match=said):
+        load_weights(make(), path)
+    torch.save(weights, path)
+    load_weights(make(), path)
+
+
 def test_entries_too_many(tmp_path: Path) -> None:
     path = tmp_path / "teacher.pt"
     torch.save(source().state_dict() | {"fc2.weight": torch.ones(1)}, path)
@@ -175,6 +201,11 @@ def pickled(path: Path, value: object, protocol: int | None = None) -> None:
     path.write_bytes(pickle.dumps(value, protocol))
 
 
+def scripted(path: Path) -> None:
+    with warnings.catch_warnings(action="ignore"):  # TorchScript is deprecated
+        torch.jit.script(nn.Linear(2, 2)).save(path)
+
+
 @pytest.mark.parametrize(
     ("write", "message"),
     [
@@ -195,6 +226,7 @@ def pickled(path: Path, value: object, protocol: int | None = None) -> None:
         (lambda p: torch.save({"epoch": 3, "best": 0.5}, p), "no weights but keys epoch, best"),
         (lambda p: torch.save([1, 2], p), "no weights but a list"),
         (lambda p: torch.save({}, p), "no weights but a dict"),
+        (scripted, "a TorchScript archive, .* save torch.jit.load"),
         (lambda p: p.mkdir(), "no such file"),
         (lambda p: None, "no such file"),
     ],
@@ -213,6 +245,26 @@ def test_files_that_are_no_checkpoint(
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "executed").exists()
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"num_classes": "10"}, {"channels": None}, {"mean": "x"}, {"std": ["x"]},
+        {"architecture": 3}, {"classes": [1, 2]}, {"size": "x"},
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("load", [load_model, said_of])
+def test_own_files_that_say_the_impossible(
+    tmp_path: Path, load: Callable[[Path], object], said: dict[str, Any]
+) -> None:
+    path = tmp_path / "model.safetensors"
+    meta = {"architecture": "resnet20", "num_classes": 10, "channels": 3, "mean": None, "std": None}
+    save_tensors(path, {}, {**meta, **said})
+    with pytest.raises(
+        UserError, match=rf"not written by this package; make it, .*{next(iter(said))}"
+    ):
+        load(path)
 
 
 def test_own_files_that_are_no_model(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import base64
 import html
 import json
+import math
 import re
 import subprocess
 import sys
@@ -61,7 +62,7 @@ def record(method: str, role: str, model: str, parameters: int, **more: Any) -> 
         },
         "settings": {"norm": "linf", "eps": 0.2},
         "seconds": {"natural": 0.1},
-        "config": {"threat": {"norm": "linf", "eps": "1/5"}},
+        "config": {"seed": 0, "threat": {"norm": "linf", "eps": "1/5"}},
         "environment": ENVIRONMENT,
         "timestamp": "2026-01-02T10:00:00+00:00",
         **more,
@@ -285,6 +286,43 @@ def test_a_damaged_file_is_named(tmp_path, file):
     (tmp_path / "gacd" / file).write_text('{"model": ', encoding="utf-8")
     with pytest.raises(UserError, match=rf"gacd.{file}: not a whole JSON file"):
         write_run_report(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "misfit"),
+    [
+        ("record.json", {"parameters": None}, "parameters is null"),
+        ("record.json", {"intervals": {}}, "it has no intervals.natural"),
+        ("record.json", {"n": math.nan}, "n is NaN"),
+        ("record.json", {"seed": "0"}, 'seed is "0"'),
+        ("record.json", {"environment": None}, "environment is null"),
+        ("record.json", {"natural": "abc"}, 'natural is "abc"'),
+        ("record.json", {"eps_curve": "abc"}, 'eps_curve is "abc"'),
+        ("record.json", {"cost": {}}, "it has no cost.student_forward"),
+        ("examples.json", {"shape": [9, 9, 9, 1]}, "truth is"),
+        ("examples.json", {"clean": "AAAA"}, 'clean is "AAAA"'),
+        ("diagnosis.json", {"passed": None}, "0.passed is null"),
+    ],
+)
+def test_what_was_changed_by_hand_is_named(tmp_path, file, change, misfit):
+    row = tmp_path / "gacd"
+    write(row / "record.json", record("gacd", "student", "small", 8610))
+    whole = {"examples.json": example(1), "diagnosis.json": check("transfer", 0.5)}
+    damaged = {**whole.get(file, json.loads((row / "record.json").read_text())), **change}
+    write(row / file, [damaged] if file == "diagnosis.json" else damaged)
+    beside = r"delete it( and the record.json beside it,)? and run again"
+    message = rf"gacd.{file}: not written by this package; {beside} \({re.escape(misfit)}"
+    with pytest.raises(UserError, match=message):
+        write_run_report(tmp_path)
+
+
+def test_rows_of_a_log_that_are_no_epochs_are_left_out(tmp_path):
+    write(tmp_path / "gacd" / "record.json", record("gacd", "student", "small", 8610))
+    log = tmp_path / "gacd" / "log.jsonl"
+    row = json.dumps({"epoch": 1, "loss": 1.5}).encode()
+    log.write_bytes(b'\xff\xfe\n3\n{}\n{"epoch": "x"}\n{"epoch": 2, "loss": "a"}\n' + row)
+    write_run_report(tmp_path)
+    assert "gacd, epoch 1: loss 1.5." in said(tmp_path)
 
 
 def test_no_torch_is_needed():

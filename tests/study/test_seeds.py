@@ -17,6 +17,7 @@ from gacd.storage import read_json, write_json
 from made_up import evaluation, record_of
 
 RESULTS = Path(__file__).parents[2] / "results"
+RUN: dict[str, Any] = {"seed": 0, "data": {}}
 ACCURACIES = {
     "teacher": {"natural": 60.0, "pgd20": 40.0},
     "pgd-at": {"natural": 50.0, "pgd20": 30.0, "autoattack": 28.0},
@@ -34,10 +35,10 @@ def make_run(
     for number, (name, accuracies) in enumerate(rows.items()):
         found = evaluation({m: a + seed for m, a in accuracies.items()}, 200, 10 * seed + number)
         found.save(out / name / "outcomes.safetensors")
-        table = {"evaluation": found.to_record()}
         settings = {"seed": seed, "student": "small", "out": out.name, **config}
+        settings["threat"] = {"norm": "linf", "eps": 0.1}
         record = record_of(found, {"method": name, "student": "small"}, seed)
-        write_json(out / name / "record.json", record | table | {"config": settings})
+        write_json(out / name / "record.json", record | {"config": settings})
         right[name] = {metric: r.numpy().astype(float) for metric, r in found.robust.items()}
     return right
 
@@ -99,7 +100,7 @@ def test_runs_without_the_usual_row_have_means_alone(capsys: pytest.CaptureFixtu
 def test_a_teacher_of_all_runs_is_one_model(capsys: pytest.CaptureFixture[str]) -> None:
     for seed, file in enumerate(("one 01ab", "one 01ab", "one 9f9f")):
         make_run(Path(f"run-{seed}"), seed)
-        write_json(Path(f"run-{seed}") / "run.json", {"teacher": {"checkpoint": file}})
+        write_json(Path(f"run-{seed}") / "run.json", RUN | {"teacher": {"checkpoint": file}})
         make_run(Path(f"own-{seed}"), seed)
     text = said(capsys, "run-0", "run-1", "--markdown")
     assert "One teacher taught them all" in text
@@ -166,7 +167,7 @@ def test_one_model_is_no_repetition_of_itself(capsys: pytest.CaptureFixture[str]
         make_run(Path(name, "gacd"), number, {"model": rows["gacd"]}, **settings)
         make_run(Path("tuned", name), 0, rows, checkpoint="m")
         for folder in (Path(name, "gacd"), Path("tuned", name)):
-            write_json(folder / "run.json", {"checkpoint": file})
+            write_json(folder / "run.json", RUN | {"checkpoint": file})
     text = said(capsys, "run-0", "run-1", "--markdown")
     assert "| gacd | 50.0 [" in text and "gacd: one model in all runs" in text
     text = said(capsys, "run-0", "run-2", "--markdown")
@@ -175,6 +176,35 @@ def test_one_model_is_no_repetition_of_itself(capsys: pytest.CaptureFixture[str]
     assert text == "run-0/gacd/model and run-1/gacd/model are of one model: give it once"
     assert "both of seed 0" in refusal(capsys, "seeds", "tuned/run-0", "tuned/run-1")
     assert "| gacd | 50.0 [" in said(capsys, "tuned/run-0", "tuned/run-2", "--markdown")
+
+
+def damaged(path: Path, change: dict[str, Any] | None) -> None:
+    """A JSON file with other values, or cut short."""
+    if change is None:
+        path.write_text("{")
+    else:
+        write_json(path, read_json(path) | change)
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "message"),
+    [
+        ("run.json", None, "damaged, so whose run this is cannot be told: leave that run out"),
+        ("run.json", {"teacher": {"checkpoint": []}}, "damaged, so whose run this is cannot be to"),
+        ("gacd/record.json", None, "not a whole JSON file; delete it and run again"),
+        ("gacd/record.json", {"config": None}, "delete it and run again (config is null)"),
+        ("gacd/record.json", {"evaluation": None}, "delete it and run again (evaluation is null)"),
+        ("gacd/record.json", {"natural": "abc"}, 'delete it and run again (natural is "abc")'),
+    ],
+)
+def test_damaged_files_are_named_and_their_remedy_loses_nothing(
+    capsys: pytest.CaptureFixture[str], file: str, change: dict[str, Any] | None, message: str
+) -> None:
+    make_run(Path("run"), 0)
+    write_json(Path("run/run.json"), RUN)
+    damaged(Path("run") / file, change)
+    text = refusal(capsys, "seeds", "run")
+    assert text.startswith(f"run/{file}") and message in text
 
 
 @pytest.mark.parametrize(("key", "value"), [("eps", 0.3), ("test_images", "4567")])

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from gacd import config as c
+from gacd.errors import UserError
 from gacd.storage import write_json
 from gacd.study import work
 from gacd.study.cells import Cell
@@ -98,3 +99,12 @@ def test_large_networks_take_their_own_time(tmp_path: Path) -> None:
         finish(folder, cell, 3600)
     left = len(cells[1][half + 1 :])
     assert status(cfg).hours == pytest.approx(left)
+
+
+def test_seconds_that_are_no_number_are_named(tmp_path: Path) -> None:
+    cfg, cells = configured(tmp_path, "rivals", "--rivals", "[pgd-at]")
+    folder, (teacher, _) = work.Folder(tmp_path), cells[0]
+    finish(folder, teacher, 7200)
+    write_json(folder.about(teacher), {**teacher.identity, "seconds": "long"})
+    with pytest.raises(UserError, match=r"json: not written by .* \(seconds is \"long\"\)"):
+        status(cfg)

@@ -8,7 +8,9 @@ import xml.etree.ElementTree as ET
 
 import pytest
 
+from command_line import refusal
 from gacd.report.page import slug
+from gacd.study import work
 from gacd.study.claim_tables import likeness_table
 from gacd.study.report import write_study_report
 from gacd.study.tables import (
@@ -194,7 +196,10 @@ def test_quoted_figures_stand_at_full_scale_alone(results, tmp_path, out):
 
 
 def test_masked_gradients_are_listed_by_model(results, tmp_path):
-    failed = {"name": "AutoAttack is near PGD", "passed": False, "text": "12.0 points below pgd20"}
+    failed = {
+        "name": "AutoAttack is near PGD", "passed": False, "value": 12.0, "limit": 10.0,
+        "text": "12.0 points below pgd20",
+    }  # fmt: skip
     moved = []
     for index, result in enumerate(results[:4]):
         folder = tmp_path / str(index)
@@ -286,3 +291,23 @@ def test_each_figure_of_correlations_shows_its_own_view(results, out):
         assert likeness_table(records, view).markdown().strip() in section
         mean = sum(r["correlations"]["gacd"][view]["mean"] for r in records) / len(records)
         assert f"GACD: mean {mean:.3f}, from" in section
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("table1", {"natural": "abc"}, 'record.json: not written by .*natural is "abc"'),
+        ("table1", {"environment": None}, "record.json: not written by .*environment is null"),
+        ("figure3", {"cka": {}}, "analysis.json: not written by .*it has no cka.ard"),
+        ("figure5", {"classes": 3}, "analysis.json: not written by .*classes is 3"),
+    ],
+)
+def test_a_record_changed_by_hand_is_named(
+    results, tmp_path, monkeypatch, capsys, name, change, message
+):
+    config = {"config": {"seed": 0, "threat": {"eps": 0.1}}}
+    result = next(result for result in results if result.study == name)
+    spoilt = dataclasses.replace(result, record={**result.record, **config, **change})
+    monkeypatch.setattr(work, "results", lambda cfg: [spoilt])
+    (tmp_path / "cells").mkdir()
+    assert re.search(message, refusal(capsys, "study", "report", "--out", str(tmp_path)))

@@ -16,6 +16,7 @@ from torch import Tensor
 from command_line import folders
 from gacd import cli
 from gacd.commands import run as command
+from gacd.errors import UserError
 from gacd.methods import Method, create_method
 from gacd.methods.awp import AWP
 from gacd.models import create_model
@@ -246,6 +247,36 @@ def test_the_summary_is_of_the_weights_that_are_there(
     _, summary = stage.fit(tmp_path, "pgd-at")
     assert (summary.selected_epoch, summary.val_robust) == (2, 60.0)
     assert load_meta(tmp_path / "best.safetensors")["epoch"] == 2
+
+
+@pytest.mark.parametrize("file", ["best", "checkpoint"])
+def test_another_stages_networks_are_refused(stage: Any, tmp_path: Path, file: str) -> None:
+    """Put into its folder by hand, of a run whose plan was the same."""
+    path = tmp_path / f"{file}.safetensors"
+    with pytest.raises(Killed):
+        stage.fit(tmp_path, after(6, stage.method("pgd-at"), killed))
+    if file == "best":
+        stage.fit(tmp_path, "pgd-at")
+    tensors, meta = load_tensors(path)
+    save_tensors(path, {name: tensor.flatten()[:1] for name, tensor in tensors.items()}, meta)
+    with pytest.raises(UserError, match=rf"{file}\.safetensors: not of this stage's networks; put"):
+        stage.fit(tmp_path, "pgd-at")
+    path.unlink()
+    stage.fit(tmp_path, "pgd-at")
+
+
+@pytest.mark.parametrize(
+    ("file", "misfit"), [("best", "it has no score"), ("checkpoint", "it has no epoch")]
+)
+def test_a_state_that_lacks_its_figures_is_named(
+    stage: Any, tmp_path: Path, file: str, misfit: str
+) -> None:
+    with pytest.raises(Killed):
+        stage.fit(tmp_path, after(6, stage.method("pgd-at"), killed))
+    path = tmp_path / f"{file}.safetensors"
+    save_tensors(path, load_tensors(path)[0], {})
+    with pytest.raises(UserError, match=rf"not written by this package; delete it .*{misfit}"):
+        stage.fit(tmp_path, "pgd-at")
 
 
 COMMAND = (

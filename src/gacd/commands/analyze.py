@@ -43,6 +43,9 @@ def analyze(cfg: c.Analyze, *, goal: Goal = "report") -> None:
     files = {TEACHER: cfg.teacher} | dict(_named(text) for text in cfg.students)
     if len(files) != 1 + len(cfg.students):
         raise UserError(f"students need different names, and none may be '{TEACHER}'")
+    for path in files.values():
+        if not path.exists():
+            raise UserError(f"{path}: no such file")
     alone = replace(cfg.fabric, devices=1, num_nodes=1, strategy="auto")
     device = build.fabric(alone).device
     test = build.test_part(cfg.data).to(device)

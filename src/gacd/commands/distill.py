@@ -25,7 +25,7 @@ from gacd.methods import Teacher
 from gacd.methods.registry import Named, parse_method
 from gacd.models.base import Backbone
 from gacd.models.checkpoints import load_weights, method_of, names_itself, said_of
-from gacd.storage import read_json, write_json
+from gacd.storage import is_number, read_json, write_json
 from gacd.training.ranks import refuse_memory
 
 
@@ -169,7 +169,7 @@ def _head(run: TrainingRun, cfg: c.Distill, name: str, student: Backbone, spent:
         print(f"{name}: fitting the linear layer on frozen features", flush=True)
         fitted = asdict(fit_head(student, run.splits, build.linear_threat(cfg)))
         write_json(done, {**fitted, "seconds": time.monotonic() - started})
-        spent += Spent(read_json(done, "seconds")["seconds"])
+        spent += Spent(read_json(done, {"seconds": is_number})["seconds"])
         run.keep(folder, student, cfg.student, name, spent)
     run.fabric.barrier()
     load_weights(student, path)

@@ -11,7 +11,7 @@ from gacd.commands.rows import MODEL, TEACHER
 from gacd.errors import UserError
 from gacd.evaluation.record import without_paths
 from gacd.methods import METHODS
-from gacd.storage import fingerprint, read_json, write_json
+from gacd.storage import fingerprint, is_whole, read_json, write_json
 
 Goal = Literal["model", "record", "report"]
 """How far a command goes: trained, also measured, also shown."""
@@ -20,6 +20,14 @@ FREE = (  # a run may be moved, go on elsewhere, and get further rows later
     "fabric.accelerator", "fabric.devices", "fabric.num_nodes", "fabric.strategy", "fabric.threads",
     "fabric.compile", "teacher.evaluate",
 )  # fmt: skip
+_RUN = {
+    "seed": is_whole,
+    "data": dict,
+    "methods?": [str],
+    "extra?": {str: dict},
+    "checkpoint?": str | None,
+    "teacher?": {"checkpoint?": str | None},
+}
 STARTS = ("checkpoint", "source", "teacher.checkpoint")  # of a study's cell, its address knows
 
 
@@ -40,13 +48,7 @@ def claim(out: Path, cfg: c.Run, *, images: str | None = None, goal: Goal = "rep
     if not refuse_foreign(out, path.name):
         write_json(path, ours)
         return
-    try:
-        theirs = read_json(path, "seed", "data")
-    except UserError:
-        raise UserError(
-            f"{path} is damaged, so whose run this is cannot be told: "
-            "choose another --out, or delete that folder"
-        ) from None
+    theirs = read_run(path)
     # A setting that is newer than the run had its default there.
     here, there = flat(ours), flat(_identity(type(cfg)())) | flat(theirs)
     here.setdefault("images", there.setdefault("images", images))  # older runs did not note it
@@ -60,6 +62,22 @@ def claim(out: Path, cfg: c.Run, *, images: str | None = None, goal: Goal = "rep
     grown = _grown(theirs, ours, begun)
     if grown != theirs:
         write_json(path, grown)
+
+
+def read_run(
+    path: Path, remedy: str = "choose another --out, or delete that folder"
+) -> dict[str, Any]:
+    """The settings of a run, of which `path` is its `run.json`.
+
+    Raises UserError where it is damaged. Deleted, it would leave a folder that no run may go on in.
+    """
+    try:
+        settings: dict[str, Any] = read_json(path, _RUN)
+    except UserError:
+        raise UserError(
+            f"{path} is damaged, so whose run this is cannot be told: {remedy}"
+        ) from None
+    return settings
 
 
 def _grown(theirs: dict[str, Any], ours: dict[str, Any], begun: Container[str]) -> dict[str, Any]:

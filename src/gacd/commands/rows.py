@@ -4,7 +4,7 @@ import os
 import signal
 import threading
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from multiprocessing import parent_process
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,9 +24,9 @@ from gacd.methods.registry import method_order
 from gacd.models.base import Backbone
 from gacd.models.checkpoints import load_model, said_of
 from gacd.ranks import ALONE, Ranks
+from gacd.report.records import read_record
 from gacd.report.run import sorted_paths
-from gacd.report.tables import read_record
-from gacd.storage import write_json
+from gacd.storage import check_json, is_number, is_whole, write_json
 
 MODEL = "model.safetensors"
 TEACHER = "teacher"
@@ -34,6 +34,17 @@ SOURCE = "source"
 _LAYOUT = {"cuda": torch.channels_last}
 _ONE_ANSWER = 99.0  # percent of the images, from which on a record says so
 _DIAGNOSED = 100  # test images of the masking diagnosis: seconds, where AutoAttack takes minutes
+_SPENT = {
+    "spent?": {
+        "seconds": is_number,
+        "images": is_whole,
+        "cost": lambda value: (
+            isinstance(value, dict)
+            and value.keys() <= {each.name for each in fields(Cost)}
+            and all(map(is_number, value.values()))
+        ),
+    }
+}
 
 
 @dataclass(frozen=True)
@@ -52,8 +63,12 @@ class Spent:
     @classmethod
     def read(cls, path: Path) -> "Spent":
         """What went into the network of a file, as far as the file says."""
-        meta = said_of(path).get("spent")
-        return cls() if meta is None else cls(**{**meta, "cost": Cost(**meta["cost"])})
+        said = said_of(path)
+        check_json(path, said, _SPENT, "make it, or download it, again")
+        spent = said.get("spent")
+        if spent is None:
+            return cls()
+        return cls(spent["seconds"], spent["images"], Cost(**spent["cost"]))
 
     def record(self) -> dict[str, Any]:
         """For a record, as far as known: seconds, cost of an image (a mean), FLOPs in all."""

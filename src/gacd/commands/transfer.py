@@ -10,7 +10,7 @@ from gacd.commands.rows import MODEL, Row, Spent
 from gacd.commands.training import TrainingRun
 from gacd.errors import UserError
 from gacd.evaluation.transfer import transfer as transferred
-from gacd.storage import read_json, write_json
+from gacd.storage import is_number, read_json, write_json
 
 _NAME = "transfer"
 
@@ -35,6 +35,7 @@ def transfer(cfg: c.Transfer, *, goal: Goal = "report") -> None:
         write_json(out / "linear.json", {**asdict(fit), "seconds": seconds})
         run.keep(out, fitted, name, method)
     run.fabric.barrier()
-    seconds = read_json(out / "linear.json", "seconds")["seconds"]
+    remedy = f"delete it and the {MODEL} beside it, and run again"
+    seconds = read_json(out / "linear.json", {"seconds": is_number}, remedy=remedy)["seconds"]
     run.measure(Row(_NAME, name, method, "frozen, new linear layer", Spent(seconds)))
     run.finish(f"Features of {method} ({name}) on {run.test.name}")

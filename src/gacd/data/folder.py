@@ -2,6 +2,7 @@
 
 import math
 import os
+import re
 import time
 import unicodedata
 import warnings
@@ -251,5 +252,10 @@ def open_image(file: Path | BytesIO, path: object = None) -> Image.Image:
             return plain(image, path)
     except UNREADABLE as error:
         raise UserError(
-            f"{path}: cannot be read as an image ({error}); replace the file or remove it"
+            f"{path}: cannot be read as an image ({why(error)}); replace the file or remove it"
         ) from None
+
+
+def why(error: Exception) -> str:
+    """What PIL says of an image, without the address of the bytes that it was given."""
+    return re.sub(r" <_io\.BytesIO[^>]*>", "", str(error))

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from gacd.data.folder import SUFFIXES, UNREADABLE, find_images, open_image, plain
+from gacd.data.folder import SUFFIXES, UNREADABLE, find_images, open_image, plain, why
 from gacd.data.streamed import Reader, StreamedDataset
 from gacd.errors import UserError
 from gacd.storage import fingerprint
@@ -144,10 +144,12 @@ def _webdataset(root: Path) -> _Found:
 def _names(file: Path) -> tuple[str, ...]:
     """The class on each line of a file; no two are the same."""
     try:
-        lines = file.read_text(encoding="utf-8-sig").split("\n")  # -sig: without Windows's mark
+        lines = file.read_text(encoding="utf-8-sig").rstrip().split("\n")  # -sig: no mark before
     except UnicodeDecodeError:
         raise UserError(f"{file}: is not UTF-8; save it anew as that") from None
-    names = tuple(name.strip() for name in lines if name.strip())
+    names = tuple(name.strip() for name in lines)
+    if "" in names:
+        raise UserError(f"{file}: line {names.index('') + 1} is empty; name a class on each line")
     if twice := [name for name, times in Counter(names).items() if times > 1]:
         raise UserError(f"{file}: '{twice[0]}' stands there twice; give each class its own name")
     return names
@@ -234,7 +236,7 @@ class TableReader:
         try:
             found: Image.Image | None = self.table[row][self.column]
         except UNREADABLE as error:
-            raise UserError(f"{name} cannot be read ({error}); leave such rows out") from None
+            raise UserError(f"{name} cannot be read ({why(error)}); leave such rows out") from None
         if found is None:
             raise UserError(f"{name} is missing; leave such rows out")
         return plain(found, name)

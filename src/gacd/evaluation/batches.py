@@ -11,18 +11,25 @@ from torch import Tensor, nn
 from gacd.attacks.threat import ThreatModel
 from gacd.ranks import Ranks
 from gacd.shapes import Images, Labels
-from gacd.storage import fingerprint, read_json, write_json
+from gacd.storage import fingerprint, is_number, read_json, write_json
 
 _SLACK = 1e-6
 
 
-def remembered(path: Path | None, compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """The JSON value in `path`, or else what `compute` gives, written there for the next time."""
+def remembered(
+    path: Path | None, compute: Callable[[], dict[str, Any]], images: int
+) -> dict[str, Any]:
+    """Outcomes of so many images in `path`, or else what `compute` gives, kept there from now."""
     if path is None:
         return compute()
     if not path.exists():
         write_json(path, compute())
-    value: dict[str, Any] = read_json(path)
+
+    def bits(value: object) -> bool:
+        return isinstance(value, str) and len(value) == images and set(value) <= {"0", "1"}
+
+    shape = {"robust": bits, "seconds": is_number, "notes?": [str]}
+    value: dict[str, Any] = read_json(path, shape)
     return value
 
 
@@ -41,7 +48,8 @@ def shared_out(
     """
 
     def value(number: int, rows: Tensor) -> dict[str, Any]:
-        return remembered(folder and folder / f"{number:05d}.json", lambda: compute(number, rows))
+        path = folder and folder / f"{number:05d}.json"
+        return remembered(path, lambda: compute(number, rows), len(rows))
 
     own = {}
     for number, rows in batches[ranks.rank :: ranks.size]:

@@ -1,6 +1,6 @@
 """What an evaluation found: for every attack and every image, whether the model was still right."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import reduce
 from pathlib import Path
@@ -12,10 +12,11 @@ from torch import Tensor
 
 from gacd.errors import UserError, unknown
 from gacd.evaluation.statistics import binomial_interval, mcnemar
-from gacd.storage import load_tensors, save_tensors
+from gacd.storage import is_count, is_number, load_tensors, misfits, save_tensors
 
 OUTCOMES = "outcomes.safetensors"
 """The file of a model's outcomes, in its folder."""
+_META = {"n": is_count, "attacks": [str], "settings": dict, "seconds": {str: is_number}}
 WORST = "worst"
 """The worst case over all attacks, an accuracy every evaluation has."""
 
@@ -81,6 +82,10 @@ class Evaluation:
         tensors, meta = load_tensors(path)
         if "attacks" not in meta:
             raise UserError(f"{path}: holds no outcomes of an evaluation")
+        if any(misfits(meta, _META)) or not _paired(tensors, meta["attacks"]):
+            raise UserError(
+                f"{path}: damaged; delete it and the record.json beside it, and run again"
+            )
         names = meta["attacks"]
         return cls(
             n=meta["n"],
@@ -89,6 +94,17 @@ class Evaluation:
             settings=meta["settings"],
             seconds=meta["seconds"],
         )
+
+
+def _paired(tensors: Mapping[str, Tensor], names: Sequence[str]) -> bool:
+    """Whether every attack has outcomes, and an image for each."""
+    for name in names:
+        robust, index = tensors.get(f"robust/{name}"), tensors.get(f"index/{name}")
+        if robust is None or index is None or not len(robust) or robust.shape != index.shape:
+            return False
+        if (robust.dtype, index.dtype, robust.dim()) != (torch.bool, torch.int64, 1):
+            return False
+    return True
 
 
 def compare(a: Evaluation, b: Evaluation, name: str) -> dict[str, Any]:

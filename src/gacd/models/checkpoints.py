@@ -17,14 +17,30 @@ from torch import Tensor
 from gacd.errors import UserError
 from gacd.models import check_model, create_model
 from gacd.models.base import Backbone, check_backbone
-from gacd.storage import load_meta, load_tensors, save_tensors
+from gacd.storage import (
+    are_numbers,
+    check_json,
+    is_count,
+    load_meta,
+    load_tensors,
+    save_tensors,
+)
 
+_SAID = {
+    "architecture?": str,
+    "num_classes?": is_count,
+    "channels?": is_count,
+    **dict.fromkeys(("mean?", "std?"), lambda value: value is None or are_numbers(value)),
+    "classes?": [str],
+    "size?": is_count,
+}
 # A training checkpoint's networks, the preferred one first; a stage's best has one alone.
 _OURS = ("average.student.", "method.student.", "student.")
 # Keys under which scripts put the weights.
 _WRAPPERS = ("state_dict", "model_state_dict", "model", "net")
 _ANOTHER = "name the architecture that it was saved from"
 _OLD_FILES_LACK = "num_batches_tracked"  # unused here
+_NORMALISATION = {"--mean": ("mean", "mu"), "--std": ("std", "sigma")}
 _UNUSED = "sub_block1."  # some public WideResNets carry these blocks without using them
 
 
@@ -56,7 +72,12 @@ def said_of(path: Path) -> dict[str, Any]:
 
     Raises UserError for a .safetensors that is not there, or damaged.
     """
-    return load_meta(path) if path.suffix == ".safetensors" else {}
+    return _checked(path, load_meta(path)) if path.suffix == ".safetensors" else {}
+
+
+def _checked(path: Path, meta: dict[str, Any]) -> dict[str, Any]:
+    check_json(path, meta, _SAID, "make it, or download it, again")
+    return meta
 
 
 def method_of(path: Path) -> str:
@@ -82,6 +103,7 @@ def load_model(path: Path | str) -> tuple[Backbone, dict[str, Any]]:
             "name the architecture and load the weights alone"
         )
     tensors, meta = load_tensors(path)
+    _checked(path, meta)
     try:
         shape = {key: meta[key] for key in ("num_classes", "channels", "mean", "std")}
         name = meta["architecture"]
@@ -111,7 +133,7 @@ def load_weights(model: Backbone, path: Path | str) -> None:
     path = Path(path)
     if path.suffix == ".safetensors":
         tensors, meta = load_tensors(path)
-        _check_statistics(model, meta, path)
+        _check_statistics(model, _checked(path, meta), path)
     else:
         tensors = _read_pytorch(path)
     _fill(model, tensors, path)
@@ -134,6 +156,11 @@ def _read_pytorch(path: Path) -> dict[str, Tensor]:
         with warnings.catch_warnings(action="ignore"):  # about what is refused below anyway
             content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file can raise anything
+        if "TorchScript" in str(error):
+            raise UserError(
+                f"{path}: a TorchScript archive, a program and not weights alone, and was not "
+                "loaded; if you trust it, save torch.jit.load(FILE).state_dict() in another file"
+            ) from None
         plain_pickle = start[:2] in (b"\x80\x04", b"\x80\x05")
         if plain_pickle or (
             isinstance(error, pickle.UnpicklingError) and "global" in str(error).lower()
@@ -163,6 +190,7 @@ def _unwrap(content: object, path: Path) -> dict[str, Tensor]:
 def _fill(model: Backbone, tensors: Mapping[str, Tensor], path: Path) -> None:
     wanted = model.state_dict()
     state = _stripped(tensors, {name for name in wanted if not name.endswith(_OLD_FILES_LACK)})
+    _refuse_normalisation(model, state, path)
     for name, tensor in wanted.items():
         if name.endswith(_OLD_FILES_LACK):
             state.setdefault(name, tensor)
@@ -184,6 +212,26 @@ def _fill(model: Backbone, tensors: Mapping[str, Tensor], path: Path) -> None:
     if extra := next((name for name in state if name not in wanted), None):
         raise _different(path, f"its '{extra}' has no place there")
     model.load_state_dict(state)
+
+
+def _refuse_normalisation(model: Backbone, state: Mapping[str, Tensor], path: Path) -> None:
+    """Refuse a file whose network normalises its own input: ours are told by what."""
+    own = model.state_dict()
+    inside = {
+        flag: name
+        for flag, words in _NORMALISATION.items()
+        for name, tensor in state.items()
+        if name.rpartition(".")[2] in words and name not in own and tensor.numel() == model.channels
+    }
+    if len(inside) == len(_NORMALISATION):
+        said = " ".join(
+            f"{flag} {' '.join(f'{value:.6g}' for value in state[name].flatten().tolist())}"
+            for flag, name in inside.items()
+        )
+        raise UserError(
+            f"{path}: normalises its images itself ({' and '.join(inside.values())}): save the "
+            f"state_dict() without these and say {said}"
+        )
 
 
 def _stripped(tensors: Mapping[str, Tensor], wanted: Set[str]) -> dict[str, Tensor]:

@@ -6,17 +6,43 @@ from typing import Any
 
 import numpy as np
 
-from gacd.errors import UserError
 from gacd.report.canvas import Figure
 from gacd.report.embedding import embedding_scatter
 from gacd.report.page import Checks, Section, write_report
 from gacd.report.pictures import heatmaps
+from gacd.report.records import ENVIRONMENT
 from gacd.report.run import provenance
 from gacd.report.tables import Cell, Column, Record, Table
-from gacd.storage import read_json, write_bytes
+from gacd.storage import Shape, check_json, is_count, is_number, is_whole, read_json, write_bytes
 
 RECORD = "analysis.json"
 _MADE_ON = {"own": "made against the model itself", "teacher": "made against the teacher"}
+
+
+def _of_views(shape: Shape) -> Shape:
+    return dict.fromkeys(("natural", "attacked"), shape)
+
+
+_RECORD = {
+    "dataset": str,
+    "n": is_count,
+    "classes": [str],
+    "seed": is_whole,
+    "attack": {"name": str, "norm": str, "made_on": lambda value: value in list(_MADE_ON)},
+    "correlations": {str: _of_views({"mean": is_number, "matrix": [[is_number]]})},
+    "pair": {"target": str, "source": str, "n_target": is_whole, "n_source": is_whole},
+    "geometry": {
+        str: dict.fromkeys(
+            ("silhouette", "inter_intra", "nearer_true", "nearer_true_low", "nearer_true_high"),
+            is_number,
+        )
+    },
+    "embedding": {"kind": str, "points": {str: {str: [[is_number]]}}},
+    "teacher": {"architecture": str, "method": str},
+    "config": {"threat": {"eps": object}},
+    "environment": ENVIRONMENT,
+    "timestamp": str,
+}
 
 
 def write_analysis_report(out: Path) -> None:
@@ -25,14 +51,12 @@ def write_analysis_report(out: Path) -> None:
     Raises:
         UserError: there is no such file, it is damaged, or nothing can be written there.
     """
-    record: dict[str, Any] = read_json(out / RECORD)
-    try:
-        figures = {"embedding": embedding_figure(record)}
-        if record["correlations"]:
-            figures["correlation-differences"] = _correlations(record)
-        sections = _sections(record, figures)
-    except (KeyError, TypeError) as error:
-        raise UserError(f"{out / RECORD}: not a record of this version ({error})") from None
+    record = read_json(out / RECORD)
+    check_analysis(out / RECORD, record)
+    figures = {"embedding": embedding_figure(record)}
+    if record["correlations"]:
+        figures["correlation-differences"] = _correlations(record)
+    sections = _sections(record, figures)
     for name, figure in figures.items():
         write_bytes(out / "figures" / f"{name}.svg", figure.image)
     write_report(
@@ -42,6 +66,13 @@ def write_analysis_report(out: Path) -> None:
         sections=sections,
         provenance=provenance([record], RECORD),
     )
+
+
+def check_analysis(path: Path, record: Any) -> None:
+    """Refuse what `path` held, if it is no record of `gacd analyze`."""
+    check_json(path, record, _RECORD)
+    alike = dict.fromkeys(record["correlations"], _of_views(is_number))
+    check_json(path, record, {"cka": alike})
 
 
 def likeness_table(record: Record) -> Table:

@@ -2,7 +2,7 @@
 
 import base64
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,16 +17,9 @@ from gacd.report.figures import (
 )
 from gacd.report.page import Check, Checks, Section, write_report
 from gacd.report.pictures import Pictures, attacked_pictures
-from gacd.report.tables import (
-    Cell,
-    Column,
-    Record,
-    Table,
-    comparison_table,
-    method_cell,
-    read_record,
-)
-from gacd.storage import read_json, read_json_lines, write_bytes, write_json
+from gacd.report.records import read_checks, read_examples, read_log, read_record
+from gacd.report.tables import Cell, Column, Record, Table, comparison_table, method_cell
+from gacd.storage import read_json, write_bytes, write_json
 
 Records = Mapping[str, Record]
 """The record of every evaluated model, by its name in the table."""
@@ -49,14 +42,14 @@ def write_run_report(out: Path, title: str | None = None, *, order: Sequence[str
     if title is not None:
         write_json(kept, {"title": title})
     elif kept.is_file():
-        title = read_json(kept, "title")["title"]
+        title = read_json(kept, {"title": str})["title"]
 
     every = [read_record(folder / "record.json") for folder in folders]
     names = [str(method_cell(record)) for record in every]
     records = dict(zip(names, every, strict=True))
-    examples = _beside(folders, names, "examples.json")
+    examples = _beside(folders, names, "examples.json", read_examples)
     logs = {
-        path.parent.relative_to(out).as_posix(): list(_last_of_each_epoch(read_json_lines(path)))
+        path.parent.relative_to(out).as_posix(): read_log(path)
         for path in sorted_paths(out, "**/log.jsonl", order)
     }
     shown = list(_shown(records, examples, logs))
@@ -71,7 +64,7 @@ def write_run_report(out: Path, title: str | None = None, *, order: Sequence[str
             _accuracies(every),
             *(Section(part.heading, part.text, [part.figure]) for part in shown),
             *_costs(every),
-            *_masking(records, _beside(folders, names, "diagnosis.json")),
+            *_masking(records, _beside(folders, names, "diagnosis.json", read_checks)),
         ],
         provenance=provenance(every, "results.json; in full in record.json of each model's folder"),
     )
@@ -176,7 +169,7 @@ def _accuracies(records: Sequence[Record]) -> Section:
 
 def _costs(records: Sequence[Record]) -> Iterator[Section]:
     """Passes and FLOPs of every method, so that results can be compared at equal compute."""
-    known = [record for record in records if "cost" in record]
+    known = [record for record in records if "cost" in record and "train_flops" in record]
     if not known:
         return
     passes = ("student_forward", "student_backward", "teacher_forward", "teacher_backward")
@@ -278,16 +271,12 @@ def _commit(environment: Record) -> str:
     return str(environment["commit"]) + " with changes" * bool(environment["dirty"])
 
 
-def _beside(folders: Sequence[Path], names: Sequence[str], file: str) -> dict[str, Any]:
-    """The JSON in `file` of every folder that has it, by the name of the folder's model."""
+def _beside(
+    folders: Sequence[Path], names: Sequence[str], file: str, read: Callable[[Path], Any]
+) -> dict[str, Any]:
+    """What is in `file` of every folder that has it, by the name of the folder's model."""
     pairs = zip(names, folders, strict=True)
-    return {name: read_json(folder / file) for name, folder in pairs if (folder / file).is_file()}
-
-
-def _last_of_each_epoch(rows: Sequence[Record]) -> Iterator[Record]:
-    """After a kill an epoch may have been logged twice; the later row is the one that counts."""
-    by_epoch = {row["epoch"]: row for row in rows}
-    return (by_epoch[epoch] for epoch in sorted(by_epoch))
+    return {name: read(folder / file) for name, folder in pairs if (folder / file).is_file()}
 
 
 def sorted_paths(out: Path, pattern: str, order: Sequence[str]) -> list[Path]:

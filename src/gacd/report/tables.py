@@ -5,25 +5,13 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from html import escape
 from itertools import compress
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
-
-from gacd.storage import read_json
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderableType
     from rich.table import Table as RichTable
 
 Record = Mapping[str, Any]
-_KEYS = ("model", "method", "dataset", "seed", "n", "evaluation", "settings", "environment")
-
-
-def read_record(path: Path) -> dict[str, Any]:
-    """A record of an evaluated model. Raises UserError for any other file."""
-    record: dict[str, Any] = read_json(path, *_KEYS)
-    return record
-
-
 HEADLINES = ("natural", "pgd20", "autoattack")
 _WORST = "worst"
 _MISSING = "–"

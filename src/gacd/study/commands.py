@@ -60,6 +60,8 @@ def _status(cfg: c.Study) -> None:
 
 
 def _report(cfg: c.Study) -> None:
+    from gacd.report.analysis import RECORD, check_analysis
+    from gacd.report.records import check_record
     from gacd.study.report import write_study_report
 
     if not (cfg.out / "cells").is_dir():
@@ -71,5 +73,10 @@ def _report(cfg: c.Study) -> None:
             f"{cfg.out} has no finished cell of this study: say the --scale, --seeds and settings "
             "that it was run with"
         )
+    for result in results:
+        if result.record is not None:
+            analysis = result.labels.get("role") == "analysis"
+            file, check = (RECORD, check_analysis) if analysis else ("record.json", check_record)
+            check(result.folder / file, result.record)
     write_study_report(results, cfg.out, title=title, stand_ins=cfg.stand_ins, scale=cfg.scale)
     print(f"report: {cfg.out / 'report.html'}")

@@ -5,12 +5,11 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from gacd.commands.identity import FREE, STARTS, differing, flat, used
+from gacd.commands.identity import FREE, STARTS, differing, flat, read_run, used
 from gacd.commands.rows import TEACHER
 from gacd.errors import UserError
 from gacd.methods.registry import method_order
-from gacd.report.tables import read_record
-from gacd.storage import read_json
+from gacd.report.records import read_record
 from gacd.study.measure import Arm
 from gacd.study.results import Result
 
@@ -106,7 +105,7 @@ def _check_attacked(results: Sequence[Result]) -> None:
 def _start(run: Path, key: str = "checkpoint") -> str | None:
     """Name and content of the file that a run began with, as far as it says."""
     file = run / "run.json"
-    return flat(read_json(file)).get(key) if file.is_file() else None
+    return flat(read_run(file, "leave that run out")).get(key) if file.is_file() else None
 
 
 def one_model(results: Sequence[Result]) -> bool:

@@ -7,9 +7,10 @@ from typing import Any, NamedTuple
 from gacd.report.analysis import embedding_figure, geometry_table
 from gacd.report.canvas import Figure
 from gacd.report.page import Check, Checks, Section, write_report, written_out
+from gacd.report.records import read_checks
 from gacd.report.run import provenance
 from gacd.report.tables import Table
-from gacd.storage import read_json, write_bytes, write_json
+from gacd.storage import write_bytes, write_json
 from gacd.study import figures, tables
 from gacd.study.arms import sweep
 from gacd.study.claim_tables import evidence_tables, likeness_table, summary
@@ -168,7 +169,7 @@ def _masking(results: Results) -> Iterator[_Part]:
         path = cell.folder / "diagnosis.json"
         if cell.record is None or not path.is_file():
             continue
-        failed = [check for check in read_json(path) if not check["passed"]]
+        failed = [check for check in read_checks(path) if not check["passed"]]
         passed += not failed
         if failed:
             text = "; ".join(f"{check['name']} ({check['text']})" for check in failed)

@@ -11,7 +11,7 @@ from gacd import config as c
 from gacd.errors import UserError
 from gacd.report.tables import Cell as TableCell
 from gacd.report.tables import Column, Table
-from gacd.storage import read_json
+from gacd.storage import is_number, read_json
 from gacd.study.cells import Cell
 from gacd.study.grids import Entry
 from gacd.study.work import Folder, Task, chosen, tasks
@@ -50,7 +50,7 @@ def status(cfg: c.Study) -> Status:
 
 def _reason(path: Path) -> str:
     try:
-        return str(read_json(path, "reason")["reason"])
+        return str(read_json(path, {"reason": str})["reason"])
     except UserError:  # cut short: the next try writes it anew
         return "unknown"
 
@@ -76,7 +76,7 @@ def _hours(folder: Folder, listed: Sequence[Entry], left: Sequence[Task]) -> flo
     for cell in {entry.cell.key: entry.cell for entry in listed}.values():
         if folder.about(cell).is_file() and folder.has(Task(cell, "record")):
             spent.setdefault(_kind(cell), []).append(
-                read_json(folder.about(cell), "seconds")["seconds"]
+                read_json(folder.about(cell), {"seconds": is_number})["seconds"]
             )
     if not spent:
         return None

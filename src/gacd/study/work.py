@@ -28,7 +28,7 @@ from gacd.evaluation.names import parse_attack
 from gacd.methods.registry import parse_method
 from gacd.models import check_model
 from gacd.ranks import GOAL, REFUSAL
-from gacd.storage import read_json, write_bytes, write_json
+from gacd.storage import is_number, is_whole, read_json, write_bytes, write_json
 from gacd.study.cells import Cell, Config
 from gacd.study.grids import AWP, STUDIES, Entry, entries
 from gacd.study.results import Result
@@ -111,7 +111,7 @@ def results(cfg: c.Study) -> list[Result]:
     folder, found = Folder(cfg.out), []
     for entry in chosen(cfg):
         path = folder.of(entry.cell) / entry.cell.record
-        record = read_json(path, "seed") if path.is_file() else None
+        record = read_json(path, {"seed": is_whole}) if path.is_file() else None
         found.append(
             Result(
                 study=entry.study, labels=entry.labels, seed=entry.seed, key=entry.cell.key,
@@ -279,7 +279,7 @@ def _do(folder: Folder, task: Task, fabric: c.Fabric) -> bool:
             write_json(folder.failure(cell), why)
         return False
     folder.failure(cell).unlink(missing_ok=True)
-    before = read_json(about, "seconds")["seconds"] if about.is_file() else 0.0
+    before = read_json(about, {"seconds": is_number})["seconds"] if about.is_file() else 0.0
     if task.goal == "record" or not before:  # a model made again adds nothing to what it took
         seconds = round(before + time.monotonic() - started, 1)
         write_json(about, {**cell.identity, "seconds": seconds})
@@ -339,7 +339,8 @@ def _check_unchanged(folder: Folder, cells: Sequence[Cell]) -> None:
         if not path.is_file():
             continue
         then, now = (
-            flat(about["settings"]) for about in (read_json(path, "settings"), cell.identity)
+            flat(about["settings"])
+            for about in (read_json(path, {"settings": dict}), cell.identity)
         )
         changed = next((key for key in then if key in now and then[key] != now[key]), None)
         if changed is not None:

@@ -25,6 +25,9 @@ from gacd.progress import progress
 from gacd.randomness import global_randomness_kept, keyed_generator
 from gacd.storage import (
     append_json_line,
+    check_json,
+    is_number,
+    is_whole,
     load_meta,
     load_tensors,
     read_json,
@@ -43,7 +46,7 @@ from gacd.training.ranks import (
     synchronised,
 )
 from gacd.training.schedules import Schedule, learning_rate
-from gacd.training.state import load_state, refuse_other, save_state, stage_of
+from gacd.training.state import load_networks, load_state, refuse_other, save_state, stage_of
 from gacd.training.validation import validate
 
 if TYPE_CHECKING:
@@ -51,6 +54,7 @@ if TYPE_CHECKING:
 
 _GUARD_EVERY = 25  # steps between looks at the guard: each look waits for the device
 Select = Literal["robust", "natural", "last"]
+_BEST = dict.fromkeys(("score", "epoch", "val_natural", "val_robust"), is_number)
 _ATTACK = 1  # keeps the attacks' random numbers apart from the augmentation's
 
 
@@ -136,9 +140,10 @@ def fit(
         if fabric.is_global_zero:
             state.unlink(missing_ok=True)
         names = [field.name for field in fields(Summary)]
-        done = read_json(finished, *names)
+        shape = {**dict.fromkeys(names, is_number), "stage?": dict | None}
+        done = read_json(finished, shape)
         refuse_other(out, done.get("stage"), stage)
-        method.load_state_dict(load_tensors(best, kept=False)[0])
+        load_networks(best, method, load_tensors(best, kept=False)[0])
         method.release()
         return Summary(**{field: done[field] for field in names})
     if fabric.is_global_zero:
@@ -171,7 +176,10 @@ def fit(
     if state.is_file():
         meta = load_state(state, method, average, optimizer, stage)
         # A kill may have come between the two files: what counts is whose weights are there.
-        meta["best"] = load_meta(best) if best.is_file() else None
+        meta["best"] = None
+        if best.is_file():
+            meta["best"] = load_meta(best)
+            check_json(best, meta["best"], _BEST)
     if fabric.is_global_zero:
         _forget_after(out / "log.jsonl", meta["epoch"])
     sums = {k: (torch.tensor(v, device=fabric.device), n) for k, (v, n) in meta["sums"].items()}
@@ -289,7 +297,7 @@ def fit(
         write_json(finished, asdict(summary) | {"stage": stage})
         state.unlink()
     fabric.barrier()
-    method.load_state_dict(load_tensors(best, kept=False)[0])
+    load_networks(best, method, load_tensors(best, kept=False)[0])
     method.release()
     return summary
 
@@ -304,7 +312,9 @@ def _forget_after(log: Path, epoch: int) -> None:
     """Drop rows that a killed run logged after its last checkpoint: they will come again."""
     if not log.is_file():
         return
-    write_json_lines(log, [row for row in read_json_lines(log) if row["epoch"] <= epoch])
+    write_json_lines(
+        log, [row for row in read_json_lines(log, {"epoch": is_whole}) if row["epoch"] <= epoch]
+    )
 
 
 def _add(sums: dict[str, tuple[Tensor, int]], values: dict[str, Tensor]) -> None:

@@ -10,7 +10,15 @@ from torch.optim import SGD
 
 from gacd.errors import UserError
 from gacd.methods.method import Method
-from gacd.storage import load_tensors, save_tensors
+from gacd.storage import are_numbers, check_json, is_number, is_whole, load_tensors, save_tensors
+
+_META = {
+    "epoch": is_whole,
+    "step": is_whole,
+    "seconds": is_number,
+    "sums": {str: lambda value: are_numbers(value, 2)},
+    "stage?": dict | None,
+}
 
 
 def save_state(
@@ -36,10 +44,11 @@ def load_state(
 ) -> dict[str, Any]:
     """Put back what `save_state` wrote of this `stage`; returns its `meta`."""
     tensors, meta = load_tensors(path, kept=False)
+    check_json(path, meta, _META)
     refuse_other(path.parent, meta.get("stage"), stage)
-    method.load_state_dict(_under("method.", tensors))
+    load_networks(path, method, _under("method.", tensors))
     if average is not None:
-        average.load_state_dict(_under("average.", tensors))
+        load_networks(path, average, _under("average.", tensors))
     for i, parameter in enumerate(_parameters(optimizer)):
         momentum = tensors.get(f"momentum.{i}")
         if momentum is not None:
@@ -48,6 +57,17 @@ def load_state(
                 parameter.detach().clone().copy_(momentum)
             )
     return meta
+
+
+def load_networks(path: Path, method: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Fill a stage's networks with what its file `path` holds, or refuse another stage's."""
+    try:
+        method.load_state_dict(tensors)
+    except RuntimeError:
+        raise UserError(
+            f"{path}: not of this stage's networks; put its own there, or delete it and run the "
+            "same command again"
+        ) from None
 
 
 def _parameters(optimizer: SGD) -> list[nn.Parameter]:

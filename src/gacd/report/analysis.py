@@ -1,6 +1,5 @@
 """The page of `gacd analyze`, made of its `analysis.json` and of nothing else."""
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ from gacd.report.pictures import heatmaps
 from gacd.report.records import ENVIRONMENT
 from gacd.report.run import provenance
 from gacd.report.tables import Cell, Column, Record, Table
-from gacd.storage import Shape, check_json, is_count, is_number, is_whole, read_json, write_bytes
+from gacd.storage import Shape, check_json, is_count, is_number, is_whole, read_json
 
 RECORD = "analysis.json"
 _MADE_ON = {"own": "made against the model itself", "teacher": "made against the teacher"}
@@ -53,17 +52,11 @@ def write_analysis_report(out: Path) -> None:
     """
     record = read_json(out / RECORD)
     check_analysis(out / RECORD, record)
-    figures = {"embedding": embedding_figure(record)}
-    if record["correlations"]:
-        figures["correlation-differences"] = _correlations(record)
-    sections = _sections(record, figures)
-    for name, figure in figures.items():
-        write_bytes(out / "figures" / f"{name}.svg", figure.image)
     write_report(
         out / "report.html",
         title=f"Structure of features on {record['dataset']}",
         intro=_intro(record),
-        sections=sections,
+        sections=_sections(record),
         provenance=provenance([record], RECORD),
     )
 
@@ -133,20 +126,20 @@ def geometry_table(record: Record) -> Table:
     )
 
 
-def _sections(record: Record, figures: Mapping[str, Figure]) -> list[Section]:
+def _sections(record: Record) -> list[Section]:
     sections = []
-    if "correlation-differences" in figures:
+    if record["correlations"]:
         text = (
             "How far the correlations between the classes' logits are from the teacher's. Dark "
             "cells are close to 0, light ones far from it."
         )
-        matrices = figures["correlation-differences"]
+        matrices = _correlations(record).named("correlation-differences")
         content: list[Table | Figure | Checks] = [likeness_table(record), matrices]
         sections.append(Section("Correlations between classes", [text], content))
     text = (
         "t-SNE keeps neighbours, not distances: the table is computed on the features themselves."
     )
-    content = [geometry_table(record), figures["embedding"]]
+    content = [geometry_table(record), embedding_figure(record).named("embedding")]
     return [*sections, Section("Features of two classes", [text], content)]
 
 

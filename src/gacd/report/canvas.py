@@ -7,7 +7,7 @@ would leak between callers.
 import io
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 if TYPE_CHECKING:
@@ -61,11 +61,22 @@ class Figure:
     narrow: bytes
     width: int
     """The width in CSS pixels at which the text of `image` has its intended size."""
+    name: str = ""
+    """Of the file that `image` is kept in beside the page, if it is kept in one."""
+
+    @property
+    def file(self) -> str:
+        """That file, seen from the page."""
+        return f"figures/{self.name}.{'png' if self.media_type == 'image/png' else 'svg'}"
 
     @property
     def media_type(self) -> str:
         """The MIME type of both drawings."""
         return "image/png" if self.image.startswith(b"\x89PNG") else "image/svg+xml"
+
+    def named(self, name: str) -> "Figure":
+        """The same figure, kept under this name."""
+        return replace(self, name=name)
 
 
 class LineStyle(NamedTuple):

@@ -80,14 +80,17 @@ def write_report(
     sections: Sequence[Section],
     provenance: Mapping[str, object] | None = None,
 ) -> None:
-    """Write the page. All text is plain and escaped.
+    """Write the page, and its figures that have a name beside it. All text is plain and escaped.
 
     `provenance` is what the record says of its making (commit, versions, hardware, date);
     mappings inside it are written out.
 
     Raises:
-        UserError: the file cannot be written.
+        UserError: a file cannot be written.
     """
+    for item in (item for section in sections for item in section.content):
+        if isinstance(item, Figure) and item.name:
+            write_bytes(path.parent / item.file, item.image)
     ids = _ids([section.heading for section in sections])
     links = "".join(
         f'<li><a href="#{name}">{escape(section.heading)}</a></li>'

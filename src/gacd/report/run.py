@@ -4,12 +4,11 @@ import base64
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from gacd.errors import UserError
-from gacd.report.canvas import Figure
 from gacd.report.figures import (
     accuracy_against_eps,
     natural_against_autoattack,
@@ -19,7 +18,7 @@ from gacd.report.page import Check, Checks, Section, write_report
 from gacd.report.pictures import Pictures, attacked_pictures
 from gacd.report.records import read_checks, read_examples, read_log, read_record
 from gacd.report.tables import Cell, Column, Record, Table, comparison_table, method_cell
-from gacd.storage import read_json, write_bytes, write_json
+from gacd.storage import read_json, write_json
 
 Records = Mapping[str, Record]
 """The record of every evaluated model, by its name in the table."""
@@ -52,17 +51,13 @@ def write_run_report(out: Path, title: str | None = None, *, order: Sequence[str
         path.parent.relative_to(out).as_posix(): read_log(path)
         for path in sorted_paths(out, "**/log.jsonl", order)
     }
-    shown = list(_shown(records, examples, logs))
-    for part in shown:
-        suffix = "png" if part.figure.media_type == "image/png" else "svg"
-        write_bytes(out / "figures" / f"{part.file}.{suffix}", part.figure.image)
     write_report(
         out / "report.html",
         title=title or f"Run {out.name}",
         intro=list(_intro(every, trained=any(logs.values()))),
         sections=[
             _accuracies(every),
-            *(Section(part.heading, part.text, [part.figure]) for part in shown),
+            *_pictured(records, examples, logs),
             *_costs(every),
             *_masking(records, _beside(folders, names, "diagnosis.json", read_checks)),
         ],
@@ -70,18 +65,10 @@ def write_run_report(out: Path, title: str | None = None, *, order: Sequence[str
     )
 
 
-class _Shown(NamedTuple):
-    """A figure: the file it is kept in, and its section of the page."""
-
-    file: str
-    heading: str
-    text: Sequence[str]
-    figure: Figure
-
-
-def _shown(
+def _pictured(
     records: Records, examples: Mapping[str, Record], logs: Mapping[str, Sequence[Record]]
-) -> Iterator[_Shown]:
+) -> Iterator[Section]:
+    """A section for every figure that there are data for."""
     if examples:
         first = next(iter(examples.values()))
         pictures = attacked_pictures(
@@ -91,16 +78,17 @@ def _shown(
             first["truth"],
         )
         text = "The first test image of each class shown, attacked by PGD-20 against each model."
-        yield _Shown("attacked-images", "Attacked images", [text], pictures)
+        yield Section("Attacked images", [text], [pictures.named("attacked-images")])
     curves = {name: _curve(r) for name, r in records.items() if r.get("eps_curve")}
     if curves:
         eps = next(iter(records.values()))["settings"]["eps"]  # one run has one budget
         text = "A robust model loses little by little as the budget of PGD-20 grows."
-        figure = accuracy_against_eps(curves, eps)
-        yield _Shown("accuracy-against-eps", "Accuracy against the budget", [text], figure)
+        figure = accuracy_against_eps(curves, eps).named("accuracy-against-eps")
+        yield Section("Accuracy against the budget", [text], [figure])
     if any("autoattack" in record for record in records.values()):
         figure = natural_against_autoattack(list(records.values()))
-        yield _Shown("natural-against-autoattack", "Natural against robust accuracy", [], figure)
+        content = [figure.named("natural-against-autoattack")]
+        yield Section("Natural against robust accuracy", [], content)
     if any(logs.values()):
         mi = any("mi" in row for rows in logs.values() for row in rows)
         text = (
@@ -108,7 +96,7 @@ def _shown(
             "least (InfoNCE's lower bound); that bound cannot exceed its ceiling, the logarithm of "
             "the number of anchors."
         )
-        yield _Shown("training-curves", "Training", [text] * mi, training_curves(logs))
+        yield Section("Training", [text] * mi, [training_curves(logs).named("training-curves")])
 
 
 def _curve(record: Record) -> list[tuple[float, float, float, float]]:

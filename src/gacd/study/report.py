@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from gacd.report.analysis import embedding_figure, geometry_table
 from gacd.report.canvas import Figure
@@ -34,21 +34,6 @@ _WRITTEN = {
 }
 
 
-class _Drawn(NamedTuple):
-    """A figure, and the file that it is kept in."""
-
-    file: str
-    figure: Figure
-
-
-class _Part(NamedTuple):
-    """A section, its figures with their files."""
-
-    heading: str
-    paragraphs: Sequence[str]
-    content: Sequence[Table | Checks | _Drawn]
-
-
 def write_study_report(
     results: Results, out: Path, *, title: str, stand_ins: StandIns, scale: str
 ) -> None:
@@ -59,28 +44,18 @@ def write_study_report(
     """
     claims = judge_claims(results, stand_ins)
     write_json(out / "claims.json", claims_json(claims))
-    parts = list(_parts(results, claims, stand_ins, scale))
-    for part in parts:
-        for item in part.content:
-            if isinstance(item, _Drawn):
-                write_bytes(out / "figures" / f"{item.file}.svg", item.figure.image)
+    sections = list(_sections(results, claims, stand_ins, scale))
     intro = _intro(results, stand_ins, scale)
     records = [r.record for r in _unique(results) if r.record and "environment" in r.record]
     made = provenance(records, "claims.json; record.json of each cell") if records else {}
-    sections = [
-        Section(
-            p.heading, p.paragraphs, [i.figure if isinstance(i, _Drawn) else i for i in p.content]
-        )
-        for p in parts
-    ]
     write_report(out / "report.html", title=title, intro=intro, sections=sections, provenance=made)
-    write_bytes(out / "report.md", _markdown(title, intro, parts, made).encode())
+    write_bytes(out / "report.md", _markdown(title, intro, sections, made).encode())
 
 
-def _parts(
+def _sections(
     results: Results, claims: Sequence[Claim], stand_ins: StandIns, scale: str
-) -> Iterator[_Part]:
-    yield _Part("Claims", [_LEGEND], [summary(claims)])
+) -> Iterator[Section]:
+    yield Section("Claims", [_LEGEND], [summary(claims)])
     for study, heading in (("table1", "Table 1"), ("table2", "Table 2")):
         found = list(tables.pair_tables(results, study, stand_ins))
         yield from _section(results, study, f"{heading}: students", found)
@@ -91,14 +66,14 @@ def _parts(
     ablation = list(tables.ablation_tables(results, stand_ins))
     yield from _section(results, "ablation", "Ablation: reweighting", ablation)
     swept = figures.sweeps({k: sweep(results, k) for k in ("negatives", "temperature")})
-    drawn = [_Drawn("figure2", swept)] if swept else []
+    drawn = [swept.named("figure2")] if swept else []
     yield from _section(results, "figure2", "Figure 2: negatives and temperature", drawn)
     yield from _analyses(results)
     yield from _rivals(results, stand_ins, scale)
-    yield _Part("How claims are decided", RULE, [])
+    yield Section("How claims are decided", RULE, [])
     for claim in claims:
         text = [f"{claim.verdict.capitalize()}: {claim.text}. Paper: {claim.paper}."]
-        yield _Part(claim.claim, text, evidence_tables(claim))
+        yield Section(claim.claim, text, evidence_tables(claim))
     yield from _masking(results)
     yield _inconsistencies(results)
 
@@ -107,13 +82,13 @@ def _section(
     results: Results,
     study: str,
     heading: str,
-    content: Sequence[Table | _Drawn],
+    content: Sequence[Table | Figure],
     said: str = "",
-) -> Iterator[_Part]:
+) -> Iterator[Section]:
     """Left out where the study is not planned; one line where cells of it are not done."""
     here = [result for result in results if result.study == study]
     if here:
-        yield _Part(heading, [text for text in (_waiting(here), said) if text], content)
+        yield Section(heading, [text for text in (_waiting(here), said) if text], content)
 
 
 def _waiting(results: Results) -> str:
@@ -122,7 +97,7 @@ def _waiting(results: Results) -> str:
     return f"{waiting} of {len(cells)} cells not run yet." if waiting else ""
 
 
-def _analyses(results: Results) -> Iterator[_Part]:
+def _analyses(results: Results) -> Iterator[Section]:
     views = {
         "figure3": ("natural", "Figure 3: class correlations, natural images"),
         "figure4": ("attacked", "Figure 4: class correlations, attacked images"),
@@ -132,14 +107,14 @@ def _analyses(results: Results) -> Iterator[_Part]:
         title = "Absolute differences of class correlations from the teacher's"
         over = f", mean over {len(records)} seeds" * (len(records) > 1)
         drawn = figures.correlations(records, view, f"{title}, {view} images{over}")
-        content: list[Table | _Drawn] = [likeness_table(records, view)] if records else []
+        content: list[Table | Figure] = [likeness_table(records, view)] if records else []
         if drawn:
-            content.append(_Drawn(study, drawn))
+            content.append(drawn.named(study))
         yield from _section(results, study, heading, content)
     records = _records(results, "figure5")
     content = []
     if records:
-        content = [geometry_table(records[0]), _Drawn("figure5", embedding_figure(records[0]))]
+        content = [geometry_table(records[0]), embedding_figure(records[0]).named("figure5")]
     said = f"Of seed {records[0]['seed']} alone." if len(records) > 1 else ""
     heading = "Figure 5: features of two classes"
     yield from _section(results, "figure5", heading, content, said)
@@ -150,19 +125,19 @@ def _records(results: Results, study: str) -> list[Mapping[str, Any]]:
     return [result.record for result in arm.results if result.record]
 
 
-def _rivals(results: Results, stand_ins: StandIns, scale: str) -> Iterator[_Part]:
-    content: list[Table | _Drawn] = list(tables.rival_tables(results, stand_ins))
+def _rivals(results: Results, stand_ins: StandIns, scale: str) -> Iterator[Section]:
+    content: list[Table | Figure] = list(tables.rival_tables(results, stand_ins))
     for index, (_, arms) in enumerate(tables.rival_arms(results)):
         drawn = figures.rivals_figure(arms, arms.get("no teacher"))
         if drawn:
-            content.append(_Drawn("rivals" + f"-{index + 1}" * bool(index), drawn))
+            content.append(drawn.named("rivals" + f"-{index + 1}" * bool(index)))
     content += tables.difference_tables(results)
     if scale == "full":
         content.append(tables.quoted_table())
     yield from _section(results, "rivals", "Rivals", content)
 
 
-def _masking(results: Results) -> Iterator[_Part]:
+def _masking(results: Results) -> Iterator[Section]:
     """Which models failed a check for masked gradients."""
     lines, passed = [], 0
     for cell in _unique(results):
@@ -179,7 +154,7 @@ def _masking(results: Results) -> Iterator[_Part]:
             f"{passed} of {passed + len(lines)} models passed every check (Athalye et al. 2018, "
             "Carlini et al. 2019)" + ("; these failed some:" if lines else ".")
         )
-        yield _Part("Masked gradients", [text], [Checks(lines)] if lines else [])
+        yield Section("Masked gradients", [text], [Checks(lines)] if lines else [])
 
 
 def _named(cell: Result, dataset: str) -> str:
@@ -197,7 +172,7 @@ def _named(cell: Result, dataset: str) -> str:
     )
 
 
-def _inconsistencies(results: Results) -> _Part:
+def _inconsistencies(results: Results) -> Section:
     """The notes to what was studied, and those to the method."""
     data = paper()
     named = {**data["tables"], "figure2": data["figure2"]}
@@ -207,7 +182,7 @@ def _inconsistencies(results: Results) -> _Part:
         if study in named
         for note in named[study]["notes"]
     ]
-    return _Part("Where the paper contradicts itself", [*notes, *data["notes"]], [])
+    return Section("Where the paper contradicts itself", [*notes, *data["notes"]], [])
 
 
 def _intro(results: Results, stand_ins: StandIns, scale: str) -> list[str]:
@@ -235,14 +210,14 @@ def _unique(results: Results) -> list[Result]:
 
 
 def _markdown(
-    title: str, intro: Sequence[str], parts: Sequence[_Part], made: Mapping[str, object]
+    title: str, intro: Sequence[str], sections: Sequence[Section], made: Mapping[str, object]
 ) -> str:
     blocks = [f"# {title}", *intro]
-    for part in parts:
-        blocks += [f"## {part.heading}", *part.paragraphs]
-        for item in part.content:
-            if isinstance(item, _Drawn):
-                blocks += [f"![{item.figure.alt}](figures/{item.file}.svg)", item.figure.caption]
+    for section in sections:
+        blocks += [f"## {section.heading}", *section.paragraphs]
+        for item in section.content:
+            if isinstance(item, Figure):
+                blocks += [f"![{item.alt}]({item.file})", item.caption]
             else:
                 blocks.append(item.markdown().strip())
     if made:

@@ -29,6 +29,7 @@ from gacd.losses.contrastive import gacd_loss
 from gacd.methods import Method, Teacher, TrainingAttack, create_method
 from gacd.models import create_model
 from gacd.models.projection import Projection
+from gacd.processor import fast_bf16
 from gacd.randomness import keyed_generator
 from gacd.shapes import Batch
 from gacd.training.precision import Bf16Autocast
@@ -108,6 +109,11 @@ def method_of(name: str, world: World, **changes: Any) -> Method:
     )
 
 
+def in_bf16(device: torch.device) -> bool:
+    """Whether this package trains in bf16 there, or says that float32 is faster."""
+    return device.type == "cuda" or fast_bf16()
+
+
 def ours(
     name: str,
     world: World,
@@ -118,7 +124,8 @@ def ours(
 ) -> Step:
     """A step of `gacd.training.loop.fit`."""
     device = world.device
-    fabric = Fabric(accelerator=device.type, devices=1, plugins=[Bf16Autocast(device.type)])
+    plugins = [Bf16Autocast(device.type)] if in_bf16(device) else None
+    fabric = Fabric(accelerator=device.type, devices=1, plugins=plugins)
     method = (
         method_of(name, world, **(options or {}))
         .to(device)

@@ -4,8 +4,9 @@
 
 Contestants, for every method:
 
-    gacd   this package: bytes on the device, bf16, channels-last, folded attack, no look at a value
-           (--compile: and the student by torch.compile)
+    gacd   this package: bytes on the device, bf16 (float32 on a processor that is slow with it),
+           channels-last, folded attack, no look at a value (--compile: and the student by
+           torch.compile)
     plain  fp32, DataLoader with torchvision's transforms, eager, attack in evaluation mode,
            `.item()` at each step: the arithmetic of the method and nothing else
     peer   ARD alone: the training function of its own script, from a checkout (--peer DIR)
@@ -13,9 +14,9 @@ Contestants, for every method:
 They take turns within each repeat and the median counts, so that whatever else the machine does
 falls on all alike. With `--threads 1` it is processor time (and the loader works in the process),
 otherwise time on the wall. FLOPs are those that torch counts in one step; utilisation is their rate
-over that of a bf16 product of two large matrices, measured in the same run. That product's gain
-over fp32 (on a GPU without TF32, which convolutions take there by default) is all that a loop of
-the same arithmetic can gain where the plain one wastes nothing.
+over that of a product of two large matrices in gacd's precision, measured in the same run. A bf16
+product's gain over fp32 (on a GPU without TF32, which convolutions take there by default) is all
+that a loop of the same arithmetic can gain where the plain one wastes nothing.
 """
 
 import argparse
@@ -34,6 +35,7 @@ from contestants import (  # type: ignore[import-not-found]  # beside this file
     Step,
     Watch,
     World,
+    in_bf16,
     ours,
     peer,
     plain,
@@ -129,7 +131,7 @@ def measure(device: torch.device, options: argparse.Namespace) -> dict[str, Any]
             else None,
             "images/s": round(world.batch / seconds, 1),
             "plain images/s": round(world.batch / median[f"{name} plain"], 1),
-            "utilisation": round(flops / seconds / peak, 3),
+            "utilisation": round(flops / seconds / (peak if in_bf16(device) else peak_fp32), 3),
             "GFLOP/image": round(flops / world.batch / 1e9, 2),
             "breakdown": breakdown(name, world, max(2, options.repeats // 2), options.compile),
         }
@@ -144,6 +146,7 @@ def measure(device: torch.device, options: argparse.Namespace) -> dict[str, Any]
         "attack steps": world.steps,
         "anchors": options.anchors,
         "compiled": options.compile,
+        "precision": "bf16-mixed" if in_bf16(device) else "32-true",
         "repeats": options.repeats,
         "peak bf16 TFLOP/s": round(peak / 1e12, 3),
         "peak bf16 / fp32": round(peak / peak_fp32, 2),
@@ -160,7 +163,8 @@ def cpu_name() -> str:
 def table(record: dict[str, Any]) -> str:
     lines = [
         f"{record['model']}, B = {record['batch']}, PGD-{record['attack steps']}, "
-        f"{record['device']}, {record['threads']} thread(s), load {record['load']}, "
+        f"{record['device']}, {record['precision']}, {record['threads']} thread(s), "
+        f"load {record['load']}, "
         f"peak {record['peak bf16 TFLOP/s']} TFLOP/s in bf16, "
         f"{record['peak bf16 / fp32']} times that in {record['fp32 is']}",
         "| method | times plain | times peer | times ard's step | images/s | plain | utilisation "

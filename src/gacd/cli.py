@@ -2,14 +2,10 @@
 
 import errno
 import os
-import signal
 import sys
-import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from io import TextIOWrapper
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from gacd import __version__
@@ -24,6 +20,7 @@ from gacd.arguments import (
 )
 from gacd.errors import UserError, unknown
 from gacd.ranks import GOAL, REFUSAL
+from gacd.signals import terminated_as_interrupted
 
 COMMANDS = {
     "quickstart": "digits: a robust teacher, small students by every method, a report (3 minutes)",
@@ -84,7 +81,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     _make_printable()
     try:
-        with _terminated_as_interrupted():
+        with terminated_as_interrupted():
             code = _main(arguments)
         sys.stdout.flush()
         return code
@@ -128,26 +125,6 @@ def _make_printable() -> None:
             setattr(sys, name, Path(os.devnull).open("w"))  # noqa: SIM115
         elif isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="replace")
-
-
-@contextmanager
-def _terminated_as_interrupted() -> Iterator[None]:
-    """SIGTERM, by which schedulers end a job, is as Ctrl-C: a checkpoint is written."""
-
-    def handle(number: int, frame: FrameType | None) -> None:
-        interrupted = signal.getsignal(signal.SIGINT)
-        if not callable(interrupted):  # ignored, as of what a script starts with &
-            raise KeyboardInterrupt
-        interrupted(signal.SIGINT, frame)
-
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, handle)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _short_of_memory(error: MemoryError | RuntimeError) -> str | None:

@@ -158,7 +158,8 @@ def test_workers_do_not_outlive_the_process_that_started_them(recipe: Path, tmp_
     assert len(records(tmp_path / "study")) < 2  # what was begun, at most
 
 
-def test_an_interrupt_of_one_process_stops_all(recipe: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_of_one_process_stops_all(recipe: Path, tmp_path: Path, number: int) -> None:
     # A shell starts what it puts into the background with interrupts ignored: not so in this test.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     run = command(recipe, tmp_path / "study", "rivals", "--workers", "2", "--seeds", *"01234567")
@@ -168,7 +169,7 @@ def test_an_interrupt_of_one_process_stops_all(recipe: Path, tmp_path: Path) -> 
     while begun < 2:
         begun += bool(BEGUN.match(study.stdout.readline()))
         assert study.poll() is None
-    study.send_signal(signal.SIGINT)  # to it alone, as `kill -INT` does
+    study.send_signal(number)  # to it alone, as `kill` does
     _, said = study.communicate(timeout=240)
     assert study.returncode == 130
     assert "Traceback" not in said

@@ -13,6 +13,7 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
+from gacd import models
 from gacd.anchors import AnchorBank, Fingerprint
 from gacd.attacks.objectives import kl
 from gacd.attacks.pgd import pgd
@@ -385,6 +386,16 @@ def test_a_teacher_that_keeps_a_tensor_of_its_first_pass_can_be_attacked_through
     assert x.grad is not None
 
 
+@pytest.fixture
+def nothing_registered(monkeypatch):
+    monkeypatch.setattr(models, "_REGISTERED", {})
+    kept = dict(METHODS)
+    yield
+    METHODS.clear()
+    METHODS.update(kept)
+
+
+@pytest.mark.usefixtures("nothing_registered")
 def test_a_cell_of_a_notebook_may_run_twice():
     """What registers a class or a function under a name may do so again with its next self."""
     cell = """

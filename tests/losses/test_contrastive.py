@@ -194,7 +194,7 @@ def test_labels_are_looked_up_a_window_at_a_time(
 ) -> None:
     p = problem()
     expected_B = gacd_loss(**p)
-    monkeypatch.setattr(fused, "CPU_ELEMENTS", 20)  # three anchors a chunk
+    monkeypatch.setattr(fused, "CPU_BYTES", 160)  # three anchors a chunk
     monkeypatch.setattr(fused, "WINDOW", window)
     torch.testing.assert_close(gacd_loss(**p), expected_B)
 
@@ -238,7 +238,7 @@ def test_the_matrix_of_scores_is_never_formed(monkeypatch: pytest.MonkeyPatch) -
                 self.numel = max(self.numel, out.numel())
             return out
 
-    monkeypatch.setattr(fused, "CPU_ELEMENTS", 5000)
+    monkeypatch.setattr(fused, "CPU_BYTES", 40_000)
     p, weight, bias = raw_problem(batch=50, anchors=2000)
     weight.requires_grad_()
     given = {value.untyped_storage().data_ptr() for value in p.values()}

@@ -31,9 +31,9 @@ from gacd.losses.checks import check_constant, check_temperature, check_widths
 from gacd.processor import fast_bf16
 
 KEPT_BYTES = 32 * 2**20
-# Elements of a chunk's scores and of its projected anchors: on a CPU they should stay in the cache,
-# elsewhere they should fill the device.
-CPU_ELEMENTS, DEVICE_ELEMENTS = 2**19, 2**22
+# Of a chunk's scores and of its projected anchors: on a CPU they should stay in the cache, elsewhere
+# they should fill the device.
+CPU_BYTES, DEVICE_ELEMENTS = 2**20, 2**22
 
 WINDOW = 2**16  # Anchors whose labels are looked up together.
 LOG2_E = 1 / math.log(2)
@@ -72,7 +72,8 @@ class Scores:
         self.wide = torch.promote_types(self.dtype, torch.float32)
         self.student_BE, self.weight_ED, self.bias_E = student_BE, weight_ED, bias_E
         self.anchors_MD, self.temperature = anchors_MD, temperature
-        elements = CPU_ELEMENTS if anchors_MD.device.type == "cpu" else DEVICE_ELEMENTS
+        on_cpu = anchors_MD.device.type == "cpu"
+        elements = CPU_BYTES // self.dtype.itemsize if on_cpu else DEVICE_ELEMENTS
         self.size = max(1, elements // max(student_BE.shape))
         self._query_EB = self.scaled(LOG2_E).T.contiguous()
         self._kept: list[Chunk] = []

@@ -6,7 +6,9 @@ import random
 import re
 import xml.etree.ElementTree as ET
 
+import numpy as np
 import pytest
+from scipy import stats
 
 from command_line import refusal
 from gacd.report.page import slug
@@ -291,6 +293,19 @@ def test_each_figure_of_correlations_shows_its_own_view(results, out):
         assert likeness_table(records, view).markdown().strip() in section
         mean = sum(r["correlations"]["gacd"][view]["mean"] for r in records) / len(records)
         assert f"GACD: mean {mean:.3f}, from" in section
+
+
+def test_figure_5_has_the_geometry_of_every_seed_and_one_picture(results, out):
+    section = (out / "report.md").read_text().partition("## Figure 5: ")[2].partition("\n## ")[0]
+    records = [r.record for r in results if r.study == "figure5"]
+    assert len(records) > 1
+    for name, shown in (("teacher", "teacher"), ("natural", "undefended"), ("gacd", "GACD")):
+        values = [r["geometry"][name]["silhouette"] for r in records]
+        half = stats.t.ppf(0.975, len(values) - 1) * stats.sem(values)
+        low, high = np.mean(values) - half, np.mean(values) + half
+        cell = f"{np.mean(values):.2f} [{low:.2f}, {high:.2f}]".replace("-", "−")
+        assert re.search(rf"\| {shown} \| {re.escape(cell)} \|.*\| {len(records)} \|", section)
+    assert f"The picture is of seed {records[0]['seed']}." in section
 
 
 @pytest.mark.parametrize(

@@ -31,8 +31,8 @@ from gacd.losses.checks import check_constant, check_temperature, check_widths
 from gacd.processor import fast_bf16
 
 KEPT_BYTES = 32 * 2**20
-# Of a chunk's scores and of its projected anchors: on a CPU they should stay in the cache, elsewhere
-# they should fill the device.
+# Of a chunk's scores and of its projected anchors: on a CPU they should stay in the cache,
+# elsewhere they should fill the device.
 CPU_BYTES, DEVICE_ELEMENTS = 2**20, 2**22
 
 WINDOW = 2**16  # Anchors whose labels are looked up together.

@@ -1,8 +1,10 @@
 """The claims and their evidence as tables."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from gacd.commands.rows import TEACHER
 from gacd.report.page import Check, Checks
 from gacd.report.tables import Cell, Column, Table, heading, signed
 from gacd.study.arms import student_name
@@ -12,6 +14,11 @@ from gacd.study.measure import scalar
 from gacd.study.rule import HELD, NOT_DECIDED, NOT_HELD
 
 _PASSED = {HELD: True, NOT_HELD: False, NOT_DECIDED: None}
+_GEOMETRY: dict[str, tuple[int, tuple[float, float]]] = {  # decimal places; what can be
+    "silhouette": (2, (-1.0, 1.0)),
+    "inter_intra": (2, (0.0, math.inf)),
+    "nearer_true": (0, (0.0, 100.0)),
+}
 _SHOWN = 3  # comparisons whose figures are written out in the summary
 
 
@@ -96,17 +103,11 @@ def likeness_table(records: Sequence[Mapping[str, Any]], view: str) -> Table:
     """Of every student to its teacher, over seeds."""
     rows = []
     for name in records[0]["correlations"]:
-        have = {int(r["seed"]): r for r in records if name in r["correlations"]}
-        cells = []
-        for most, values in (  # of what can be: a difference of correlations, CKA
-            (2, {k: float(r["correlations"][name][view]["mean"]) for k, r in have.items()}),
-            (1, {k: float(r["cka"][name][view]) for k, r in have.items()}),
-        ):
-            found = scalar(values, 0)
-            assert found is not None
-            interval = found.interval() if found.variances else None
-            aside = f"[{max(0, interval[0]):.3f}, {min(most, interval[1]):.3f}]" if interval else ""
-            cells.append(Cell(f"{found.mean:.3f}", aside))
+        have = [record for record in records if name in record["correlations"]]
+        cells = (  # of what can be: a difference of correlations, CKA
+            _over_seeds(have, [r["correlations"][name][view]["mean"] for r in have], 3, (0.0, 2.0)),
+            _over_seeds(have, [r["cka"][name][view] for r in have], 3, (0.0, 1.0)),
+        )
         rows.append((Cell(student_name(name)), *cells, Cell(str(len(have)))))
     columns = (
         Column("student"),
@@ -120,6 +121,56 @@ def likeness_table(records: Sequence[Mapping[str, Any]], view: str) -> Table:
         "seeds.",
     )
     return Table(f"Likeness to the teacher, {view} images", columns, tuple(rows), notes)
+
+
+def geometry_table(records: Sequence[Mapping[str, Any]]) -> Table:
+    """Two classes in every model's features, over seeds."""
+    rows = []
+    for name in records[0]["geometry"]:
+        have = [record for record in records if name in record["geometry"]]
+        shown = name if name == TEACHER else student_name(name)
+        cells = (
+            _over_seeds(have, [r["geometry"][name][key] for r in have], places, within)
+            for key, (places, within) in _GEOMETRY.items()
+        )
+        rows.append((Cell(shown), *cells, Cell(str(len(have)))))
+    columns = (
+        Column("model"),
+        Column("silhouette", numeric=True),
+        Column("inter / intra", numeric=True),
+        Column("nearer own class, %", numeric=True),
+        Column("seeds", numeric=True),
+    )
+    pair = records[0]["pair"]
+    notes = (
+        f"{pair['n_target']} images of {pair['target']}, {pair['n_source']} of {pair['source']}, "
+        f"and the latter perturbed into {pair['target']} against each model.",
+        "Inter / intra: distance of the classes' centroids, by the mean distance of clean images "
+        "to their own. Nearer own class: share of the attacked images nearer to the centroid of "
+        "their true class. [low, high]: 95 % interval over seeds.",
+    )
+    return Table(f"Features of {pair['target']} and {pair['source']}", columns, tuple(rows), notes)
+
+
+def _over_seeds(
+    records: Sequence[Mapping[str, Any]],
+    values: Sequence[float],
+    places: int,
+    within: tuple[float, float],
+) -> Cell:
+    """The mean of a value of each record, and its interval within what can be."""
+    seeds = (int(record["seed"]) for record in records)
+    found = scalar(dict(zip(seeds, map(float, values), strict=True)), 0)
+    assert found is not None
+    if not found.variances:
+        return Cell(_number(found.mean, places))
+    low, high = found.interval()
+    low, high = max(within[0], low), min(within[1], high)
+    return Cell(_number(found.mean, places), f"[{_number(low, places)}, {_number(high, places)}]")
+
+
+def _number(x: float, places: int) -> str:
+    return f"{x:.{places}f}".replace("-", "−")
 
 
 def _here(claim: Claim) -> str:

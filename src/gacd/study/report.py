@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from gacd.report.analysis import embedding_figure, geometry_table
+from gacd.report.analysis import embedding_figure
 from gacd.report.canvas import Figure
 from gacd.report.page import Check, Checks, Section, write_report, written_out
 from gacd.report.records import read_checks
@@ -13,7 +13,7 @@ from gacd.report.tables import Table
 from gacd.storage import write_bytes, write_json
 from gacd.study import figures, tables
 from gacd.study.arms import sweep
-from gacd.study.claim_tables import evidence_tables, likeness_table, summary
+from gacd.study.claim_tables import evidence_tables, geometry_table, likeness_table, summary
 from gacd.study.claims import Claim, claims_json, judge_claims
 from gacd.study.measure import select
 from gacd.study.paper import architecture_name, dataset_name, paper
@@ -114,8 +114,8 @@ def _analyses(results: Results) -> Iterator[Section]:
     records = _records(results, "figure5")
     content = []
     if records:
-        content = [geometry_table(records[0]), embedding_figure(records[0]).named("figure5")]
-    said = f"Of seed {records[0]['seed']} alone." if len(records) > 1 else ""
+        content = [geometry_table(records), embedding_figure(records[0]).named("figure5")]
+    said = f"The picture is of seed {records[0]['seed']}." if len(records) > 1 else ""
     heading = "Figure 5: features of two classes"
     yield from _section(results, "figure5", heading, content, said)
 

@@ -224,7 +224,8 @@ def from_checkpoint(
             "or fit one with gacd transfer"
         )
     known = set(meta.get("classes", ()))
-    if lacking := sorted(known - set(data.classes)) if known > set(data.classes) else []:
+    if known > set(data.classes):
+        lacking = sorted(known - set(data.classes))
         raise UserError(
             f"{path}: knows {len(known)} classes, and the data lack {len(lacking)} of them (such "
             f"as {lacking[0]}): choose data of all its classes, or a checkpoint of these alone"

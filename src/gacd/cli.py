@@ -118,7 +118,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _make_printable() -> None:
-    """What is printed may be cut from its colours and letters, but no run ends for its words."""
+    """No run ends because what it says cannot be written: a letter that is not there is a `?`."""
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if stream is None:  # closed by who started us

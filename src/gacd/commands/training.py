@@ -28,14 +28,14 @@ class TrainingRun(Run):
 
     def read(self) -> tuple[ArrayDataset, str]:
         """The test images, and the fingerprint of these and the training images."""
-        if self.goal == "report" and (slow := build.slow_bf16(self.cfg.fabric)):
-            self.note(slow)
         self.splits = build.splits(self.cfg.data, self.cfg.seed)
         parts = self.splits.train, self.splits.test
         return self.splits.test, fingerprint(part.fingerprint() for part in parts)
 
     def check_stage(self, stage: c.Training, name: str, method: Named) -> None:
         """Refuse, before anything trains, what would fail in the stage's first step."""
+        if self.goal == "report" and (slow := build.slow_bf16(self.cfg.fabric)):
+            self.note(slow)
         if method.attacks:
             step_size, eps = c.fraction(stage.attack.step_size), self.threat.eps
             self.threat.check_step(step_size)

@@ -63,10 +63,8 @@ def _check_statistics(mean: list[float] | None, std: list[float] | None) -> None
     for value in std or []:
         positive(std=value)
     if not all(0 <= m <= 1 and s <= 1 for m, s in zip(mean or [], std or [], strict=True)):
-        raise ValueError(
-            f"mean {mean} and std {std} must be of images in [0, 1]: divide those of 0 to 255 by "
-            "255"
-        )
+        said = f"mean {mean} and std {std} must be of images in [0, 1]"
+        raise ValueError(f"{said}: divide those of 0 to 255 by 255")
 
 
 @dataclass(kw_only=True)

@@ -110,10 +110,8 @@ def check_statistics(
     if not min(std) > 0:
         raise UserError(f"std is {list(std)}: each number must be above 0")
     if not all(0 <= m <= 1 and s <= 1 for m, s in zip(mean, std, strict=True)):
-        raise UserError(
-            f"mean {list(mean)} and std {list(std)} must be of images in [0, 1]: divide those of "
-            "0 to 255 by 255"
-        )
+        said = f"mean {list(mean)} and std {list(std)} must be of images in [0, 1]"
+        raise UserError(f"{said}: divide those of 0 to 255 by 255")
 
 
 def _per_channel(values: Sequence[float] | None) -> Tensor | None:

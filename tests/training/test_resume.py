@@ -96,6 +96,25 @@ def test_ctrl_c_in_the_middle_of_an_epoch(
     assert_same(tmp_path, whole[name, precision])
 
 
+def test_what_a_method_logs_may_be_no_number(stage: Any, tmp_path: Path) -> None:
+    """A state of training that holds it is its own, and goes on."""
+
+    def logging(method: Method) -> Method:
+        forward = method.forward
+
+        def odd(*arguments: Any, **more: Any) -> Any:
+            loss = forward(*arguments, **more)
+            return loss._replace(parts={**loss.parts, "odd": loss.total.detach() * torch.nan})
+
+        method.forward = odd  # type: ignore[method-assign]
+        return method
+
+    with pytest.raises(KeyboardInterrupt):
+        stage.fit(tmp_path, after(6, logging(stage.method("pgd-at")), ctrl_c))
+    stage.fit(tmp_path, logging(stage.method("pgd-at")))
+    assert [str(row["odd"]) for row in read_json_lines(tmp_path / "log.jsonl")] == ["nan"] * 3
+
+
 def test_the_seconds_and_images_before_an_interrupt_count(stage: Any, tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         stage.fit(tmp_path, after(6, stage.method("pgd-at"), ctrl_c))

@@ -123,6 +123,7 @@ def test_help_names_every_method(capsys: pytest.CaptureFixture[str]) -> None:
         ("training: {lr: [", r"mine.yaml, line 1: not YAML"),
         ("seed: 1\nout: x\nseed: 2", "mine.yaml, line 3: seed stands there a second time"),
         ("training: {lr: 1,\n lr: 2}", "mine.yaml, line 2: lr stands there a second time"),
+        ("x: &a {b: 1}\ny: {<<: *a, <<: *a}", "unknown setting 'x.b'"),
         ("seeds: [{a: 1, a: 2}]", "mine.yaml, line 1: a stands there a second time"),
         ("data: {classes: [yes, 1]}", "but must be of type .* or null; quote yes, no"),
         ("", "mine.yaml: holds no settings; write them as lines of KEY: VALUE"),

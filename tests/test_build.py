@@ -18,6 +18,7 @@ from gacd import build, sections
 from gacd import config as c
 from gacd.anchors import AnchorBank
 from gacd.data.dataset import ArrayDataset
+from gacd.data.load import only_classes
 from gacd.errors import UserError
 from gacd.losses import contrastive, robust, soft_labels
 from gacd.losses.information import nce_bound
@@ -226,6 +227,17 @@ def test_torchrun_and_fabric_must_agree(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(UserError, match="torchrun started 2 processes, but"):
         build.fabric(c.Fabric(accelerator="cpu"))
+
+
+def test_an_accent_is_one_letter_to_checkpoints_and_data(tmp_path: Path) -> None:
+    """As a Mac writes it, and as others do."""
+    images, labels = torch.zeros(4, 1, 8, 8, dtype=torch.uint8), torch.tensor([0, 1, 0, 1])
+    path = tmp_path / "model.safetensors"
+    net = create_model("digits-cnn-2", num_classes=2, channels=1, seed=0)
+    save_model(path, net, {"architecture": "digits-cnn-2", "classes": ["bar", "cafe\u0301"]})
+    data = ArrayDataset(images, labels, ("bar", "caf\u00e9"), "drinks")
+    assert build.from_checkpoint(path, build.Given(), data)[1] == "digits-cnn-2"
+    assert only_classes(data, ["cafe\u0301", "bar"]).labels.tolist() == [1, 0, 1, 0]
 
 
 def test_slow_bf16_is_told(monkeypatch: pytest.MonkeyPatch) -> None:

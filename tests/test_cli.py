@@ -319,7 +319,10 @@ def test_letters_that_the_output_does_not_have() -> None:
     program = [sys.executable, "-m", "gacd.cli", "train", "--config", "größe.yaml"]
     ascii_only = {**os.environ, "PYTHONIOENCODING": "ascii:strict"}
     done = subprocess.run(program, capture_output=True, env=ascii_only)
-    assert (done.returncode, done.stderr) == (2, b"gacd: gr??e.yaml: no such file\n")
+    assert (done.returncode, done.stderr) == (2, rb"gacd: gr\xf6\xdfe.yaml: no such file" + b"\n")
+    shown = "import sys; from gacd import cli; cli.parse = print; cli.main(['train', 'größe'])"
+    done = subprocess.run([sys.executable, "-c", shown], capture_output=True, env=ascii_only)
+    assert done.stdout.startswith(b"train ['gr??e']")
 
 
 def test_a_study_leaves_the_folder_of_a_run_alone(capsys: pytest.CaptureFixture[str]) -> None:
@@ -341,10 +344,15 @@ def test_a_bank_is_a_folder(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_what_killed_processes_left_is_removed(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main([*TRAIN, "--out", "mine"]) == 0
-    left, others = Path("mine/pgd-at/.checkpoint.safetensors.123.tmp"), Path("mine/.notes.tmp")
-    left.touch(), others.touch()
+    left, new = (Path(f"mine/pgd-at/.checkpoint.safetensors.{n}.tmp") for n in (123, 456))
+    others = Path("mine/.notes.tmp")
+    for path in (left, new, others):
+        path.touch()
+    for path in (left, others):
+        os.utime(path, (1, 1))
     assert cli.main([*TRAIN, "--out", "mine"]) == 0
-    assert not left.exists() and others.exists()
+    assert not left.exists()
+    assert new.exists() and others.exists()  # somebody may be at it; it is no file of ours
 
 
 def test_ctrl_c_exits_with_130(

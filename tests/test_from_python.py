@@ -416,6 +416,12 @@ register_model("again", build_again, classifier="2")
     assert METHODS["again"] is scope["Again"]
     made = create_model("again", num_classes=10, channels=1, seed=0)
     assert made.num_features == 2
+    for factor in (4, 5):  # of one place, but not of one name
+        made = type("Made", (Term,), {"objective": "ce", "__qualname__": "make.<locals>.Made"})
+        if factor == 4:
+            register_method("made", made)
+    with pytest.raises(UserError, match="the method 'made' exists already"):
+        register_method("made", made)
     scope["__name__"] = "another"
     with pytest.raises(UserError, match="the method 'again' exists already"):
         exec(cell.format(factor=3), scope)

@@ -165,10 +165,11 @@ def _refuse_repeated(path: Path, text: str) -> None:
             continue
         keys = set()
         for key, value in node.value:
-            if key.value in keys:
+            name = key.tag, key.value
+            if name in keys and name[0] != "tag:yaml.org,2002:merge":
                 line = key.start_mark.line + 1
                 raise UserError(f"{path}, line {line}: {key.value} stands there a second time")
-            keys.add(key.value)
+            keys.add(name)
             left.append(value)
 
 

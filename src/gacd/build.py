@@ -11,7 +11,7 @@ from lightning_fabric import Fabric
 
 from gacd import config as c
 from gacd.attacks.threat import ThreatModel
-from gacd.data.dataset import ArrayDataset, ImageDataset, Splits
+from gacd.data.dataset import ArrayDataset, ImageDataset, Splits, one_spelling
 from gacd.data.load import load_splits, load_test
 from gacd.errors import UserError
 from gacd.methods import METHODS, TrainingAttack
@@ -223,9 +223,11 @@ def from_checkpoint(
             f"{path}: features alone, its classifier was never trained; {finished}, "
             "or fit one with gacd transfer"
         )
-    known = set(meta.get("classes", ()))
-    if known > set(data.classes):
-        lacking = sorted(known - set(data.classes))
+    theirs = one_spelling(meta.get("classes") or data.classes)  # as far as is known
+    ours = one_spelling(data.classes)
+    known = set(theirs)
+    if known > set(ours):
+        lacking = sorted(known - set(ours))
         raise UserError(
             f"{path}: knows {len(known)} classes, and the data lack {len(lacking)} of them (such "
             f"as {lacking[0]}): choose data of all its classes, or a checkpoint of these alone"
@@ -237,15 +239,14 @@ def from_checkpoint(
         )
     check_size(path, meta, data, size)
     loaded.check(data.size, trains=False)
-    classes: Sequence[str] = meta.get("classes", data.classes)  # as far as is known
-    if list(classes) != list(data.classes):
-        _check_classes(path, classes, data.classes)
+    if theirs != ours:
+        _check_classes(path, theirs, ours)
     return loaded, str(meta["architecture"])
 
 
 def check_size(path: Path, meta: dict[str, Any], data: ImageDataset, size: int | None) -> None:
     """Refuse images of another size than a network saw, unless that `size` was asked for."""
-    seen = meta.get("size", data.size)
+    seen = meta.get("size") or data.size
     if size is None and seen != data.size:
         raise UserError(
             f"{path}: trained on images of {seen} pixels a side, and these have {data.size}: say "

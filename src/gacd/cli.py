@@ -123,8 +123,8 @@ def _make_printable() -> None:
         stream = getattr(sys, name)
         if stream is None:  # closed by who started us
             setattr(sys, name, Path(os.devnull).open("w"))  # noqa: SIM115
-        elif isinstance(stream, TextIOWrapper):
-            stream.reconfigure(errors="replace")
+    if isinstance(sys.stdout, TextIOWrapper):  # of stderr Python itself takes care
+        sys.stdout.reconfigure(errors="replace")
 
 
 def _short_of_memory(error: MemoryError | RuntimeError) -> str | None:

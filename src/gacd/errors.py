@@ -26,4 +26,4 @@ def defined_again(old: object, new: object) -> bool:
     before, after = (
         (getattr(x, "__module__", ""), getattr(x, "__qualname__", "<lambda>")) for x in (old, new)
     )
-    return before == after and not after[1].endswith("<lambda>")
+    return before == after and "<" not in after[1]  # no lambda, and nothing that a function made

@@ -17,7 +17,8 @@ def terminated_as_interrupted() -> Iterator[None]:
             raise KeyboardInterrupt
         interrupted(signal.SIGINT, frame)
 
-    if threading.current_thread() is not threading.main_thread():
+    decided = signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL  # by who started us
+    if decided or threading.current_thread() is not threading.main_thread():
         yield
         return
     before = signal.signal(signal.SIGTERM, handle)

@@ -8,6 +8,7 @@ import errno
 import hashlib
 import json
 import os
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -227,10 +228,15 @@ def fingerprint(parts: Iterable[str | bytes]) -> str:
 
 
 def sweep(folder: Path) -> None:
-    """Remove what killed processes left of files that they were writing somewhere in `folder`."""
+    """Remove what killed processes left of files that they were writing somewhere in `folder`.
+
+    What is younger than an hour may be another's, who is at it.
+    """
     for path in folder.rglob(".*.tmp"):
-        if path.name.split(".")[-2].isdigit():  # the process
-            path.unlink(missing_ok=True)
+        with suppress(FileNotFoundError):
+            old = time.time() - path.stat().st_mtime > 3600
+            if old and path.name.split(".")[-2].isdigit():  # the process
+                path.unlink()
 
 
 def _atomically(path: Path, write: Callable[[Path], object]) -> None:

@@ -70,7 +70,10 @@ def test_a_shard_that_is_not_whole_is_refused(tmp_path: Path, format: int) -> No
     at, data = cls.offset, image.offset_data
     found = load_splits("webdataset", root=tmp_path, **SETTINGS)
     assert len(found.train) + len(found.val) == 10
-    cut = f"{shard}: cut short or damaged at byte {at}: copy it again"
+    cut = (
+        f"{shard}: cut short or damaged at byte {at}: copy it again, or, if it is whole and lacks "
+    )
+    cut += "the end of an archive, append 1024 zero bytes"
     joined = ": copy it again, or, where several were joined, keep each in a file of its own"
     for damaged, said in (
         (whole[:at], cut),

@@ -247,11 +247,19 @@ def test_files_that_are_no_checkpoint(
     assert not (tmp_path / "executed").exists()
 
 
+@pytest.mark.parametrize("said", [{"classes": [1, 2]}, {"classes": None}, {"size": None}])
+def test_files_of_a_script_may_say_more_or_less(tmp_path: Path, said: dict[str, Any]) -> None:
+    path = tmp_path / "model.safetensors"
+    save_model(path, make(), {"architecture": "wrn-10-1", **said})
+    _, meta = load_model(path)
+    assert meta.items() >= said.items()
+
+
 @pytest.mark.parametrize(
     "said",
     [
         {"num_classes": "10"}, {"channels": None}, {"mean": "x"}, {"std": ["x"]},
-        {"architecture": 3}, {"classes": [1, 2]}, {"size": "x"},
+        {"architecture": 3}, {"classes": "cat"}, {"size": "x"},
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("load", [load_model, said_of])

@@ -385,6 +385,17 @@ def test_a_refreshed_projection_under_awp(stage: Any, tmp_path: Path) -> None:
     assert_same(tmp_path / "killed", tmp_path / "whole")
 
 
+def test_a_sigterm_that_is_ignored_stays_so() -> None:
+    """As `trap '' TERM` in a script decides it."""
+    program = (
+        "import os, signal; from gacd import cli; signal.signal(signal.SIGTERM, signal.SIG_IGN); "
+        "cli.parse = lambda *_: os.kill(os.getpid(), signal.SIGTERM); "
+        "print(cli.main(['train']))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.stdout == "0\n", done.stderr
+
+
 JOB = PROGRAM.replace(  # from outside, as a scheduler does it
     "os.kill(os.getpid(), int(number))",
     """import subprocess; subprocess.call(f"trap '' {number}; kill -{number} 0", shell=True)""",

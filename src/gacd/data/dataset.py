@@ -1,6 +1,7 @@
 """A data set as it is kept: bytes and labels in two tensors, on whichever device they are used."""
 
-from collections.abc import Iterator, Sequence
+import unicodedata
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol, runtime_checkable
 
@@ -11,6 +12,11 @@ from gacd.data.images import to_float
 from gacd.errors import UserError
 from gacd.shapes import Images
 from gacd.storage import fingerprint
+
+
+def one_spelling(names: Iterable[object]) -> list[str]:
+    """Names as they are compared: systems differ in how Unicode writes an accent."""
+    return [unicodedata.normalize("NFC", str(name)) for name in names]
 
 
 @runtime_checkable

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from gacd.data.dataset import ArrayDataset, Splits
+from gacd.data.dataset import ArrayDataset, Splits, one_spelling
 from gacd.data.folder import read_folder, read_test_folder
 from gacd.data.images import resize
 from gacd.data.readers import STREAMED, read_streamed
@@ -142,10 +142,11 @@ def only_classes(part: Part, classes: Sequence[str]) -> Part:
     if len(classes) < 2 or len(set(classes)) < len(classes):
         raise UserError(f"classes must be at least two different ones, not {', '.join(classes)}")
     new = torch.full((part.num_classes,), -1)
-    for label, name in enumerate(classes):
-        if name not in part.classes:
+    known = one_spelling(part.classes)
+    for label, (name, spelt) in enumerate(zip(classes, one_spelling(classes), strict=True)):
+        if spelt not in known:
             raise unknown(f"class of {part.name}", name, part.classes)
-        new[part.classes.index(name)] = label
+        new[known.index(spelt)] = label
     labels = new.to(part.labels.device)[part.labels]
     kept = labels >= 0
     name = f"{part.name} ({len(classes)} of {part.num_classes} classes)"

@@ -209,7 +209,10 @@ def _check_end(shard: Path, opened: BinaryIO, end: int) -> None:
     opened.seek(end)
     block = opened.read(tarfile.BLOCKSIZE)
     if block != bytes(tarfile.BLOCKSIZE):
-        raise UserError(f"{shard}: cut short or damaged at byte {end}: copy it again")
+        raise UserError(
+            f"{shard}: cut short or damaged at byte {end}: copy it again, or, if it is "
+            "whole and lacks the end of an archive, append 1024 zero bytes"
+        )
     while block := opened.read(1 << 20):
         if block.count(0) < len(block):
             raise UserError(

@@ -4,6 +4,7 @@ Any row can be read at any time, so the order of an epoch is the same permutatio
 a run that resumes in the middle of one begins there without reading what came before.
 """
 
+import os
 import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -20,6 +21,7 @@ from gacd.data.folder import fitted
 from gacd.errors import UserError
 from gacd.storage import fingerprint
 
+_GRACE = 20  # seconds, in which a process that a whole job's SIGTERM met writes its checkpoint
 _SAMPLE = 2048  # images that mean and standard deviation are taken from
 
 
@@ -132,6 +134,10 @@ def _whole(batch: Tensor | UserError) -> Tensor:
 
 
 def _ignore_interrupts(worker: int) -> None:
-    """Ctrl-C and SIGTERM, which reach a whole job, are the training process's to handle."""
+    """Ctrl-C and SIGTERM, which reach a whole job, are the training process's to handle.
+
+    It ends its workers itself; one that it can end by SIGTERM alone has some seconds more.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    if os.name == "posix":
+        signal.signal(signal.SIGTERM, lambda *_: signal.alarm(_GRACE))

@@ -21,6 +21,7 @@ from gacd.storage import (
     are_numbers,
     check_json,
     is_count,
+    is_number,
     load_meta,
     load_tensors,
     save_tensors,
@@ -31,8 +32,8 @@ _SAID = {
     "num_classes?": is_count,
     "channels?": is_count,
     **dict.fromkeys(("mean?", "std?"), lambda value: value is None or are_numbers(value)),
-    "classes?": [str],
-    "size?": is_count,
+    "classes?": lambda value: value is None or isinstance(value, list),
+    "size?": lambda value: value is None or is_number(value),
 }
 # A training checkpoint's networks, the preferred one first; a stage's best has one alone.
 _OURS = ("average.student.", "method.student.", "student.")

@@ -28,7 +28,6 @@ from gacd.evaluation.names import parse_attack
 from gacd.methods.registry import parse_method
 from gacd.models import check_model
 from gacd.ranks import GOAL, REFUSAL
-from gacd.signals import terminated_as_interrupted
 from gacd.storage import is_number, is_whole, read_json, write_bytes, write_json
 from gacd.study.cells import Cell, Config
 from gacd.study.grids import AWP, STUDIES, Entry, entries
@@ -238,7 +237,8 @@ def _workers(cfg: c.Study, started: float) -> Iterator[None]:
 
 def _work_too(cfg: c.Study, started: float, ready: "Event") -> None:
     """Work beside the process that the user started; that one tells of an interrupt."""
-    with contextlib.suppress(KeyboardInterrupt), terminated_as_interrupted():
+    with contextlib.suppress(KeyboardInterrupt):
+        signal.signal(signal.SIGTERM, lambda *_: None)  # which reaches a whole job: as above
         if os.name == "posix":  # a terminal interrupts a whole group, and twice stops at once
             os.setpgrp()
         signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -31,7 +31,6 @@ def fabric(cfg: c.Fabric) -> Fabric:
     if cfg.threads is not None:
         torch.set_num_threads(cfg.threads)
     wanted = "cuda" if cfg.accelerator == "gpu" else cfg.accelerator
-    cuda = wanted != "cpu" and torch.cuda.is_available()
     processes = cfg.devices * cfg.num_nodes
     started = os.environ.get("WORLD_SIZE", "") if "TORCHELASTIC_RUN_ID" in os.environ else ""
     if started.isdigit() and int(started) != processes:
@@ -39,7 +38,7 @@ def fabric(cfg: c.Fabric) -> Fabric:
             f"torchrun started {started} processes, but fabric.devices times fabric.num_nodes are "
             f"{processes}: say --fabric.devices (those of a node) as well"
         )
-    found = "cuda" if cuda else "cpu"  # Apple's GPUs lack float64, which evaluation needs
+    found = "cuda" if _on_gpu(cfg) else "cpu"
     mixed = cfg.precision == "bf16-mixed"
     try:
         built = Fabric(
@@ -57,10 +56,14 @@ def fabric(cfg: c.Fabric) -> Fabric:
 
 def slow_bf16(cfg: c.Fabric) -> str | None:
     """What to say where training in bf16 is slower than in float32: on most processors."""
-    gpu = cfg.accelerator != "cpu" and torch.cuda.is_available()
-    if cfg.precision == "32-true" or gpu or fast_bf16():
+    if cfg.precision == "32-true" or _on_gpu(cfg) or fast_bf16():
         return None
     return "this processor trains faster in float32 than in bf16: say --fabric.precision 32-true"
+
+
+def _on_gpu(cfg: c.Fabric) -> bool:
+    """Not on Apple's: they lack float64, which evaluation needs."""
+    return cfg.accelerator != "cpu" and torch.cuda.is_available()
 
 
 def ranks(fabric: Fabric) -> Ranks:

@@ -18,6 +18,7 @@ from typing import Any
 from gacd.errors import UserError
 
 _META = "gacd"
+_AGAIN = "delete it and run again"
 
 Shape = Any
 """Of a JSON value: a type, a test, or what looks as the value does: [shape] or {key: shape}.
@@ -91,7 +92,7 @@ def are_numbers(value: Any, n: int | None = None) -> bool:
     )
 
 
-def read_json(path: Path, shape: Shape = object, *, remedy: str = "delete it and run again") -> Any:
+def read_json(path: Path, shape: Shape = object, *, remedy: str = _AGAIN) -> Any:
     """The JSON value in a file, of this `shape`.
 
     Raises a UserError that names the file, and the remedy, where it holds no such thing.
@@ -106,9 +107,7 @@ def read_json(path: Path, shape: Shape = object, *, remedy: str = "delete it and
     return value
 
 
-def check_json(
-    path: Path, value: Any, shape: Shape, remedy: str = "delete it and run again"
-) -> None:
+def check_json(path: Path, value: Any, shape: Shape, remedy: str = _AGAIN) -> None:
     """Refuse a value, read from this file, that is not of a shape."""
     for misfit in misfits(value, shape):
         raise UserError(f"{path}: not written by this package; {remedy} ({misfit})")

@@ -12,7 +12,7 @@ import torch
 from gacd import build
 from gacd import config as c
 from gacd.attacks.threat import ThreatModel
-from gacd.commands.identity import Goal, refuse_foreign
+from gacd.commands.identity import Goal, refuse_foreign, refuse_missing
 from gacd.commands.rows import TEACHER
 from gacd.data.dataset import ArrayDataset
 from gacd.errors import UserError, unknown
@@ -43,9 +43,7 @@ def analyze(cfg: c.Analyze, *, goal: Goal = "report") -> None:
     files = {TEACHER: cfg.teacher} | dict(_named(text) for text in cfg.students)
     if len(files) != 1 + len(cfg.students):
         raise UserError(f"students need different names, and none may be '{TEACHER}'")
-    for path in files.values():
-        if not path.exists():
-            raise UserError(f"{path}: no such file")
+    refuse_missing(files.values())
     alone = replace(cfg.fabric, devices=1, num_nodes=1, strategy="auto")
     device = build.fabric(alone).device
     test = build.test_part(cfg.data).to(device)

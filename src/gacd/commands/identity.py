@@ -90,10 +90,15 @@ def _grown(theirs: dict[str, Any], ours: dict[str, Any], begun: Container[str]) 
     return grown
 
 
-def refuse_missing(cfg: c.Run) -> None:
-    """Refuse a file to start from that is not there, before anything is read or compared."""
+def starts(cfg: c.Run) -> list[Path | None]:
+    """The files that a run starts from, where it was told any."""
     settings = flat(asdict(cfg))
-    for path in map(settings.get, STARTS):
+    return [settings.get(key) for key in STARTS]
+
+
+def refuse_missing(paths: Iterable[Path | None]) -> None:
+    """Refuse a file that is not there, before anything is read or compared."""
+    for path in paths:
         if path is not None and not path.exists():
             raise UserError(f"{path}: no such file")
 

@@ -22,11 +22,11 @@ from gacd.evaluation.robust import answered_alike, epsilon_curve, evaluate
 from gacd.methods.cost import Cost
 from gacd.methods.registry import method_order
 from gacd.models.base import Backbone
-from gacd.models.checkpoints import load_model, said_of
+from gacd.models.checkpoints import check_said, load_model, said_of
 from gacd.ranks import ALONE, Ranks
 from gacd.report.records import read_record
 from gacd.report.run import sorted_paths
-from gacd.storage import check_json, is_number, is_whole, write_json
+from gacd.storage import is_number, is_whole, write_json
 
 MODEL = "model.safetensors"
 TEACHER = "teacher"
@@ -63,9 +63,7 @@ class Spent:
     @classmethod
     def read(cls, path: Path) -> "Spent":
         """What went into the network of a file, as far as the file says."""
-        said = said_of(path)
-        check_json(path, said, _SPENT, "make it, or download it, again")
-        spent = said.get("spent")
+        spent = check_said(path, said_of(path), _SPENT).get("spent")
         if spent is None:
             return cls()
         return cls(spent["seconds"], spent["images"], Cost(**spent["cost"]))

@@ -13,7 +13,7 @@ from lightning_fabric import Fabric
 
 from gacd import build
 from gacd import config as c
-from gacd.commands.identity import Goal, claim, refuse_missing
+from gacd.commands.identity import Goal, claim, refuse_missing, starts
 from gacd.commands.rows import (
     MODEL,
     Row,
@@ -45,7 +45,7 @@ class Run:
         for name in cfg.evaluation.attacks:
             parse_attack(name)
         if goal == "report":  # a study's cell has made what it starts from
-            refuse_missing(cfg)
+            refuse_missing(starts(cfg))
         self.options = build.method_options(cfg)
         self.threat = build.threat(cfg.threat)
         self.fabric: Fabric = build.fabric(cfg.fabric)

@@ -4,7 +4,6 @@ import math
 import os
 import re
 import time
-import unicodedata
 import warnings
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,7 +18,7 @@ import torch
 from PIL import Image, ImageOps
 
 from gacd import storage
-from gacd.data.dataset import ArrayDataset
+from gacd.data.dataset import ArrayDataset, one_spelling
 from gacd.errors import UserError, unknown
 from gacd.progress import progress
 from gacd.shapes import PixelArray
@@ -100,8 +99,8 @@ def _folders(folder: Path) -> dict[str, Path]:
     folders = [p for p in folder.iterdir() if p.is_dir() and not p.name.startswith(".")]
     _check_names(folder, (path.name for path in folders))
     named: dict[str, Path] = {}
-    for path in folders:
-        name = unicodedata.normalize("NFC", path.name)
+    names = one_spelling(path.name for path in folders)
+    for name, path in zip(names, folders, strict=True):
         if name in named:
             raise UserError(
                 f"{folder}: two folders are '{name}', in two spellings of Unicode: join them"

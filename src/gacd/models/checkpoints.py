@@ -18,6 +18,7 @@ from gacd.errors import UserError
 from gacd.models import check_model, create_model
 from gacd.models.base import Backbone, check_backbone
 from gacd.storage import (
+    Shape,
     are_numbers,
     check_json,
     is_count,
@@ -73,11 +74,12 @@ def said_of(path: Path) -> dict[str, Any]:
 
     Raises UserError for a .safetensors that is not there, or damaged.
     """
-    return _checked(path, load_meta(path)) if path.suffix == ".safetensors" else {}
+    return check_said(path, load_meta(path)) if path.suffix == ".safetensors" else {}
 
 
-def _checked(path: Path, meta: dict[str, Any]) -> dict[str, Any]:
-    check_json(path, meta, _SAID, "make it, or download it, again")
+def check_said(path: Path, meta: dict[str, Any], shape: Shape = _SAID) -> dict[str, Any]:
+    """What a file says of itself, or a refusal where it is not of this shape."""
+    check_json(path, meta, shape, "make it, or download it, again")
     return meta
 
 
@@ -104,7 +106,7 @@ def load_model(path: Path | str) -> tuple[Backbone, dict[str, Any]]:
             "name the architecture and load the weights alone"
         )
     tensors, meta = load_tensors(path)
-    _checked(path, meta)
+    check_said(path, meta)
     try:
         shape = {key: meta[key] for key in ("num_classes", "channels", "mean", "std")}
         name = meta["architecture"]
@@ -134,7 +136,7 @@ def load_weights(model: Backbone, path: Path | str) -> None:
     path = Path(path)
     if path.suffix == ".safetensors":
         tensors, meta = load_tensors(path)
-        _check_statistics(model, _checked(path, meta), path)
+        _check_statistics(model, check_said(path, meta), path)
     else:
         tensors = _read_pytorch(path)
     _fill(model, tensors, path)

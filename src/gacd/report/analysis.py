@@ -11,10 +11,16 @@ from gacd.report.page import Checks, Section, write_report
 from gacd.report.pictures import heatmaps
 from gacd.report.records import ENVIRONMENT
 from gacd.report.run import provenance
-from gacd.report.tables import Cell, Column, Record, Table
+from gacd.report.tables import Cell, Column, Record, Table, number
 from gacd.storage import Shape, check_json, is_count, is_number, is_whole, read_json
 
 RECORD = "analysis.json"
+GEOMETRY = (
+    "Inter / intra: distance of the classes' centroids, by the mean distance of clean images to "
+    "their own. Nearer own class: share of the attacked images nearer to the centroid of their "
+    "true class"
+)
+"""What the columns of a table of two classes' features are."""
 _MADE_ON = {"own": "made against the model itself", "teacher": "made against the teacher"}
 
 
@@ -95,10 +101,15 @@ def likeness_table(record: Record) -> Table:
     )
 
 
+def geometry_caption(record: Record) -> str:
+    """Of a table of the two classes' features."""
+    return f"Features of {record['pair']['target']} and {record['pair']['source']}"
+
+
 def geometry_table(record: Record) -> Table:
     """Two classes in every model's features."""
     return Table(
-        f"Features of {record['pair']['target']} and {record['pair']['source']}",
+        geometry_caption(record),
         (
             Column("model"),
             Column("silhouette", numeric=True),
@@ -108,7 +119,7 @@ def geometry_table(record: Record) -> Table:
         tuple(
             (
                 Cell(name),
-                Cell(f"{shape['silhouette']:.2f}".replace("-", "−")),
+                Cell(number(shape["silhouette"], 2)),
                 Cell(f"{shape['inter_intra']:.2f}"),
                 Cell(
                     f"{shape['nearer_true']:.0f} %",
@@ -118,10 +129,8 @@ def geometry_table(record: Record) -> Table:
             for name, shape in record["geometry"].items()
         ),
         (
-            f"{_pair(record)}.",
-            "Inter / intra: distance of the classes' centroids, by the mean distance of clean "
-            "images to their own. Nearer own class: share of the attacked images nearer to the "
-            "centroid of their true class, with Wilson's 95 % interval.",
+            f"{pair_of(record)}.",
+            f"{GEOMETRY}, with Wilson's 95 % interval.",
         ),
     )
 
@@ -156,7 +165,8 @@ def _intro(record: Record) -> list[str]:
     ]
 
 
-def _pair(record: Record) -> str:
+def pair_of(record: Record) -> str:
+    """Which images of two classes were looked at."""
     pair = record["pair"]
     return (
         f"{pair['n_target']} images of {pair['target']}, {pair['n_source']} of {pair['source']}, "

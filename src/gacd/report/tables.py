@@ -18,9 +18,14 @@ _MISSING = "–"
 _NAME_WIDTH = 5  # the least that a terminal's column of names keeps
 
 
+def number(x: float, places: int, sign: str = "") -> str:
+    """With a true minus, where it has one."""
+    return f"{x:{sign}.{places}f}".replace("-", "−")
+
+
 def signed(x: float, places: int = 1) -> str:
     """With its sign, and a true minus."""
-    return f"{x:+.{places}f}".replace("-", "−")
+    return number(x, places, "+")
 
 
 def heading(attack: str) -> str:

@@ -5,8 +5,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from gacd.commands.rows import TEACHER
+from gacd.report.analysis import GEOMETRY, geometry_caption, pair_of
 from gacd.report.page import Check, Checks
-from gacd.report.tables import Cell, Column, Table, heading, signed
+from gacd.report.tables import Cell, Column, Table, heading, number, signed
 from gacd.study.arms import student_name
 from gacd.study.claims import Claim
 from gacd.study.evidence import METRICS, Evidence, Side
@@ -141,15 +142,11 @@ def geometry_table(records: Sequence[Mapping[str, Any]]) -> Table:
         Column("nearer own class, %", numeric=True),
         Column("seeds", numeric=True),
     )
-    pair = records[0]["pair"]
     notes = (
-        f"{pair['n_target']} images of {pair['target']}, {pair['n_source']} of {pair['source']}, "
-        f"and the latter perturbed into {pair['target']} against each model.",
-        "Inter / intra: distance of the classes' centroids, by the mean distance of clean images "
-        "to their own. Nearer own class: share of the attacked images nearer to the centroid of "
-        "their true class. [low, high]: 95 % interval over seeds.",
+        f"{pair_of(records[0])}.",
+        f"{GEOMETRY}. [low, high]: 95 % interval over seeds.",
     )
-    return Table(f"Features of {pair['target']} and {pair['source']}", columns, tuple(rows), notes)
+    return Table(geometry_caption(records[0]), columns, tuple(rows), notes)
 
 
 def _over_seeds(
@@ -163,14 +160,10 @@ def _over_seeds(
     found = scalar(dict(zip(seeds, map(float, values), strict=True)), 0)
     assert found is not None
     if not found.variances:
-        return Cell(_number(found.mean, places))
+        return Cell(number(found.mean, places))
     low, high = found.interval()
     low, high = max(within[0], low), min(within[1], high)
-    return Cell(_number(found.mean, places), f"[{_number(low, places)}, {_number(high, places)}]")
-
-
-def _number(x: float, places: int) -> str:
-    return f"{x:.{places}f}".replace("-", "−")
+    return Cell(number(found.mean, places), f"[{number(low, places)}, {number(high, places)}]")
 
 
 def _here(claim: Claim) -> str:

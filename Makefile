@@ -1,5 +1,5 @@
 # make quickstart | test | lint | install | clean
-# Needs Python 3.11 to 3.13 and nothing else: everything is installed into .venv.
+# Needs Python 3.11 to 3.14 and nothing else: everything is installed into .venv.
 # ARGS reaches the program behind a target: make test ARGS="tests/losses -k kd"
 
 .DEFAULT_GOAL := quickstart
@@ -31,14 +31,14 @@ clean:
 
 # A name on the path proves nothing (pyenv's shims exist and fail), so each candidate is run.
 $(VENV)/.python:
-	@for python in python3.13 python3.12 python3.11 python3; do \
-	  if $$python -c 'import ensurepip, sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' \
+	@for python in python3.13 python3.12 python3.11 python3.14 python3; do \
+	  if $$python -c 'import ensurepip, sys; sys.exit(not (3, 11) <= sys.version_info < (3, 15))' \
 	    2>/dev/null; then \
 	    echo "creating $(VENV) with $$python"; \
 	    $$python -m venv $(VENV) && touch $@ && exit 0 || exit 1; \
 	  fi; \
 	done; \
-	echo "make: no Python 3.11, 3.12 or 3.13 with the venv module was found" >&2; exit 1
+	echo "make: no Python 3.11 to 3.14 with the venv module was found" >&2; exit 1
 
 $(VENV)/.package: pyproject.toml | $(VENV)/.python
 	@echo "installing gacd and its dependencies (PyTorch is large: this takes minutes)"

@@ -29,6 +29,7 @@ from gacd.training.precision import Bf16Autocast
 def fabric(cfg: c.Fabric) -> Fabric:
     """Lightning Fabric, launched. Raises UserError for a device that is not there."""
     if cfg.threads is not None:
+        _check_threads(cfg.threads)
         torch.set_num_threads(cfg.threads)
     wanted = "cuda" if cfg.accelerator == "gpu" else cfg.accelerator
     processes = cfg.devices * cfg.num_nodes
@@ -52,6 +53,16 @@ def fabric(cfg: c.Fabric) -> Fabric:
         raise UserError(f"fabric: {error}") from None
     built.launch()
     return built
+
+
+def _check_threads(threads: int) -> None:
+    """Refuse more threads than processors: they wait for one another until nothing moves."""
+    there = os.cpu_count()  # None where it cannot be told
+    if there is not None and threads > there:
+        raise UserError(
+            f"fabric.threads is {threads}, but must be at most {there}: "
+            "so many processors this machine has"
+        )
 
 
 def slow_bf16(cfg: c.Fabric) -> str | None:

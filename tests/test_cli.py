@@ -418,6 +418,33 @@ def test_more_refusals(
 
 
 @pytest.mark.parametrize(
+    ("line", "flags"),
+    [
+        ("evaluate --model digits-cnn-2 --checkpoint", "--mean 0.25 --std 0.5"),
+        (
+            "distill --methods natural --training.batch_size 32 --teacher.model digits-cnn-2"
+            " --teacher.checkpoint",
+            "--teacher.mean 0.25 --teacher.std 0.5",
+        ),
+        (
+            "evaluate --checkpoint own.safetensors --attacks transfer --source_model digits-cnn-2"
+            " --source",
+            "--source_mean 0.25 --source_std 0.5",
+        ),
+    ],
+)
+def test_what_a_file_normalises_by_is_to_be_said_with_the_flags_of_the_command(
+    line: str, flags: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = create_model("digits-cnn-2", num_classes=10, channels=1, seed=0)
+    save_model("own.safetensors", model, {"architecture": "digits-cnn-2"})
+    normaliser = {"mean": torch.tensor([0.25]), "std": torch.tensor([0.5])}
+    torch.save({**normaliser, **model.state_dict()}, "theirs.pt")
+    said = refusal(capsys, *line.split(), "theirs.pt", *TINY[:4], *TINY[6:])
+    assert said.endswith(f"(mean and std): save the state_dict() without these and say {flags}")
+
+
+@pytest.mark.parametrize(
     ("end", "code"), [(UserError("no"), 2), (KeyboardInterrupt(), 130), (None, 0)]
 )
 def test_a_run_leaves_its_other_processes_however_it_ends(

@@ -204,6 +204,7 @@ def network(
         raise UserError(f"{path}: say which network it is with {flag}, such as {flag} resnet18")
     if given.num_classes is None:
         raise UserError(f"{path}: say with --num_classes how many classes it was trained on")
+    told = flag.replace("model", "mean"), flag.replace("model", "std")
     loaded = create_model(
         given.model,
         num_classes=given.num_classes,
@@ -212,10 +213,9 @@ def network(
         std=about.get("std", given.std),
         seed=0,
     )
-    load_weights(loaded, path)
+    load_weights(loaded, path, told=told)
     if given.mean is None and "mean" not in about:
-        mean, std = (flag.replace("model", name) for name in ("mean", "std"))
-        print(f"note: {path} gets images in [0, 1]; give {mean} and {std} if it wants others")
+        print(f"note: {path} gets images in [0, 1]; give {' and '.join(told)} if it wants others")
     return loaded, {"architecture": given.model}
 
 

@@ -15,7 +15,7 @@ from gacd import cli
 from gacd import config as c
 from gacd.errors import UserError
 from gacd.methods.registry import METHODS, parse_method
-from gacd.models import create_model
+from gacd.models import create_model, model_names
 
 pytestmark = pytest.mark.usefixtures("elsewhere")
 
@@ -38,7 +38,9 @@ def test_importing_and_help_are_quick_and_without_torch() -> None:
 @pytest.mark.parametrize("arguments", [[], ["-h"], ["--help"], ["help"]])
 def test_help(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> None:
     assert cli.main(arguments) == 0
-    assert "gacd COMMAND" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "gacd COMMAND" in out
+    assert max(map(len, out.splitlines())) <= 80
 
 
 def test_version_and_help_of_commands(capsys: pytest.CaptureFixture[str]) -> None:
@@ -105,6 +107,27 @@ def test_impossible_settings_are_refused_before_anything_runs(line: str, message
     command, *flags = line.split()
     with pytest.raises(UserError, match=message):
         cli.parse(command, flags)
+
+
+@pytest.mark.parametrize(("name", "networks"), [("train", "--model"), ("distill", "--student")])
+def test_help_names_every_network(
+    capsys: pytest.CaptureFixture[str], name: str, networks: str
+) -> None:
+    assert cli.main([name, "--help"]) == 0
+    said = capsys.readouterr().out.partition(f"  {networks} ")[2].partition("(type")[0]
+    for network in model_names():
+        assert re.sub(r"(-\d+)+$", "", network) in said
+
+
+@pytest.mark.parametrize("command", cli.COMMANDS)
+def test_help_explains_what_a_new_user_cannot_guess(
+    capsys: pytest.CaptureFixture[str], command: str
+) -> None:
+    assert cli.main([command, "--help"]) == 0
+    out = " ".join(capsys.readouterr().out.split())
+    for setting in ("--out OUT", "--seed SEED", "--model MODEL", "--b B", "--student STUDENT"):
+        assert f" {setting} (type" not in out
+    assert "CHECKPOINT (type" not in out
 
 
 def test_help_names_every_method(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,6 +1,7 @@
 """A checkpoint's classes and the data's: the same number of them is not enough."""
 
 import inspect
+import os
 import re
 from collections.abc import Callable
 from dataclasses import replace
@@ -204,10 +205,14 @@ def test_images_too_small_for_any_network_are_refused(tmp_path: Path) -> None:
 def test_precision_and_threads_are_those_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     threads: list[int] = []
     monkeypatch.setattr(torch, "set_num_threads", threads.append)
+    monkeypatch.setattr(os, "cpu_count", lambda: 3)
     for precision, dtype in (("bf16-mixed", torch.bfloat16), ("32-true", torch.float32)):
         cfg = c.Fabric(accelerator="cpu", threads=3, precision=precision)
         with build.fabric(cfg).autocast():
             assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == dtype
+    assert threads == [3, 3]
+    with pytest.raises(UserError, match=r"fabric\.threads is 4, but must be at most 3: so many"):
+        build.fabric(c.Fabric(accelerator="cpu", threads=4))
     assert threads == [3, 3]
 
 

@@ -100,6 +100,7 @@ def test_a_refusal_in_a_real_process_and_before_torch(tmp_path: Path) -> None:
         ("train --fabric.accelerator mps", "known: auto, cpu, cuda, gpu"),  # float64 is needed
         ("train --fabric.strategy quantum", "quantum"),
         ("train --fabric.threads -1", "threads is -1"),
+        ("train --fabric.threads 100000", "threads is 100000, but must be at most"),
         ("train --seed", "--seed: expected one argument"),
         ("train --seed x", "seed is 'x', but must be of type int"),
         *(
@@ -414,6 +415,33 @@ def test_more_refusals(
     monkeypatch.chdir(tmp_path)
     assert said in refusal(capsys, *arguments)
     assert not (tmp_path / "nothing").exists()
+
+
+@pytest.mark.parametrize(
+    ("line", "flags"),
+    [
+        ("evaluate --model digits-cnn-2 --checkpoint", "--mean 0.25 --std 0.5"),
+        (
+            "distill --methods natural --training.batch_size 32 --teacher.model digits-cnn-2"
+            " --teacher.checkpoint",
+            "--teacher.mean 0.25 --teacher.std 0.5",
+        ),
+        (
+            "evaluate --checkpoint own.safetensors --attacks transfer --source_model digits-cnn-2"
+            " --source",
+            "--source_mean 0.25 --source_std 0.5",
+        ),
+    ],
+)
+def test_what_a_file_normalises_by_is_to_be_said_with_the_flags_of_the_command(
+    line: str, flags: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = create_model("digits-cnn-2", num_classes=10, channels=1, seed=0)
+    save_model("own.safetensors", model, {"architecture": "digits-cnn-2"})
+    normaliser = {"mean": torch.tensor([0.25]), "std": torch.tensor([0.5])}
+    torch.save({**normaliser, **model.state_dict()}, "theirs.pt")
+    said = refusal(capsys, *line.split(), "theirs.pt", *TINY[:4], *TINY[6:])
+    assert said.endswith(f"(mean and std): save the state_dict() without these and say {flags}")
 
 
 @pytest.mark.parametrize(

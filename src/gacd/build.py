@@ -29,6 +29,7 @@ from gacd.training.precision import Bf16Autocast
 def fabric(cfg: c.Fabric) -> Fabric:
     """Lightning Fabric, launched. Raises UserError for a device that is not there."""
     if cfg.threads is not None:
+        _check_threads(cfg.threads)
         torch.set_num_threads(cfg.threads)
     wanted = "cuda" if cfg.accelerator == "gpu" else cfg.accelerator
     processes = cfg.devices * cfg.num_nodes
@@ -52,6 +53,16 @@ def fabric(cfg: c.Fabric) -> Fabric:
         raise UserError(f"fabric: {error}") from None
     built.launch()
     return built
+
+
+def _check_threads(threads: int) -> None:
+    """Refuse more threads than processors: they wait for one another until nothing moves."""
+    there = os.cpu_count()  # None where it cannot be told
+    if there is not None and threads > there:
+        raise UserError(
+            f"fabric.threads is {threads}, but must be at most {there}: "
+            "so many processors this machine has"
+        )
 
 
 def slow_bf16(cfg: c.Fabric) -> str | None:
@@ -193,6 +204,7 @@ def network(
         raise UserError(f"{path}: say which network it is with {flag}, such as {flag} resnet18")
     if given.num_classes is None:
         raise UserError(f"{path}: say with --num_classes how many classes it was trained on")
+    told = flag.replace("model", "mean"), flag.replace("model", "std")
     loaded = create_model(
         given.model,
         num_classes=given.num_classes,
@@ -201,10 +213,9 @@ def network(
         std=about.get("std", given.std),
         seed=0,
     )
-    load_weights(loaded, path)
+    load_weights(loaded, path, told=told)
     if given.mean is None and "mean" not in about:
-        mean, std = (flag.replace("model", name) for name in ("mean", "std"))
-        print(f"note: {path} gets images in [0, 1]; give {mean} and {std} if it wants others")
+        print(f"note: {path} gets images in [0, 1]; give {' and '.join(told)} if it wants others")
     return loaded, {"architecture": given.model}
 
 

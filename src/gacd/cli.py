@@ -23,17 +23,17 @@ from gacd.ranks import GOAL, REFUSAL
 from gacd.signals import terminated_as_interrupted
 
 COMMANDS = {
-    "quickstart": "digits: a robust teacher, small students by every method, a report (3 minutes)",
-    "speedrun": "CIFAR-10 on one GPU: ResNet-18 teacher and GACD student in minutes, AutoAttack",
-    "train": "train one network: naturally, by PGD adversarial training, TRADES or MART",
-    "distill": "from a robust teacher to small evaluated students: ard, rslad, gacd, gacd+aft, ...",
+    "quickstart": "digits: a robust teacher, small students, a report (3 minutes)",
+    "speedrun": "CIFAR-10 on one GPU: ResNet-18, teacher and student, in minutes",
+    "train": "train one network: naturally, by PGD training, TRADES or MART",
+    "distill": "from a robust teacher to small students: ard, rslad, gacd, ...",
     "finetune": "fine-tune a saved network adversarially",
-    "evaluate": "attack a saved network, or a public checkpoint: PGD, AutoAttack, ...",
-    "compare": "A B: is one evaluated model more robust than another? paired test, per image",
-    "seeds": "RUN RUN ...: runs of one recipe by several seeds: means, and what is decided",
-    "transfer": "a linear classifier for other data on a saved network's frozen features, attacked",
-    "analyze": "students and their teacher: class correlations, CKA, t-SNE of two classes",
-    "study": "list | run | status | report: the paper's tables and figures, claim by claim",
+    "evaluate": "attack a saved network, or a public checkpoint: AutoAttack, ...",
+    "compare": "A B: is one model more robust than another? paired, per image",
+    "seeds": "RUN RUN ...: one recipe by several seeds: what is decided",
+    "transfer": "a linear classifier for other data on frozen features, attacked",
+    "analyze": "students and their teacher: correlations, CKA, t-SNE",
+    "study": "list | run | status | report: the paper's tables and figures",
     "report": "draw report.html of a run folder anew",
 }
 
@@ -49,31 +49,34 @@ _WORDS = {
 
 HELP = f"""usage: gacd COMMAND [--config RECIPE] [--KEY VALUE ...]
 
-gacd {__version__}: small models that stay right under attack, distilled from robust teachers
-(Guided Adversarial Contrastive Distillation, and its rivals).
+gacd {__version__}: small models that stay right under attack, distilled from
+robust teachers (Guided Adversarial Contrastive Distillation, and its rivals).
 
 commands:
 {chr(10).join(f"  {name:<11} {text}" for name, text in COMMANDS.items())}
 
-  gacd COMMAND --help            every setting with its default; after --config NAME, that recipe's
-  gacd COMMAND --print_config    the whole configuration as YAML, to save, change and pass back
+  gacd COMMAND --help          every setting with its default (or, after
+                               --config NAME, that recipe's)
+  gacd COMMAND --print_config  the configuration as YAML, to save and change
   gacd --version
 
 examples:
   gacd quickstart
   gacd distill --config cifar10-small --data.root ~/cifar10 --out runs/mine
-  gacd distill --methods '[gacd, gacd+aft]' --threat.eps 4/255 --gacd.temperature 0.07
-  gacd evaluate --checkpoint runs/quickstart/gacd+aft/model.safetensors --attacks pgd100x5
-  gacd evaluate --checkpoint resnet18.pt --model resnet18 --data.name cifar10 --data.root ~/data
-  gacd compare runs/quickstart/gacd+aft runs/quickstart/pgd-at --attack autoattack
+  gacd distill --methods gacd gacd+aft --threat.eps 4/255 --gacd.dim 64
+  gacd evaluate --checkpoint runs/quickstart/gacd+aft/model.safetensors
+  gacd evaluate --checkpoint theirs.pt --model resnet18 --attacks pgd100x5 \\
+    --data.name cifar10 --data.root ~/cifar10
+  gacd compare runs/quickstart/gacd+aft runs/quickstart/pgd-at
   gacd seeds runs/seed-0 runs/seed-1 runs/seed-2 --minus pgd-at
-  gacd transfer --checkpoint student.safetensors --data.name stl10 --data.root ~/data
-  gacd analyze --teacher t.safetensors --students ard=a.safetensors gacd=g.safetensors
+  gacd transfer --checkpoint s.safetensors --data.name stl10 --data.root ~/data
+  gacd analyze --teacher t.safetensors --students ard=a.safetensors
   gacd study run table1 ablation --scale small --data.root ~/cifar10 --workers 2
 
-recipes of gacd distill that ship with the package: {{recipes}}
---config takes their names, or a YAML file of your own; flags override it. Running a command again
-resumes it. Exit codes: 0 done, 2 bad input, 130 stopped (Ctrl-C, SIGTERM) with a checkpoint."""
+recipes of gacd distill: {{recipes}}
+--config takes their names, or a YAML file of your own; flags override it.
+Running a command again resumes it. Exit codes: 0 done, 2 bad input, 130 stopped
+(Ctrl-C, SIGTERM) with a checkpoint."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:

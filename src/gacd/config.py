@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from gacd.reading import Compare, Report, Seeds
 from gacd.sections import (
     ARD,
     CRD,
@@ -36,8 +37,8 @@ from gacd.sections import (
 )
 
 __all__ = [  # what others read from here
-    "ARD", "GACD", "SMALLEST", "TRADES", "Attack", "Data", "Evaluation", "Fabric", "Threat",
-    "Training", "fraction",
+    "ARD", "GACD", "SMALLEST", "TRADES", "Attack", "Compare", "Data", "Evaluation", "Fabric",
+    "Report", "Seeds", "Threat", "Training", "fraction",
 ]  # fmt: skip
 
 
@@ -48,6 +49,7 @@ class Run:
     out: Path = Path("runs/run")
     """Where everything is written; running the same command again resumes."""
     seed: int = 0
+    """Of every random number; a run of another seed needs another --out."""
     data: Data = field(default_factory=Data)
     threat: Threat = field(default_factory=Threat)
     evaluation: Evaluation = field(default_factory=Evaluation)
@@ -72,9 +74,9 @@ class Normalised:
     """The input that weights from elsewhere were trained on."""
 
     mean: list[float] | None = None
-    """Of each channel of images in [0, 1], if a public .pt was trained on normalised ones."""
+    """Mean of each channel of images in [0, 1], if a public .pt was trained on normalised ones."""
     std: list[float] | None = None
-    """Of each channel, too."""
+    """Standard deviation of each channel, too."""
 
     def __post_init__(self) -> None:
         _check_statistics(self.mean, self.std)
@@ -94,6 +96,8 @@ class Train(Run):
 
     out: Path = Path("runs/train")
     model: str = "digits-cnn-32"
+    """digits-cnn-WIDTH, resnet18, resnet20, resnet32, resnet56, wrn-DEPTH-WIDTH (such as
+    wrn-34-10), mobilenetv2, or a registered one."""
     method: str = "pgd-at"
     """natural, pgd-at, trades or mart."""
     training: Training = field(default_factory=Training)
@@ -115,6 +119,7 @@ class Finetune(Normalised, Run):
     checkpoint: Path | None = None
     """A .safetensors of this package, or a public .pt (then say --model)."""
     model: str | None = None
+    """Which network a public .pt holds, such as resnet18; a .safetensors says it itself."""
     source: Path | None = None
     """Another .safetensors of the same data: 'transfer', and the diagnosis, make images on it."""
     method: str = "pgd-at"
@@ -137,7 +142,10 @@ class Teacher(Normalised):
     """The robust teacher: a checkpoint, or a network to train first."""
 
     model: str = "digits-cnn-32"
+    """The network, by a name as --student takes; a .safetensors says it itself."""
     checkpoint: Path | None = None
+    """A .safetensors of this package, or a public .pt (then say --teacher.model); by default the
+    teacher is trained first."""
     method: str = "pgd-at"
     """pgd-at, trades, mart or natural."""
     training: Training = field(default_factory=Training)
@@ -157,6 +165,8 @@ class Distill(Run):
     out: Path = Path("runs/distill")
     teacher: Teacher = field(default_factory=Teacher)
     student: str = "digits-cnn-8"
+    """digits-cnn-WIDTH, resnet18, resnet20, resnet32, resnet56, wrn-DEPTH-WIDTH (such as
+    wrn-34-10), mobilenetv2, or a registered one."""
     methods: list[str] = field(default_factory=lambda: ["gacd", "gacd+aft"])
     """natural, pgd-at, trades, mart (no teacher); kd, ard, rslad, iad, adaad, crd, regression and
     gacd (of the teacher); any joined by +, such as gacd+rslad or crd+kd, also with igdm, such as
@@ -206,14 +216,15 @@ class Evaluate(Normalised, Run):
     checkpoint: Path | None = None
     """A .safetensors of this package, or a public .pt (then say --model)."""
     model: str | None = None
+    """Which network a public .pt holds, such as resnet18; a .safetensors says it itself."""
     source: Path | None = None
     """Another model of the same data, on which 'transfer' makes its images."""
     source_model: str | None = None
     """Its network, where the file is a public .pt."""
     source_mean: list[float] | None = None
-    """Of each channel, if that was trained on normalised images."""
+    """Mean of each channel, if that was trained on normalised images."""
     source_std: list[float] | None = None
-    """Of each channel, too."""
+    """Standard deviation of each channel, too."""
 
     def __post_init__(self) -> None:
         Run.__post_init__(self)
@@ -224,33 +235,6 @@ class Evaluate(Normalised, Run):
 
 
 @dataclass(kw_only=True)
-class Compare:
-    """Two evaluated models on the same test images: is the difference more than chance?"""
-
-    a: Path | None = None
-    """A row's folder, a run folder of one row, or an outcomes.safetensors."""
-    b: Path | None = None
-    attack: str | None = None
-    """One attack only; by default all that both models met."""
-    json: bool = False
-    """Print JSON."""
-
-
-@dataclass(kw_only=True)
-class Seeds:
-    """Finished runs that differ by their seed: means, and which differences are decided."""
-
-    runs: list[Path] = field(default_factory=list)
-    """A folder of gacd distill for each seed, or one with a folder of gacd evaluate a row."""
-    minus: str | None = None
-    """The row that differences are from; by default pgd-at, where there is one."""
-    json: bool = False
-    """Print JSON."""
-    markdown: bool = False
-    """Print Markdown."""
-
-
-@dataclass(kw_only=True)
 class Transfer(Normalised, Run):
     """A frozen model with a new linear layer for other data, attacked as a whole."""
 
@@ -258,6 +242,7 @@ class Transfer(Normalised, Run):
     checkpoint: Path | None = None
     """A .safetensors of this package, or a public .pt (then say --model and --num_classes)."""
     model: str | None = None
+    """Which network a public .pt holds, such as resnet18; a .safetensors says it itself."""
     num_classes: int | None = None
     """How many classes a public .pt was trained on."""
     linear_select: LinearSelect = "both"
@@ -277,6 +262,7 @@ class Analyze:
     """Compare networks with their teacher: class correlations, CKA, features of two classes."""
 
     out: Path = Path("runs/analyze")
+    """Where analysis.json and report.html are written."""
     teacher: Path | None = None
     """A .safetensors of this package."""
     students: list[str] = field(default_factory=list)
@@ -285,6 +271,7 @@ class Analyze:
     """Two classes to embed; images of the second are perturbed into the first. By default the
     first two of the data."""
     seed: int = 0
+    """Of every random number."""
     data: Data = field(default_factory=Data)
     threat: Threat = field(default_factory=Threat)
     steps: int = 20
@@ -325,7 +312,9 @@ class Study:
     """Sizes and epochs, a recipe that flags override: digits in minutes, CIFAR-10 on a laptop in
     hours, the paper's networks on a GPU."""
     out: Path = Path("runs/study")
+    """Where everything is written; running the same command again resumes."""
     seeds: list[int] = field(default_factory=lambda: [0])
+    """Every cell is trained once with each."""
     data: Data = field(default_factory=Data)
     """Of everything but Table 2."""
     threat: Threat = field(default_factory=Threat)
@@ -338,7 +327,9 @@ class Study:
     main_pair: list[str] = field(default_factory=lambda: ["digits-cnn-32", "digits-cnn-8"])
     """Teacher and student of the ablation, of Table 4, of Figures 2 and 5, and of the rivals."""
     table1_pairs: list[list[str]] = field(default_factory=list)
+    """Teachers and students of Table 1."""
     table2_pairs: list[list[str]] = field(default_factory=list)
+    """Teachers and students of Table 2."""
     correlations_pair: list[str] = field(default_factory=list)
     """Teacher and student of Figures 3 and 4; on the second data if Table 2 has the pair too."""
     second_data: dict[str, Any] | None = None
@@ -350,6 +341,7 @@ class Study:
     analyzed_classes: list[str | int] = field(default_factory=list)
     """Figure 5's two classes; images of the second are perturbed into the first."""
     analyzed_images: int = 100
+    """Of each of them."""
     negatives: list[int] = field(default_factory=list)
     """k in Figure 2."""
     temperatures: list[float] = field(default_factory=list)
@@ -390,10 +382,3 @@ class Study:
             positive(**{"each of negatives and temperatures": value})
         if len(set(self.seeds)) != max(1, len(self.seeds)):
             raise ValueError(f"seeds are {self.seeds}, but must be different numbers, such as 0 1")
-
-
-@dataclass(kw_only=True)
-class Report:
-    """Draw report.html of a run folder anew."""
-
-    out: Path = Path("runs/quickstart")

@@ -179,8 +179,11 @@ class Fabric:
 
     accelerator: Literal["auto", "cpu", "gpu", "cuda"] = "auto"
     devices: int = 1
+    """GPUs, or processes on a CPU, of each node."""
     num_nodes: int = 1
+    """Machines."""
     strategy: str = "auto"
+    """How several processes train one model, such as ddp."""
     precision: Literal["bf16-mixed", "32-true"] = "bf16-mixed"
     """Of training; evaluation is always in 32 bit (on a GPU its convolutions are TF32's)."""
     batch_norm: Literal["local", "synchronised"] = "local"
@@ -188,14 +191,11 @@ class Fabric:
     compile: bool = False
     """torch.compile the student, where it trains and is attacked."""
     threads: int | None = None
-    """Of the CPU; small networks are fastest with 1."""
+    """Of the CPU, at most its cores; small networks are fastest with 1."""
 
     def __post_init__(self) -> None:
-        positive(
-            devices=self.devices,
-            num_nodes=self.num_nodes,
-            threads=1 if self.threads is None else self.threads,
-        )
+        threads = 1 if self.threads is None else self.threads
+        positive(devices=self.devices, num_nodes=self.num_nodes, threads=threads)
 
 
 @dataclass(kw_only=True)
@@ -209,7 +209,8 @@ class Evaluation:
     step_size: Budget | None = None
     """Of PGD; by default eps/4 (2/255 at 8/255)."""
     autoattack_limit: int | None = None
-    """AutoAttack on so many test images only (a fixed stratified subset, stated in the record)."""
+    """AutoAttack on so many test images (a fixed stratified subset, stated in the record); by
+    default on all."""
     batch_size: int = 256
     cascade: bool = False
     """Spare an image that an earlier attack broke: figures are then the worst case so far."""

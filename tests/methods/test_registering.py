@@ -3,13 +3,16 @@
 import re
 import runpy
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
+from command_line import TRAIN, refusal
 from gacd import cli
 from gacd import config as c
 from gacd.commands import run
@@ -99,6 +102,50 @@ def test_losses_of_another_shape_are_refused(world: World) -> None:
             total(method, batch)
 
 
+def _nothing(losses: Tensor) -> None:
+    """Of a function that forgets to return."""
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (_nothing, "the losses of Changed are of type NoneType, but must be a tensor of floats"),
+        (lambda x: x.mean().item(), "the losses of Changed are of type float, but must be"),
+        (lambda x: x.argmax(1), "the losses of Changed are of type torch.int64, but must be"),
+        (lambda x: x, "the losses of Changed have the shape (2, 10), but must be one number for"),
+        (lambda x: x.mean(), "the losses of Changed have the shape (), but must be one number for"),
+        (lambda x: x.sum(1).detach(), "the losses of changed have no gradient: compute them of"),
+        (lambda x: x.sum(1) / 0, "NaN in epoch 1: lower training.lr, or set fabric.precision to "
+         "32-true, or mend the losses of changed"),
+    ],
+)  # fmt: skip
+def test_losses_that_cannot_train_are_refused_in_one_line(
+    change: Callable[[Tensor], Any], message: str,
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    class Changed(Term):
+        objective = None
+
+        def losses(self, step: Step) -> PerSample:
+            return change(step.student_logits.square())  # type: ignore[no-any-return]
+
+    monkeypatch.chdir(tmp_path)
+    register_method("changed", Changed)
+    assert message in refusal(capsys, *TRAIN, "--method", "changed")
+
+
+def test_losses_may_have_another_precision(world: World) -> None:
+    class Double(Brightness):
+        def losses(self, step: Step) -> PerSample:
+            return super().losses(step).double()
+
+    register_method("precise", Double)
+    for name in ("precise", "ard+precise"):
+        method = world.method(name)
+        total(method, world.batch()).backward()
+        assert all(p.grad is not None for p in method.student.parameters())
+
+
 @pytest.mark.parametrize(
     ("name", "message"),
     [
@@ -106,6 +153,7 @@ def test_losses_of_another_shape_are_refused(world: World) -> None:
         ("aft", "the method 'aft' exists already"),
         ("my+method", "'my\\+method' cannot name a method: use letters, digits, - and _ alone"),
         ("", "'' cannot name a method"),
+        *((name, f"'{name}' is a name of PyTorch's own") for name in ("half", "values")),
         *((name, f"'{name}' is a setting, or a folder") for name in ("teacher", "source")),
     ],
 )

@@ -118,6 +118,16 @@ def test_a_column_for_every_attack_in_the_order_asked_for():
     assert not any("every attack" in note or "ascade" in note for note in table.notes)
 
 
+def test_a_dash_is_explained_where_it_stands():
+    lacking = record(method="ard")
+    del lacking["autoattack"]
+    table = comparison_table([record(), lacking])
+    assert column(table, "AutoAttack") == ["40.0", "–"]
+    said = "–: not measured; the model's record holds no figure of this attack."
+    assert said in table.notes
+    assert said not in comparison_table([record(), record()]).notes
+
+
 def test_a_cascade_is_stated():
     (note, *_) = comparison_table([record(cascade=True)]).notes[1:]
     assert "worst case of its attack and of those before it" in note

@@ -97,6 +97,20 @@ def test_runs_without_the_usual_row_have_means_alone(capsys: pytest.CaptureFixtu
     assert "| gacd | 52.5 [" in text and "Minus" not in text
 
 
+def test_what_some_of_the_records_lack_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    full = dict.fromkeys(("pgd-at", "gacd"), ACCURACIES["gacd"])
+    for seed in (0, 1):
+        make_run(Path(f"run-{seed}"), seed, full)
+    assert "fewer" not in said(capsys, "run-0", "run-1", "--markdown")
+    for seed, attack in ((0, "autoattack"), (0, "pgd20"), (1, "pgd20")):
+        path = Path(f"run-{seed}/gacd/record.json")
+        write_json(path, {k: v for k, v in read_json(path).items() if k != attack})
+    text = said(capsys, "run-0", "run-1", "--markdown")
+    assert (
+        "Measured with fewer seeds: PGD-20 of gacd (0 of 2), AutoAttack of gacd (1 of 2)." in text
+    )
+
+
 def test_a_teacher_of_all_runs_is_one_model(capsys: pytest.CaptureFixture[str]) -> None:
     for seed, file in enumerate(("one 01ab", "one 01ab", "one 9f9f")):
         make_run(Path(f"run-{seed}"), seed)

@@ -200,6 +200,12 @@ class Term(nn.Module, ABC):
         `normalised` divides the trust by its mean over the batch, so that the loss keeps its scale.
         """
         losses = self.losses(step)
+        if not (isinstance(losses, Tensor) and losses.is_floating_point()):
+            kind = losses.dtype if isinstance(losses, Tensor) else type(losses).__name__
+            raise UserError(
+                f"the losses of {type(self).__name__} are of type {kind}, but must be a tensor of "
+                "floats, one number an image"
+            )
         if losses.shape != step.batch.labels.shape:
             raise UserError(
                 f"the losses of {type(self).__name__} have the shape {tuple(losses.shape)}, but "

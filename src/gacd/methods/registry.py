@@ -4,6 +4,8 @@ import inspect
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
+from torch import nn
+
 from gacd.anchors import AnchorBank
 from gacd.errors import UserError, defined_again, unknown
 from gacd.methods.adaad import AdaAD
@@ -72,6 +74,8 @@ def register_method(name: str, term: type[Term]) -> None:
         raise UserError(f"'{name}' is a setting, or a folder of a run: register another name")
     if not name.replace("-", "").replace("_", "").isalnum():
         raise UserError(f"'{name}' cannot name a method: use letters, digits, - and _ alone")
+    if hasattr(nn.ModuleDict(), name):  # such as half, train, values
+        raise UserError(f"'{name}' is a name of PyTorch's own: register another name")
     METHODS[name] = term
 
 

@@ -42,7 +42,8 @@ _OURS = ("average.student.", "method.student.", "student.")
 _WRAPPERS = ("state_dict", "model_state_dict", "model", "net")
 _ANOTHER = "name the architecture that it was saved from"
 _OLD_FILES_LACK = "num_batches_tracked"  # unused here
-_NORMALISATION = {"--mean": ("mean", "mu"), "--std": ("std", "sigma")}
+_NORMALISATION = ("mean", "mu"), ("std", "sigma")
+_TOLD = "--mean", "--std"  # the flags of most commands
 _UNUSED = "sub_block1."  # some public WideResNets carry these blocks without using them
 
 
@@ -126,11 +127,12 @@ def load_model(path: Path | str) -> tuple[Backbone, dict[str, Any]]:
     return model, meta
 
 
-def load_weights(model: Backbone, path: Path | str) -> None:
+def load_weights(model: Backbone, path: Path | str, *, told: tuple[str, str] = _TOLD) -> None:
     """Fill `model` with the weights in a file: `.safetensors`, or PyTorch's `.pt` and `.pth`.
 
     Of a training checkpoint it takes the student, its averaged weights where there are any. Raises
-    UserError, naming the first entry that differs, where the file is not of this network.
+    UserError, naming the first entry that differs, where the file is not of this network. By the
+    two flags `told` the command line is given a network's mean and std, where a refusal says so.
     """
     check_backbone(model)
     path = Path(path)
@@ -139,7 +141,7 @@ def load_weights(model: Backbone, path: Path | str) -> None:
         _check_statistics(model, check_said(path, meta), path)
     else:
         tensors = _read_pytorch(path)
-    _fill(model, tensors, path)
+    _fill(model, tensors, path, told)
 
 
 def _read_pytorch(path: Path) -> dict[str, Tensor]:
@@ -190,10 +192,12 @@ def _unwrap(content: object, path: Path) -> dict[str, Tensor]:
     return tensors
 
 
-def _fill(model: Backbone, tensors: Mapping[str, Tensor], path: Path) -> None:
+def _fill(
+    model: Backbone, tensors: Mapping[str, Tensor], path: Path, told: tuple[str, str] = _TOLD
+) -> None:
     wanted = model.state_dict()
     state = _stripped(tensors, {name for name in wanted if not name.endswith(_OLD_FILES_LACK)})
-    _refuse_normalisation(model, state, path)
+    _refuse_normalisation(model, state, path, told)
     for name, tensor in wanted.items():
         if name.endswith(_OLD_FILES_LACK):
             state.setdefault(name, tensor)
@@ -217,12 +221,14 @@ def _fill(model: Backbone, tensors: Mapping[str, Tensor], path: Path) -> None:
     model.load_state_dict(state)
 
 
-def _refuse_normalisation(model: Backbone, state: Mapping[str, Tensor], path: Path) -> None:
+def _refuse_normalisation(
+    model: Backbone, state: Mapping[str, Tensor], path: Path, told: tuple[str, str]
+) -> None:
     """Refuse a file whose network normalises its own input: ours are told by what."""
     own = model.state_dict()
     inside = {
         flag: name
-        for flag, words in _NORMALISATION.items()
+        for flag, words in zip(told, _NORMALISATION, strict=True)
         for name, tensor in state.items()
         if name.rpartition(".")[2] in words and name not in own and tensor.numel() == model.channels
     }

@@ -232,7 +232,7 @@ def comparison_table(results: Sequence[Record], *, caption: str = "", worst: boo
         caption=caption or f"Accuracy in % on {', '.join(datasets)}",
         columns=tuple(column for column, _ in columns),
         rows=tuple(zip(*(cells for _, cells in columns), strict=True)),
-        notes=tuple(_notes(results, sizes, _WORST in attacks)),
+        notes=tuple(_notes(results, sizes, attacks)),
     )
 
 
@@ -267,12 +267,14 @@ def _size_text(record: Record) -> str:
 
 
 def _notes(
-    results: Sequence[Record], sizes: Sequence[tuple[int, int]], worst: bool
+    results: Sequence[Record], sizes: Sequence[tuple[int, int]], attacks: Sequence[str]
 ) -> Iterable[str]:
     if len(sizes) == 1:
         n, part = sizes[0]
         subset = f", AutoAttack on {part:,} of them" if part != n else ""
         yield f"n = {n:,} test images{subset}."
+    if any(record.get(attack) is None for record in results for attack in attacks):
+        yield f"{_MISSING}: not measured; the model's record holds no figure of this attack."
     if any(record.get("cascade") for record in results):
         yield (
             "Cascade: an image once broken is not attacked again, so each figure is the worst case "
@@ -284,7 +286,7 @@ def _notes(
                 f"{method_cell(record)}: one and the same answer to {alike:g} % of the test "
                 "images; where that happens to be right, no attack can change it."
             )
-    if worst:
+    if _WORST in attacks:
         yield "worst: right under every attack, on the images that met them all."
     if any(record.get("intervals") for record in results):
         yield "[low, high]: 95 % binomial interval over the test images, one seed."

@@ -66,7 +66,7 @@ def row_table(
         if any(costs):
             line.append(Cell(f"{cost[0]:.2g}×", f"({cost[1]})") if cost else _MISSING)
         cells.append(tuple(line))
-    notes = (_sizes([arm for _, arm, _ in rows], metrics),)
+    notes = (_sizes([arm for _, arm, _ in rows], metrics), *_fewer(rows, metrics))
     return Table(caption, tuple(columns), tuple(cells), notes)
 
 
@@ -104,6 +104,16 @@ def _accuracy(arm: Arm, metric: str) -> Cell:
 def _seeds(arm: Arm, metric: str) -> Cell:
     done, planned = len(arm.done(metric)), len(arm.results)
     return Cell(str(done) if done == planned else f"{done} of {planned}")
+
+
+def _fewer(rows: Sequence[Row], metrics: Sequence[str]) -> list[str]:
+    """What some records of a row lack: its figure is of the other seeds, or a dash."""
+    said = []
+    for name, arm, _ in rows:
+        counts = {metric: len(arm.done(metric)) for metric in metrics}
+        most = max(counts.values())
+        said += [f"{heading(m)} of {name} ({n} of {most})" for m, n in counts.items() if n < most]
+    return [f"Measured with fewer seeds: {', '.join(said)}."] if said else []
 
 
 def _sizes(arms: Sequence[Arm], metrics: Sequence[str]) -> str:

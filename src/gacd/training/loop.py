@@ -254,7 +254,7 @@ def fit(
                 look = (step + 1) % _GUARD_EVERY == 0 or step + 1 == steps
                 if look or (alone and interrupted.is_set()):
                     stop, broken = any_rank(fabric, interrupted.is_set(), ~finite)
-                    _guard(broken, epoch, state)
+                    _guard(broken, method, epoch, state)
                     if stop:
                         save(epoch, step + 1)
                         raise KeyboardInterrupt
@@ -323,12 +323,16 @@ def _add(sums: dict[str, tuple[Tensor, int]], values: dict[str, Tensor]) -> None
         sums[name] = (before + value, n + 1)
 
 
-def _guard(broken: bool, epoch: int, state: Path) -> None:
+def _guard(broken: bool, method: Method, epoch: int, state: Path) -> None:
     if broken:
+        own = [
+            k for k, term in method.terms.items() if not type(term).__module__.startswith("gacd.")
+        ]
+        mend = f", or mend the losses of {' and '.join(own)}" if own else ""
         back = f"; {state} holds the end of epoch {epoch}" if state.is_file() else ""
         raise UserError(
             f"the loss or its gradient became infinite or NaN in epoch {epoch + 1}: "
-            f"lower training.lr, or set fabric.precision to 32-true{back}"
+            f"lower training.lr, or set fabric.precision to 32-true{mend}{back}"
         )
 
 

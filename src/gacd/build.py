@@ -25,6 +25,8 @@ from gacd.ranks import Ranks
 from gacd.training.loop import Plan
 from gacd.training.precision import Bf16Autocast
 
+_THREADS_A_PROCESSOR = 8  # more are no use; a recipe of a larger machine may say more than one
+
 
 def fabric(cfg: c.Fabric) -> Fabric:
     """Lightning Fabric, launched. Raises UserError for a device that is not there."""
@@ -56,12 +58,12 @@ def fabric(cfg: c.Fabric) -> Fabric:
 
 
 def _check_threads(threads: int) -> None:
-    """Refuse more threads than processors: they wait for one another until nothing moves."""
-    there = os.cpu_count()  # None where it cannot be told
-    if there is not None and threads > there:
+    """Refuse so many that they wait for one another until nothing moves."""
+    there = os.cpu_count() or 1
+    if threads > _THREADS_A_PROCESSOR * there:
         raise UserError(
-            f"fabric.threads is {threads}, but must be at most {there}: "
-            "so many processors this machine has"
+            f"fabric.threads is {threads}, but this machine has {there} processors: "
+            f"say at most {_THREADS_A_PROCESSOR} for each, best no more than one"
         )
 
 

@@ -191,7 +191,7 @@ class Fabric:
     compile: bool = False
     """torch.compile the student, where it trains and is attacked."""
     threads: int | None = None
-    """Of the CPU, at most its cores; small networks are fastest with 1."""
+    """Of the CPU; small networks are fastest with 1."""
 
     def __post_init__(self) -> None:
         threads = 1 if self.threads is None else self.threads

@@ -167,8 +167,7 @@ def _accuracy(robust: Tensor) -> float:
 
 
 def _interval(robust: Tensor, confidence: float = 0.95) -> tuple[float, float]:
-    low, high = binomial_interval(int(robust.sum()), len(robust), confidence)
-    return 100.0 * low, 100.0 * high
+    return binomial_interval(int(robust.sum()), len(robust), confidence)
 
 
 def _summary(robust: Tensor) -> dict[str, float]:

@@ -181,9 +181,8 @@ def epsilon_curve(
                 ranks=ranks,
             )
             alive = alive[found.outcomes("worst")[0]]
-        low, high = binomial_interval(len(alive), len(dataset))
         accuracy = 100.0 * len(alive) / len(dataset)
-        points.append(CurvePoint(eps, accuracy, 100.0 * low, 100.0 * high))
+        points.append(CurvePoint(eps, accuracy, *binomial_interval(len(alive), len(dataset))))
     return points
 
 

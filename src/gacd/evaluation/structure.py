@@ -172,8 +172,8 @@ def geometry(target: Rows, source: Rows, attacked: Rows) -> Geometry:
         silhouette=float(silhouette_score(clean, classes)),
         inter_intra=float(np.linalg.norm(centre_target - centre_source)) / intra,
         nearer_true=100.0 * float(nearer.mean()),
-        nearer_true_low=100.0 * low,
-        nearer_true_high=100.0 * high,
+        nearer_true_low=low,
+        nearer_true_high=high,
     )
 
 

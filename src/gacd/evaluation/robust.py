@@ -82,7 +82,7 @@ def evaluate(
         check_autoattack(dataset.images, threat)
     if ranks.size > 1 and cache is None:
         raise UserError("several ranks evaluate together through a cache: name its folder")
-    step_size = threat.eps / 4 if step_size is None else step_size
+    step_size = threat.step(step_size)
     settings: dict[str, Any] = {
         "dataset": dataset.name,
         "test_images": dataset.fingerprint(),

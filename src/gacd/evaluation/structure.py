@@ -66,7 +66,6 @@ def perturbed(
         return images
     device = next(model.parameters()).device
     result = torch.empty_like(images)
-    step_size = threat.eps / 4 if step_size is None else step_size
     objective = _towards if targeted else cross_entropy
     with (
         evaluating(model),
@@ -78,7 +77,7 @@ def perturbed(
             x, y = images[at].to(device), labels[at].to(device)
             generator = torch.Generator(device).manual_seed(batch_seed(seed, "structure", number))
             x_adv = pgd(
-                objective(model, y), x, threat, steps=steps, step_size=step_size,
+                objective(model, y), x, threat, steps=steps, step_size=threat.step(step_size),
                 generator=generator,
             )  # fmt: skip
             assert_within(threat, x_adv, x)

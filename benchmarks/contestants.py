@@ -109,11 +109,6 @@ def method_of(name: str, world: World, **changes: Any) -> Method:
     )
 
 
-def in_bf16(device: torch.device) -> bool:
-    """Whether this package trains in bf16 there, or says that float32 is faster."""
-    return device.type == "cuda" or fast_bf16()
-
-
 def ours(
     name: str,
     world: World,
@@ -124,7 +119,7 @@ def ours(
 ) -> Step:
     """A step of `gacd.training.loop.fit`."""
     device = world.device
-    plugins = [Bf16Autocast(device.type)] if in_bf16(device) else None
+    plugins = [Bf16Autocast(device.type)] if fast_bf16(device.type) else None
     fabric = Fabric(accelerator=device.type, devices=1, plugins=plugins)
     method = (
         method_of(name, world, **(options or {}))

@@ -35,14 +35,13 @@ from contestants import (  # type: ignore[import-not-found]  # beside this file
     Step,
     Watch,
     World,
-    in_bf16,
     ours,
     peer,
     plain,
 )
 
 from gacd.methods.cost import Flops
-from gacd.processor import processor
+from gacd.processor import fast_bf16, processor
 from gacd.storage import write_json
 
 
@@ -113,6 +112,7 @@ def measure(device: torch.device, options: argparse.Namespace) -> dict[str, Any]
         contestants["ard peer"] = peer(options.peer, world)
     times = seconds_of(contestants, world, options.repeats)
     median = {name: statistics.median(values) for name, values in times.items()}
+    mixed = fast_bf16(device.type)
     peak, peak_fp32 = (peak_flops(world, dtype) for dtype in (torch.bfloat16, torch.float32))
     if device.type == "cuda":  # convolutions in float32 are TF32's there, and so is plain's loop
         torch.backends.cuda.matmul.allow_tf32 = True
@@ -131,7 +131,7 @@ def measure(device: torch.device, options: argparse.Namespace) -> dict[str, Any]
             else None,
             "images/s": round(world.batch / seconds, 1),
             "plain images/s": round(world.batch / median[f"{name} plain"], 1),
-            "utilisation": round(flops / seconds / (peak if in_bf16(device) else peak_fp32), 3),
+            "utilisation": round(flops / seconds / (peak if mixed else peak_fp32), 3),
             "GFLOP/image": round(flops / world.batch / 1e9, 2),
             "breakdown": breakdown(name, world, max(2, options.repeats // 2), options.compile),
         }
@@ -146,7 +146,7 @@ def measure(device: torch.device, options: argparse.Namespace) -> dict[str, Any]
         "attack steps": world.steps,
         "anchors": options.anchors,
         "compiled": options.compile,
-        "precision": "bf16-mixed" if in_bf16(device) else "32-true",
+        "precision": "bf16-mixed" if mixed else "32-true",
         "repeats": options.repeats,
         "peak bf16 TFLOP/s": round(peak / 1e12, 3),
         "peak bf16 / fp32": round(peak / peak_fp32, 2),

@@ -247,9 +247,9 @@ def test_an_accent_is_one_letter_to_checkpoints_and_data(tmp_path: Path) -> None
 
 def test_slow_bf16_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(build, "fast_bf16", lambda: True)
+    monkeypatch.setattr(build, "fast_bf16", lambda device: True)
     assert build.slow_bf16(c.Fabric()) is None
-    monkeypatch.setattr(build, "fast_bf16", lambda: False)
+    monkeypatch.setattr(build, "fast_bf16", lambda device: device == "cuda")
     assert "--fabric.precision 32-true" in str(build.slow_bf16(c.Fabric()))
     assert build.slow_bf16(c.Fabric(precision="32-true")) is None
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)

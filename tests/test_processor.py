@@ -40,3 +40,4 @@ def test_bf16_is_not_taken_for_fast_where_pytorch_does_not_tell(
 ) -> None:
     monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
     assert processor.fast_bf16() is False
+    assert processor.fast_bf16("cuda") is True

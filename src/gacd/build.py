@@ -41,7 +41,7 @@ def fabric(cfg: c.Fabric) -> Fabric:
             f"torchrun started {started} processes, but fabric.devices times fabric.num_nodes are "
             f"{processes}: say --fabric.devices (those of a node) as well"
         )
-    found = "cuda" if _on_gpu(cfg) else "cpu"
+    found = _device(cfg)
     mixed = cfg.precision == "bf16-mixed"
     try:
         built = Fabric(
@@ -69,14 +69,14 @@ def _check_threads(threads: int) -> None:
 
 def slow_bf16(cfg: c.Fabric) -> str | None:
     """What to say where training in bf16 is slower than in float32: on most processors."""
-    if cfg.precision == "32-true" or _on_gpu(cfg) or fast_bf16():
+    if cfg.precision == "32-true" or fast_bf16(_device(cfg)):
         return None
     return "this processor trains faster in float32 than in bf16: say --fabric.precision 32-true"
 
 
-def _on_gpu(cfg: c.Fabric) -> bool:
-    """Not on Apple's: they lack float64, which evaluation needs."""
-    return cfg.accelerator != "cpu" and torch.cuda.is_available()
+def _device(cfg: c.Fabric) -> str:
+    """Apple's GPUs are none: they lack float64, which evaluation needs."""
+    return "cuda" if cfg.accelerator != "cpu" and torch.cuda.is_available() else "cpu"
 
 
 def ranks(fabric: Fabric) -> Ranks:

@@ -16,7 +16,7 @@ def wilson(correct: int, n: int, z: float) -> tuple[float, float]:
     p = correct / n
     centre = (p + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    return max(0.0, centre - half), min(1.0, centre + half)
+    return 100 * max(0.0, centre - half), 100 * min(1.0, centre + half)
 
 
 @settings(max_examples=30, deadline=None)
@@ -25,8 +25,8 @@ def test_interval_is_wilsons(n: int, share: float, confidence: float) -> None:
     correct = round(share * n)
     z = statistics.NormalDist().inv_cdf(0.5 + confidence / 2)
     low, high = binomial_interval(correct, n, confidence)
-    assert (low, high) == pytest.approx(wilson(correct, n, z), abs=1e-9)
-    assert 0 <= low <= correct / n <= high <= 1
+    assert (low, high) == pytest.approx(wilson(correct, n, z), abs=1e-7)
+    assert 0 <= low <= 100 * correct / n <= high <= 100
 
 
 @pytest.mark.parametrize(("correct", "n"), [(0, 0), (-1, 5), (6, 5)])

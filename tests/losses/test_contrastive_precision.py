@@ -28,7 +28,7 @@ def test_finite_in_every_precision(
     sizes: dict[str, int],
     fast: bool,
 ) -> None:
-    monkeypatch.setattr(fused, "fast_bf16", lambda: fast)
+    monkeypatch.setattr(fused, "fast_bf16", lambda device: fast)
     p = {
         name: value.to(dtype) if value.is_floating_point() else value
         for name, value in problem(**sizes).items()
@@ -53,7 +53,7 @@ def test_bfloat16_is_near_float64(
     monkeypatch: pytest.MonkeyPatch, fast: bool, tolerances: tuple[float, ...]
 ) -> None:
     """Nearer where the processor is slow with it, so that the products are float32's."""
-    monkeypatch.setattr(fused, "fast_bf16", lambda: fast)
+    monkeypatch.setattr(fused, "fast_bf16", lambda device: fast)
     p, weight, bias = raw_problem(64, batch=16, anchors=3000, classes=10)
     names = {"projection_weight_ED": weight, "projection_bias_E": bias}
 

@@ -11,9 +11,13 @@ import pytest
 from scipy import stats
 
 from command_line import refusal
+from gacd import config as c
 from gacd.report.page import slug
+from gacd.storage import write_json
 from gacd.study import work
+from gacd.study.cells import Cell
 from gacd.study.claim_tables import likeness_table
+from gacd.study.grids import Entry
 from gacd.study.report import write_study_report
 from gacd.study.tables import (
     ablation_tables,
@@ -322,7 +326,9 @@ def test_a_record_changed_by_hand_is_named(
 ):
     config = {"config": {"seed": 0, "threat": {"eps": 0.1}}}
     result = next(result for result in results if result.study == name)
-    spoilt = dataclasses.replace(result, record={**result.record, **config, **change})
-    monkeypatch.setattr(work, "results", lambda cfg: [spoilt])
-    (tmp_path / "cells").mkdir()
+    cell = Cell(config=c.Analyze() if name.startswith("figure") else c.Train())
+    entry = Entry(study=name, labels=result.labels, seed=result.seed, cell=cell)
+    monkeypatch.setattr(work, "chosen", lambda cfg: [entry])
+    path = work.Folder(tmp_path).of(cell) / cell.record
+    write_json(path, {**result.record, **config, **change})
     assert re.search(message, refusal(capsys, "study", "report", "--out", str(tmp_path)))

@@ -213,7 +213,7 @@ def test_a_ctrl_c_after_the_last_look_is_not_lost(
     stage: Any, whole: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    compiled = loop._compiled
+    compiled = loop.compiled
 
     @contextlib.contextmanager
     def leaving(*given: Any, **more: Any) -> Any:
@@ -222,7 +222,7 @@ def test_a_ctrl_c_after_the_last_look_is_not_lost(
         ctrl_c()
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(loop, "_compiled", leaving)
+        patch.setattr(loop, "compiled", leaving)
         stage.fit(tmp_path, "pgd-at")
     stage.fit(tmp_path, "pgd-at")
     assert_same(tmp_path, whole["pgd-at", "32-true"])

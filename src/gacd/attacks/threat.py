@@ -44,6 +44,10 @@ class ThreatModel:
                 "of images in [0, 1], e.g. 2/255"
             )
 
+    def step(self, size: float | None) -> float:
+        """The size of an evaluation's steps: a quarter of eps, where none is given."""
+        return self.eps / 4 if size is None else size
+
     def project(self, x_adv: Images, x: Images) -> Images:
         """`x_adv` brought into the ball around `x`, then into the box [0, 1].
 

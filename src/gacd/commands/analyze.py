@@ -11,7 +11,6 @@ import torch
 
 from gacd import build
 from gacd import config as c
-from gacd.attacks.threat import ThreatModel
 from gacd.commands.identity import Goal, refuse_foreign, refuse_missing
 from gacd.commands.rows import TEACHER
 from gacd.data.dataset import ArrayDataset
@@ -93,7 +92,7 @@ def _structure(
     attack: dict[str, Any] = {
         "threat": threat,
         "steps": cfg.steps,
-        "step_size": None if cfg.step_size is None else c.fraction(cfg.step_size),
+        "step_size": threat.step(None if cfg.step_size is None else c.fraction(cfg.step_size)),
         "batch_size": cfg.batch_size,
         "seed": cfg.seed,
     }
@@ -108,12 +107,7 @@ def _structure(
     joint = cfg.embedding == "joint"
     rows = {name: np.concatenate(list(groups.values())) for name, groups in features.items()}
     together = sum(map(len, rows.values())) if joint else len(rows[TEACHER])
-    points = embed(
-        rows,
-        joint=joint,
-        perplexity=cfg.perplexity,
-        seed=cfg.seed,
-    )
+    points = embed(rows, joint=joint, perplexity=cfg.perplexity, seed=cfg.seed)
     sizes = {key: len(rows) for key, rows in features[TEACHER].items()}
     natural, attacked = _views(models, test, attack, cfg)
     students = [name for name in models if name != TEACHER]
@@ -123,7 +117,14 @@ def _structure(
         "n": len(test),
         "classes": list(test.classes),
         "seed": cfg.seed,
-        "attack": _attack_record(cfg, threat),
+        "attack": {
+            "name": f"PGD-{cfg.steps}",
+            "norm": threat.norm,
+            "eps": threat.eps,
+            "steps": cfg.steps,
+            "step_size": attack["step_size"],
+            "made_on": cfg.attacked,
+        },
         "correlations": {
             name: {view: _difference(found[TEACHER], found[name]) for view, found in views.items()}
             for name in students
@@ -208,15 +209,3 @@ def _difference(teacher: Outputs, student: Outputs) -> dict[str, Any]:
 def _by_group(rows: Rows, sizes: Mapping[str, int]) -> dict[str, list[list[float]]]:
     parts = np.split(rows.round(3), np.cumsum(list(sizes.values()))[:-1])
     return {group: part.tolist() for group, part in zip(sizes, parts, strict=True)}
-
-
-def _attack_record(cfg: c.Analyze, threat: ThreatModel) -> dict[str, Any]:
-    step_size = threat.eps / 4 if cfg.step_size is None else c.fraction(cfg.step_size)
-    return {
-        "name": f"PGD-{cfg.steps}",
-        "norm": threat.norm,
-        "eps": threat.eps,
-        "steps": cfg.steps,
-        "step_size": step_size,
-        "made_on": cfg.attacked,
-    }

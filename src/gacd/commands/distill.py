@@ -10,12 +10,7 @@ from gacd import build
 from gacd import config as c
 from gacd.anchors import AnchorBank, Fingerprint, check_width
 from gacd.commands.identity import Goal
-from gacd.commands.rows import (
-    MODEL,
-    TEACHER,
-    Row,
-    Spent,
-)
+from gacd.commands.rows import MODEL, TEACHER, Row, Spent
 from gacd.commands.training import TrainingRun, check_attack, refuse_teacher
 from gacd.data.batches import iterate
 from gacd.errors import UserError
@@ -25,7 +20,7 @@ from gacd.methods import Teacher
 from gacd.methods.registry import Named, parse_method
 from gacd.models.base import Backbone
 from gacd.models.checkpoints import load_weights, method_of, names_itself, said_of
-from gacd.storage import is_number, read_json, write_json
+from gacd.storage import write_json
 from gacd.training.ranks import refuse_memory
 
 
@@ -43,16 +38,14 @@ def distill(cfg: c.Distill, title: str = "", *, goal: Goal = "report") -> None:
     refuse_teacher(cfg.teacher.method, cfg.teacher.training)
     run = TrainingRun(cfg, goal)
     _refuse_early(run, cfg)
-    teacher, teacher_name, spent = _teacher(run, cfg)
+    teacher, row = _teacher(run, cfg)
     if cfg.teacher.evaluate:
-        taught = cfg.teacher.checkpoint
-        method = cfg.teacher.method if taught is None else method_of(taught)
-        run.measure(Row(TEACHER, teacher_name, method, "teacher", spent))
+        run.measure(row)
     for method in cfg.methods:
         spent = _student(run, cfg, method, Teacher(teacher))
         role = "undefended" if method == "natural" else "student"
         run.measure(Row(method, cfg.student, method, role, spent))
-    run.finish(title or f"{teacher_name} to {cfg.student} on {run.test.name}")
+    run.finish(title or f"{row.architecture} to {cfg.student} on {run.test.name}")
 
 
 def _finetuning(cfg: c.Distill) -> Named:
@@ -88,22 +81,21 @@ def _refuse_early(run: TrainingRun, cfg: c.Distill) -> None:
         check_width(cfg.gacd.dim, teacher.num_features)
 
 
-def _teacher(run: TrainingRun, cfg: c.Distill) -> tuple[Backbone, str, Spent]:
-    data = run.splits.train
-    if cfg.teacher.checkpoint is not None:
-        said = cfg.teacher
-        given = build.Given(said.model, said.mean, said.std)
-        if names_itself(cfg.teacher.checkpoint):
-            given = given._replace(model=None)  # what the teacher would be if it were trained
-        teacher, name = run.load(cfg.teacher.checkpoint, given, "--teacher.model")
-        spent = Spent.read(cfg.teacher.checkpoint)
-        _note_seed(run, cfg.teacher.checkpoint)
-        run.keep(cfg.out / TEACHER, teacher, name, method_of(cfg.teacher.checkpoint), spent)
-        teacher.to(run.fabric.device).to(memory_format=torch.channels_last)
-        return teacher, name, spent
-    teacher = build.model(cfg.teacher.model, data, seed=cfg.seed)
-    spent = run.train(TEACHER, cfg.teacher.method, teacher, cfg.teacher.model, cfg.teacher.training)
-    return teacher, cfg.teacher.model, spent
+def _teacher(run: TrainingRun, cfg: c.Distill) -> tuple[Backbone, Row]:
+    told = cfg.teacher
+    if told.checkpoint is None:
+        teacher = build.model(told.model, run.splits.train, seed=cfg.seed)
+        spent = run.train(TEACHER, told.method, teacher, told.model, told.training)
+        return teacher, Row(TEACHER, told.model, told.method, "teacher", spent)
+    given = build.Given(told.model, told.mean, told.std)
+    if names_itself(told.checkpoint):
+        given = given._replace(model=None)  # what the teacher would be if it were trained
+    teacher, name = run.load(told.checkpoint, given, "--teacher.model")
+    method, spent = method_of(told.checkpoint), Spent.read(told.checkpoint)
+    _note_seed(run, told.checkpoint)
+    run.keep(cfg.out / TEACHER, teacher, name, method, spent)
+    teacher.to(run.fabric.device).to(memory_format=torch.channels_last)
+    return teacher, Row(TEACHER, name, method, "teacher", spent)
 
 
 def _note_seed(run: TrainingRun, teacher: Path) -> None:
@@ -163,14 +155,14 @@ def _student(run: TrainingRun, cfg: c.Distill, method: str, teacher: Teacher) ->
 def _head(run: TrainingRun, cfg: c.Distill, name: str, student: Backbone, spent: Spent) -> Spent:
     """Fit the linear layer of distilled features, once for a method with and without +aft."""
     folder = run.cfg.out / name
-    path, done = folder / MODEL, folder / "linear.json"
+    path = folder / MODEL
     if run.fabric.is_global_zero and not path.is_file():
         started = time.monotonic()
         print(f"{name}: fitting the linear layer on frozen features", flush=True)
-        fitted = asdict(fit_head(student, run.splits, build.linear_threat(cfg)))
-        write_json(done, {**fitted, "seconds": time.monotonic() - started})
-        spent += Spent(read_json(done, {"seconds": is_number})["seconds"])
-        run.keep(folder, student, cfg.student, name, spent)
+        fit = fit_head(student, run.splits, build.linear_threat(cfg))
+        seconds = time.monotonic() - started
+        write_json(folder / "linear.json", {**asdict(fit), "seconds": seconds})
+        run.keep(folder, student, cfg.student, name, spent + Spent(seconds))
     run.fabric.barrier()
     load_weights(student, path)
     return Spent.read(path)

@@ -2,7 +2,7 @@
 
 from gacd import build
 from gacd import config as c
-from gacd.commands.rows import SOURCE, Row, Spent, row_order
+from gacd.commands.rows import Row, Spent, row_order
 from gacd.commands.run import Run
 from gacd.models.checkpoints import method_of
 from gacd.report.run import write_run_report
@@ -15,8 +15,7 @@ def evaluate(cfg: c.Evaluate) -> None:
     assert cfg.checkpoint is not None
     if cfg.source is not None:
         given = build.Given(cfg.source_model, cfg.source_mean, cfg.source_std)
-        source, source_name = run.load(cfg.source, given, "--source_model")
-        run.keep(cfg.out / SOURCE, source, source_name, method_of(cfg.source))
+        run.keep_source(cfg.source, given)
     method, spent = method_of(cfg.checkpoint), Spent.read(cfg.checkpoint)
     run.keep(cfg.out / "model", model, name, method, spent)
     run.measure(Row("model", name, method, spent=spent))

@@ -16,6 +16,7 @@ from gacd import config as c
 from gacd.commands.identity import Goal, claim, refuse_missing, starts
 from gacd.commands.rows import (
     MODEL,
+    SOURCE,
     Row,
     Spent,
     begin_worker,
@@ -30,7 +31,7 @@ from gacd.errors import UserError
 from gacd.evaluation.autoattack import check_autoattack
 from gacd.evaluation.names import parse_attack
 from gacd.models.base import Backbone
-from gacd.models.checkpoints import save_model
+from gacd.models.checkpoints import method_of, save_model
 from gacd.progress import progress
 from gacd.report.run import write_run_report
 from gacd.report.tables import comparison_table
@@ -162,6 +163,11 @@ class Run:
         size = self.cfg.data.size
         return build.from_checkpoint(path, given, self.test, size=size, flag=flag)
 
+    def keep_source(self, path: Path, given: build.Given) -> None:
+        """Keep the network that `transfer`, and the diagnosis, make their images on."""
+        model, name = self.load(path, given, "--source_model")
+        self.keep(self.cfg.out / SOURCE, model, name, method_of(path))
+
     def measure(self, row: Row) -> None:
         """Attack a finished model and write its record; done once per row.
 
@@ -170,14 +176,15 @@ class Run:
         done = (self.cfg.out / row.name / "record.json").is_file()
         if self.fabric.broadcast(done or self.goal == "model"):
             return
-        workers = self.cfg.evaluation.workers
-        if workers == 0:
+        if self.cfg.evaluation.workers == 0:
             ranks = build.ranks(self.fabric)
             measure_row(self.cfg, row, self.test, self.fabric.device, ranks=ranks)
-        if workers == 0 or not self.fabric.is_global_zero:
-            return
+        elif self.fabric.is_global_zero:
+            self._measure_elsewhere(row)
+
+    def _measure_elsewhere(self, row: Row) -> None:
         if self.pool is None:
-            before = active_children()
+            before, workers = active_children(), self.cfg.evaluation.workers
             self.pool = get_context("spawn").Pool(workers, initializer=begin_worker)
             self.workers = [child for child in active_children() if child not in before]
         self.pending[row.name] = self.pool.apply_async(measure_row_elsewhere, (self.cfg, row))

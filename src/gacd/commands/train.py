@@ -3,11 +3,11 @@
 from gacd import build
 from gacd import config as c
 from gacd.commands.identity import Goal
-from gacd.commands.rows import SOURCE, Row, Spent
+from gacd.commands.rows import Row, Spent
 from gacd.commands.training import TrainingRun, refuse_teacher
 from gacd.errors import UserError
 from gacd.methods.registry import parse_method
-from gacd.models.checkpoints import method_of, names_itself
+from gacd.models.checkpoints import names_itself
 
 
 def train(cfg: c.Train, *, goal: Goal = "report") -> None:
@@ -30,8 +30,7 @@ def finetune(cfg: c.Finetune, *, goal: Goal = "report") -> None:
     if cfg.source is not None:
         if not names_itself(cfg.source):
             raise UserError(f"{cfg.source}: the source must be a .safetensors of this package")
-        source, source_name = run.load(cfg.source, build.Given())
-        run.keep(cfg.out / SOURCE, source, source_name, method_of(cfg.source))
+        run.keep_source(cfg.source, build.Given())
     method = "finetuned"
     assert cfg.checkpoint is not None
     before = Spent.read(cfg.checkpoint)

@@ -72,8 +72,8 @@ class TrainingRun(Run):
 
         Returns what it took, with what earlier stages took `before`.
         """
-        out = self.cfg.out / name
-        if training.select == "robust" and not parse_method(method, weights).attacks:
+        out, named = self.cfg.out / name, parse_method(method, weights)
+        if training.select == "robust" and not named.attacks:
             training = replace(training, select="natural")  # under attack there is only noise
         built = create_method(
             method,
@@ -97,7 +97,7 @@ class TrainingRun(Run):
             )
         here = Spent(summary.seconds, summary.images, cost * summary.images)
         spent = here if before is None else before + here
-        features = not parse_method(method, weights).trains_head
+        features = not named.trains_head
         self.keep(out, model, architecture, label or method, spent, features=features)
         return spent
 

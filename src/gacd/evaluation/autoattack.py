@@ -149,7 +149,7 @@ def autoattack(
 
     # One image of 100 is more than the limit and shows nothing: the interval's lower end decides.
     added = round((list(after.values())[-2] - after["square"]) * len(robust) / 100)
-    if 100 * binomial_interval(added, len(robust))[0] > _SQUARE_SUSPICION:
+    if binomial_interval(added, len(robust))[0] > _SQUARE_SUSPICION:
         notes[
             f"Square broke {added} of {len(robust)} images that the gradient attacks could not: "
             "suspect masked gradients"

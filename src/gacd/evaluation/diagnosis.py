@@ -182,7 +182,7 @@ def _autoattack_gap(pgd: Bool[Tensor, " n"], autoattack: Bool[Tensor, " n"]) -> 
     (on the digits it leaves about 10 points that further starts find, and more steps do not).
     """
     lost, n = int((pgd & ~autoattack).sum()), len(pgd)
-    low = 100.0 * binomial_interval(lost, n)[0]
+    low = binomial_interval(lost, n)[0]
     return low, (
         f"{lost} of {n} images stand {_NEAR} and fall to AutoAttack: at least {low:.1f} % of all"
     )

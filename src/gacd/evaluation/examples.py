@@ -44,7 +44,7 @@ def attacked_examples(
             x,
             threat,
             steps=steps,
-            step_size=threat.eps / 4 if step_size is None else step_size,
+            step_size=threat.step(step_size),
             generator=torch.Generator(device).manual_seed(batch_seed(seed, "examples")),
         )
         with torch.no_grad():

@@ -58,11 +58,8 @@ class Evaluation:
 
     def to_record(self) -> dict[str, dict[str, float | int]]:
         """`{attack: {accuracy, low, high, n}}` in percent, with the worst case over all."""
-        return {name: self._row(name) for name in [*self.robust, WORST]}
-
-    def _row(self, name: str) -> dict[str, float | int]:
-        robust, _ = self.outcomes(name)
-        return {**_summary(robust), "n": len(robust)}
+        found = {name: self.outcomes(name)[0] for name in [*self.robust, WORST]}
+        return {name: {**_summary(right), "n": len(right)} for name, right in found.items()}
 
     def save(self, path: Path | str) -> None:
         """Write every image's outcome as a safetensors file."""
@@ -167,8 +164,7 @@ def _accuracy(robust: Tensor) -> float:
 
 
 def _interval(robust: Tensor, confidence: float = 0.95) -> tuple[float, float]:
-    low, high = binomial_interval(int(robust.sum()), len(robust), confidence)
-    return 100.0 * low, 100.0 * high
+    return binomial_interval(int(robust.sum()), len(robust), confidence)
 
 
 def _summary(robust: Tensor) -> dict[str, float]:

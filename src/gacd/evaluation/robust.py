@@ -82,7 +82,7 @@ def evaluate(
         check_autoattack(dataset.images, threat)
     if ranks.size > 1 and cache is None:
         raise UserError("several ranks evaluate together through a cache: name its folder")
-    step_size = threat.eps / 4 if step_size is None else step_size
+    step_size = threat.step(step_size)
     settings: dict[str, Any] = {
         "dataset": dataset.name,
         "test_images": dataset.fingerprint(),
@@ -181,9 +181,8 @@ def epsilon_curve(
                 ranks=ranks,
             )
             alive = alive[found.outcomes("worst")[0]]
-        low, high = binomial_interval(len(alive), len(dataset))
         accuracy = 100.0 * len(alive) / len(dataset)
-        points.append(CurvePoint(eps, accuracy, 100.0 * low, 100.0 * high))
+        points.append(CurvePoint(eps, accuracy, *binomial_interval(len(alive), len(dataset))))
     return points
 
 

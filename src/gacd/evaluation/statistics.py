@@ -1,4 +1,4 @@
-"""How sure a figure is: binomial intervals and paired tests."""
+"""How sure a figure is: binomial intervals, in percent as every accuracy, and paired tests."""
 
 from jaxtyping import Bool
 from torch import Tensor
@@ -7,9 +7,9 @@ from gacd.errors import UserError
 
 
 def binomial_interval(correct: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
-    """Wilson's score interval of a proportion, as fractions in [0, 1].
+    """Wilson's score interval of a proportion, in percent.
 
-    The bounds p solve |correct/n - p| = z sqrt(p (1 - p) / n) (Wilson, JASA 22, 1927).
+    The bounds 100 p solve |correct/n - p| = z sqrt(p (1 - p) / n) (Wilson, JASA 22, 1927).
     Raises `UserError` unless 0 <= correct <= n, n > 0 and 0 < confidence < 1.
     """
     if not 0 < confidence < 1:
@@ -19,7 +19,7 @@ def binomial_interval(correct: int, n: int, confidence: float = 0.95) -> tuple[f
     from scipy.stats import binomtest
 
     interval = binomtest(correct, n).proportion_ci(confidence, method="wilson")
-    return float(interval.low), float(interval.high)
+    return 100.0 * float(interval.low), 100.0 * float(interval.high)
 
 
 def mcnemar(a: Bool[Tensor, " n"], b: Bool[Tensor, " n"]) -> float:

@@ -66,7 +66,6 @@ def perturbed(
         return images
     device = next(model.parameters()).device
     result = torch.empty_like(images)
-    step_size = threat.eps / 4 if step_size is None else step_size
     objective = _towards if targeted else cross_entropy
     with (
         evaluating(model),
@@ -78,7 +77,7 @@ def perturbed(
             x, y = images[at].to(device), labels[at].to(device)
             generator = torch.Generator(device).manual_seed(batch_seed(seed, "structure", number))
             x_adv = pgd(
-                objective(model, y), x, threat, steps=steps, step_size=step_size,
+                objective(model, y), x, threat, steps=steps, step_size=threat.step(step_size),
                 generator=generator,
             )  # fmt: skip
             assert_within(threat, x_adv, x)
@@ -172,8 +171,8 @@ def geometry(target: Rows, source: Rows, attacked: Rows) -> Geometry:
         silhouette=float(silhouette_score(clean, classes)),
         inter_intra=float(np.linalg.norm(centre_target - centre_source)) / intra,
         nearer_true=100.0 * float(nearer.mean()),
-        nearer_true_low=100.0 * low,
-        nearer_true_high=100.0 * high,
+        nearer_true_low=low,
+        nearer_true_high=high,
     )
 
 

@@ -365,7 +365,7 @@ def product_dtype(anchors_MD: Tensor) -> torch.dtype:
     float16's range is too small for gradients over many anchors; bfloat16's is not, but many
     processors take several times as long with it.
     """
-    kept = anchors_MD.dtype == torch.bfloat16 and (anchors_MD.device.type != "cpu" or fast_bf16())
+    kept = anchors_MD.dtype == torch.bfloat16 and fast_bf16(anchors_MD.device.type)
     return torch.promote_types(anchors_MD.dtype, torch.bfloat16 if kept else torch.float32)
 
 

@@ -56,8 +56,7 @@ def write_analysis_report(out: Path) -> None:
     Raises:
         UserError: there is no such file, it is damaged, or nothing can be written there.
     """
-    record = read_json(out / RECORD)
-    check_analysis(out / RECORD, record)
+    record = read_analysis(out / RECORD)
     write_report(
         out / "report.html",
         title=f"Structure of features on {record['dataset']}",
@@ -67,11 +66,12 @@ def write_analysis_report(out: Path) -> None:
     )
 
 
-def check_analysis(path: Path, record: Any) -> None:
-    """Refuse what `path` held, if it is no record of `gacd analyze`."""
-    check_json(path, record, _RECORD)
+def read_analysis(path: Path) -> dict[str, Any]:
+    """A record of `gacd analyze`. Raises UserError for any other file."""
+    record: dict[str, Any] = read_json(path, _RECORD)
     alike = dict.fromkeys(record["correlations"], _of_views(is_number))
     check_json(path, record, {"cka": alike})
+    return record
 
 
 def likeness_table(record: Record) -> Table:

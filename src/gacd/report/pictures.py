@@ -107,11 +107,10 @@ def attacked_pictures(
 
 
 def heatmaps(matrices: Mapping[str, Matrix], labels: Sequence[str], title: str) -> Figure:
-    """Matrices over the same classes in pairs on one colour scale, the values written in.
+    """Matrices over the same classes, nowhere negative, in pairs on one colour scale from 0.
 
     Values are written where a cell has room for them (up to 12 classes), names up to 24; beyond,
-    classes are numbered in their order. Every title ends with the matrix's mean. Matrices with
-    negative values get a scale symmetric about zero.
+    classes are numbered in their order. Every title ends with the matrix's mean.
 
     Raises:
         UserError: no matrix, or one that is not as wide and as high as `labels` is long.
@@ -122,10 +121,8 @@ def heatmaps(matrices: Mapping[str, Matrix], labels: Sequence[str], title: str) 
     for name, matrix in matrices.items():
         if matrix.shape != (size, size):
             raise UserError(f"{title}: {name} is {matrix.shape}, its labels {size} x {size}")
-    low = min(float(matrix.min()) for matrix in matrices.values())
-    high = max(float(np.abs(matrix).max()) for matrix in matrices.values()) or 1.0
+    high = max(float(matrix.max()) for matrix in matrices.values()) or 1.0
     upright = 0 if max(map(len, labels)) < 3 else 90
-    floor, colours = (-high, "RdBu_r") if low < 0 else (0.0, "viridis")
 
     def drawing(narrow: bool) -> "Canvas":
         columns = 1 if narrow else min(2, len(matrices))
@@ -135,7 +132,7 @@ def heatmaps(matrices: Mapping[str, Matrix], labels: Sequence[str], title: str) 
         whole = canvas(width, rows * (side + 0.25) + 0.75)
         axes = whole.subplots(rows, columns, squeeze=False).ravel()
         for ax, (name, matrix) in zip(axes, matrices.items(), strict=False):
-            shown = ax.imshow(matrix, vmin=floor, vmax=high, cmap=colours)
+            shown = ax.imshow(matrix, vmin=0.0, vmax=high, cmap="viridis")
             ax.set_title(f"{name}\nmean {matrix.mean():.3f}")
             ax.grid(visible=False)
             if size <= _NAMED:

@@ -58,16 +58,10 @@ _CHECKS = [{"name": str, "passed": bool, "value": is_number, "limit": is_number,
 
 def read_record(path: Path) -> dict[str, Any]:
     """A record of an evaluated model. Raises UserError for any other file."""
-    record: dict[str, Any] = read_json(path)
-    check_record(path, record)
-    return record
-
-
-def check_record(path: Path, record: Any) -> None:
-    """Refuse what `path` held, if it is no record of an evaluated model."""
-    check_json(path, record, _RECORD)
+    record: dict[str, Any] = read_json(path, _RECORD)
     for attack in record["evaluation"] | record["intervals"]:
         check_json(path, record, {f"{attack}?": is_percent, f"{attack}_n?": is_count})
+    return record
 
 
 def read_examples(path: Path) -> dict[str, Any]:

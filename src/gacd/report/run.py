@@ -17,7 +17,15 @@ from gacd.report.figures import (
 from gacd.report.page import Check, Checks, Section, write_report
 from gacd.report.pictures import Pictures, attacked_pictures
 from gacd.report.records import read_checks, read_examples, read_log, read_record
-from gacd.report.tables import Cell, Column, Record, Table, comparison_table, method_cell
+from gacd.report.tables import (
+    Cell,
+    Column,
+    Record,
+    Table,
+    comparison_table,
+    method_cell,
+    number,
+)
 from gacd.storage import read_json, write_json
 
 Records = Mapping[str, Record]
@@ -231,7 +239,7 @@ def _verdict(check: Record | None) -> Cell:
     if check is None:
         return Cell("–")
     word, sign = ("pass", "≤") if check["passed"] else ("FAIL", ">")
-    return Cell(word, f"{check['value']:.1f} {sign} {check['limit']:.1f}".replace("-", "−"))
+    return Cell(word, f"{number(check['value'], 1)} {sign} {number(check['limit'], 1)}")
 
 
 def provenance(records: Sequence[Record], files: str) -> dict[str, object]:

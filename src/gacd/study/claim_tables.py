@@ -198,12 +198,12 @@ def _value(each: Evidence | Side) -> Cell:
     is_signed = isinstance(each, Evidence) and each.unit != "%"
     places = 1 if each.metric in METRICS else 3
 
-    def number(x: float) -> str:
+    def written(x: float) -> str:
         return signed(x, places) if is_signed else f"{x:.{places}f}"
 
     if each.low is None or each.high is None:
-        return Cell(number(value))
-    return Cell(number(value), f"[{number(each.low)}, {number(each.high)}]")
+        return Cell(written(value))
+    return Cell(written(value), f"[{written(each.low)}, {written(each.high)}]")
 
 
 def _part(each: Evidence) -> tuple[Cell, ...]:

@@ -101,13 +101,13 @@ def _c6(results: Results, stand_ins: StandIns) -> Iterator[Part]:
         }
         compared = []
         for name, values in means.items():
-            alone = scalar(values, n)
-            low, high = alone.interval() if alone and alone.variances else (None, None)
+            found = scalar(values, n)
+            low, high = found.interval() if found and found.variances else (None, None)
             compared.append(
                 Side(
                     name=name.upper(),
                     metric=f"|Δ corr|, {view}",
-                    mean=alone.mean if alone else None,
+                    mean=found.mean if found else None,
                     low=low,
                     high=high,
                     seeds=tuple(values),

@@ -36,7 +36,7 @@ def _list(cfg: c.Study) -> None:
     cells = Counter(entry.study for entry in listed)
     for name in cfg.studies or STUDIES:
         print(f"{name:<9} {cells[name]:>3} cells a seed  {_WHAT[name]}")
-    different = {entry.cell.key for entry in listed}
+    different = work.distinct(listed)
     print(f"{len(different)} different cells a seed at scale {cfg.scale}, seeds {cfg.seeds}")
 
 
@@ -60,8 +60,6 @@ def _status(cfg: c.Study) -> None:
 
 
 def _report(cfg: c.Study) -> None:
-    from gacd.report.analysis import RECORD, check_analysis
-    from gacd.report.records import check_record
     from gacd.study.report import write_study_report
 
     if not (cfg.out / "cells").is_dir():
@@ -73,10 +71,5 @@ def _report(cfg: c.Study) -> None:
             f"{cfg.out} has no finished cell of this study: say the --scale, --seeds and settings "
             "that it was run with"
         )
-    for result in results:
-        if result.record is not None:
-            analysis = result.labels.get("role") == "analysis"
-            file, check = (RECORD, check_analysis) if analysis else ("record.json", check_record)
-            check(result.folder / file, result.record)
     write_study_report(results, cfg.out, title=title, stand_ins=cfg.stand_ins, scale=cfg.scale)
     print(f"report: {cfg.out / 'report.html'}")

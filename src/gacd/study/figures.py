@@ -7,7 +7,7 @@ import numpy as np
 
 from gacd.report.canvas import INK, NARROW, WIDE, Figure, canvas, draw, line_style
 from gacd.report.pictures import heatmaps
-from gacd.report.tables import heading
+from gacd.report.tables import Record, heading
 from gacd.study.evidence import METRICS
 from gacd.study.measure import Arm, Measured, contrast
 from gacd.study.paper import method_name
@@ -63,26 +63,18 @@ def sweeps(arms: Mapping[str, Mapping[float, Arm]]) -> Figure | None:
     )
 
 
-def correlations(records: Sequence[Mapping[str, object]], view: str, title: str) -> Figure | None:
+def correlations(records: Sequence[Record], view: str, title: str) -> Figure | None:
     """Figures 3 and 4: |corr(teacher) - corr(student)| between classes, the mean over seeds."""
     matrices: dict[str, list[np.ndarray]] = {}
-    classes: list[str] = []
     for record in records:
-        differences = record["correlations"]
-        assert isinstance(differences, Mapping)
-        names = record["classes"]
-        assert isinstance(names, list)
-        classes = [str(name) for name in names]
-        for name, views in differences.items():
-            if name not in _CORRELATED:
-                continue
-            matrices.setdefault(method_name(str(name)), []).append(
-                np.array(views[view]["matrix"], float)
-            )
+        for name, views in record["correlations"].items():
+            if name in _CORRELATED:
+                matrix = np.array(views[view]["matrix"], float)
+                matrices.setdefault(method_name(name), []).append(matrix)
     if not matrices:
         return None
     means = {name: np.stack(each).mean(axis=0) for name, each in matrices.items()}
-    return heatmaps(means, classes, title)
+    return heatmaps(means, records[-1]["classes"], title)
 
 
 def rivals_figure(arms: Mapping[str, Arm], baseline: Arm | None) -> Figure | None:

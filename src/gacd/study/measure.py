@@ -165,7 +165,7 @@ def _images(weights: Sequence[float], runs: Sequence[Sequence[Result]], metric: 
             return _Images(means, _in_percent(variance), len(rows), "")
     records = [[run.record or {} for run in each] for each in runs]
     means = [[float(record[metric]) for record in each] for each in records]
-    n = min(_n(record, metric) for each in records for record in each)
+    n = min(image_count(record, metric) for each in records for record in each)
     parts = [
         w * w * over_unpaired_images(float(np.mean(each)) / 100, n).value
         for w, each in zip(weights, means, strict=True)
@@ -193,7 +193,8 @@ def _outcomes(result: Result, metric: str) -> _Outcomes | None:
     return _Outcomes(str(images), index.numpy(), right.numpy())
 
 
-def _n(record: Mapping[str, Any], metric: str) -> int:
+def image_count(record: Mapping[str, Any], metric: str) -> int:
+    """On how many an accuracy of a record stands."""
     return int(record.get(f"{metric}_n") or record["n"])
 
 

@@ -5,7 +5,7 @@ from statistics import fmean
 
 from gacd.report.tables import HEADLINES, Cell, Column, Table, heading, signed
 from gacd.study.arms import Pair
-from gacd.study.measure import Arm, contrast
+from gacd.study.measure import Arm, contrast, image_count
 from gacd.study.paper import architecture_key, architecture_name
 from gacd.study.results import StandIns
 
@@ -47,20 +47,21 @@ def row_table(
     """Our accuracies, the paper's beside them where it has any, seeds, and cost where known."""
     rows = [row for row in rows if row[1].results]
     costs = [relative_cost(arm, baseline) if name != "teacher" else None for name, arm, _ in rows]
+    published = {metric for _, _, theirs in rows for metric in theirs}
     columns = [Column("method")]
     for metric in metrics:
         columns.append(Column(heading(metric), numeric=True))
-        if any(metric in theirs for _, _, theirs in rows):
+        if metric in published:
             columns.append(Column("paper", numeric=True))
     columns.append(Column("seeds", numeric=True))
     if any(costs):
         columns.append(Column("cost", numeric=True))
     cells = []
-    for (name, arm, _), cost, theirs in zip(rows, costs, [row[2] for row in rows], strict=True):
+    for (name, arm, theirs), cost in zip(rows, costs, strict=True):
         line = [Cell(name)]
         for metric in metrics:
             line.append(_accuracy(arm, metric))
-            if any(metric in other for _, _, other in rows):
+            if metric in published:
                 line.append(Cell(f"{theirs[metric]:.2f}") if metric in theirs else _MISSING)
         line.append(_seeds(arm, metrics[0]))
         if any(costs):
@@ -94,7 +95,7 @@ def _difference(arm: Arm, other: Arm, metric: str) -> Cell:
 
 def _accuracy(arm: Arm, metric: str) -> Cell:
     """Mean over the seeds in percent, and its interval."""
-    found = contrast([(1.0, Arm(arm.name, arm.results))], metric)
+    found = contrast([(1.0, arm)], metric)
     if found is None:
         return _MISSING
     low, high = found.accuracy_interval()
@@ -120,15 +121,8 @@ def _sizes(arms: Sequence[Arm], metrics: Sequence[str]) -> str:
     """How many test images the figures stand on."""
     said = []
     for metric in metrics:
-        ns = sorted(
-            {
-                int(r.record.get(f"{metric}_n") or r.record["n"])
-                for arm in arms
-                for r in arm.done(metric).values()
-                if r.record
-            }
-        )
-        if ns:
+        done = (r.record for arm in arms for r in arm.done(metric).values())
+        if ns := sorted({image_count(record, metric) for record in done if record}):
             said.append((heading(metric), " or ".join(f"{n:,}" for n in ns)))
     if not said:
         return "Nothing measured yet."

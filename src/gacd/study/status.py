@@ -14,7 +14,7 @@ from gacd.report.tables import Column, Table
 from gacd.storage import is_number, read_json
 from gacd.study.cells import Cell
 from gacd.study.grids import Entry
-from gacd.study.work import Folder, Task, chosen, tasks
+from gacd.study.work import Folder, Task, chosen, distinct, tasks
 
 State = Literal["done", "running", "failed", "waiting"]
 _STATES: tuple[State, ...] = get_args(State)
@@ -35,7 +35,7 @@ class Status(NamedTuple):
 def status(cfg: c.Study) -> Status:
     """What the study's folder says."""
     folder, listed = Folder(cfg.out), chosen(cfg)
-    cells = {entry.cell.key: entry.cell for entry in listed}
+    cells = distinct(listed)
     left = tasks(folder, list(cells.values()))
     cells |= {task.cell.key: task.cell for task in left}  # with what the listed ones start from
     states = {key: _state(folder, cell) for key, cell in cells.items()}
@@ -73,7 +73,7 @@ def _state(folder: Folder, cell: Cell) -> State:
 
 def _hours(folder: Folder, listed: Sequence[Entry], left: Sequence[Task]) -> float | None:
     spent: dict[str, list[float]] = {}
-    for cell in {entry.cell.key: entry.cell for entry in listed}.values():
+    for cell in distinct(listed).values():
         if folder.about(cell).is_file() and folder.has(Task(cell, "record")):
             spent.setdefault(_kind(cell), []).append(
                 read_json(folder.about(cell), {"seconds": is_number})["seconds"]

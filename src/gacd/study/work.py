@@ -1,6 +1,7 @@
 """Doing the cells of a study: each once, whoever and however many are at it."""
 
 import contextlib
+import json
 import os
 import signal
 import subprocess
@@ -11,7 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence, Set
 from dataclasses import asdict, dataclass
 from multiprocessing import get_context, parent_process
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import yaml
 from filelock import FileLock, Timeout
@@ -28,7 +29,9 @@ from gacd.evaluation.names import parse_attack
 from gacd.methods.registry import parse_method
 from gacd.models import check_model
 from gacd.ranks import GOAL, REFUSAL
-from gacd.storage import is_number, is_whole, read_json, write_bytes, write_json
+from gacd.report.analysis import read_analysis
+from gacd.report.records import read_record
+from gacd.storage import is_number, read_json, write_bytes, write_json
 from gacd.study.cells import Cell, Config
 from gacd.study.grids import AWP, STUDIES, Entry, entries
 from gacd.study.results import Result
@@ -106,12 +109,18 @@ def chosen(cfg: c.Study) -> list[Entry]:
         raise UserError(str(error)) from None
 
 
+def distinct(listed: Iterable[Entry]) -> dict[str, Cell]:
+    """The cells by their keys, each once: one may stand in several studies."""
+    return {entry.cell.key: entry.cell for entry in listed}
+
+
 def results(cfg: c.Study) -> list[Result]:
-    """What has been found so far, for every entry."""
+    """What has been found so far, for every entry. Raises UserError for a damaged record."""
     folder, found = Folder(cfg.out), []
     for entry in chosen(cfg):
         path = folder.of(entry.cell) / entry.cell.record
-        record = read_json(path, {"seed": is_whole}) if path.is_file() else None
+        read = read_analysis if entry.cell.command == "analyze" else read_record
+        record = read(path) if path.is_file() else None
         found.append(
             Result(
                 study=entry.study, labels=entry.labels, seed=entry.seed, key=entry.cell.key,
@@ -148,15 +157,14 @@ def run(cfg: c.Study) -> None:
     Raises:
         UserError: some cells failed; the others are done.
     """
-    cells = list({entry.cell.key: entry.cell for entry in chosen(cfg)}.values())
+    folder, cells = Folder(cfg.out), list(distinct(chosen(cfg)).values())
     _check_possible(cells)
-    _check_unchanged(Folder(cfg.out), cells)
+    _check_unchanged(folder, cells)
     if not (cfg.out / ".gitignore").is_file():
         write_bytes(cfg.out / ".gitignore", _KEPT_OUT_OF_GIT.encode())
     started = time.time()
     with _workers(cfg, started):
         _work(cfg, started)
-    folder = Folder(cfg.out)
     if left := tasks(folder, cells):
         failed = {task.cell.key for task in left if folder.failure(task.cell).is_file()}
         waiting = {task.cell.key for task in left} - failed
@@ -171,9 +179,9 @@ def _work(cfg: c.Study, started: float) -> None:
 
     It also ends, after the cell that it is at, where the process that started it has died.
     """
-    parent = parent_process()
-    names = {entry.cell.key: _name(entry) for entry in reversed(chosen(cfg))}
-    cells = list({entry.cell.key: entry.cell for entry in chosen(cfg)}.values())
+    parent, listed = parent_process(), chosen(cfg)
+    names = {entry.cell.key: _name(entry) for entry in reversed(listed)}
+    cells = list(distinct(listed).values())
     folder, failed = Folder(cfg.out), set[str]()  # here: a file server's clock may be another
     while left := tasks(folder, cells):
         if parent is not None and not parent.is_alive():
@@ -181,21 +189,18 @@ def _work(cfg: c.Study, started: float) -> None:
         open_tasks = [task for task in left if not _hopeless(folder, task.cell, started, failed)]
         if not open_tasks:
             return
+        done = len(cells) - sum(task.goal == "record" for task in left)
         for task in _ready(folder, open_tasks):
-            try:
-                with folder.lock(task.cell).acquire(timeout=0):
-                    if not folder.has(task):
-                        done = len(cells) - sum(task.goal == "record" for task in left)
-                        name = names.get(
-                            task.cell.key,
-                            f"{task.cell.command} {task.cell.method}, for others to start from",
-                        )
-                        print(f"[{done + 1}/{len(cells)}] {name}  ({task.cell.key})", flush=True)
-                        if not _do(folder, task, cfg.fabric):
-                            failed.add(task.cell.key)
-            except Timeout:
-                continue  # somebody else is at it
-            break
+            cell = task.cell
+            # Where somebody else is at it, the next one.
+            with contextlib.suppress(Timeout), folder.lock(cell).acquire(timeout=0):
+                if not folder.has(task):
+                    to_start = f"{cell.command} {cell.method}, for others to start from"
+                    name = names.get(cell.key, to_start)
+                    print(f"[{done + 1}/{len(cells)}] {name}  ({cell.key})", flush=True)
+                    if not _do(folder, task, cfg.fabric):
+                        failed.add(cell.key)
+                break
         else:
             time.sleep(_POLL)
 
@@ -289,7 +294,8 @@ def _do(folder: Folder, task: Task, fabric: c.Fabric) -> bool:
 
 def _run_on_ranks(command: str, config: Config, file: Path, goal: str) -> None:
     """Run the cell as a command of its own: to start its ranks, Fabric runs the program again."""
-    file.write_text(yaml.safe_dump(_plain(asdict(config))), encoding="utf-8")
+    plain = json.loads(json.dumps(asdict(config), default=str))  # paths as text
+    file.write_text(yaml.safe_dump(plain), encoding="utf-8")
     said = file.with_suffix(".refusal")
     said.unlink(missing_ok=True)
     process = subprocess.Popen(
@@ -309,15 +315,6 @@ def _run_on_ranks(command: str, config: Config, file: Path, goal: str) -> None:
         said.unlink(missing_ok=True)
         raise UserError(f"gacd {command} --config {file} ended with exit code {code}{reason}")
     file.unlink()
-
-
-def _plain(value: Any) -> Any:
-    """Configuration as YAML knows it."""
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_plain(item) for item in value]
-    return str(value) if isinstance(value, Path) else value
 
 
 def _check_possible(cells: Sequence[Cell]) -> None:

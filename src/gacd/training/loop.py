@@ -1,14 +1,10 @@
 """The one training loop. It knows no method: it steps, averages, validates, guards and resumes."""
 
-import signal
-import threading
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from types import FrameType
-from typing import TYPE_CHECKING, Any, Literal, cast, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from lightning_fabric import Fabric
@@ -37,6 +33,7 @@ from gacd.storage import (
     write_json_lines,
 )
 from gacd.training.average import averaged, update
+from gacd.training.contexts import compiled, interruptible, tensorboard
 from gacd.training.ranks import (
     any_rank,
     check_states,
@@ -48,9 +45,6 @@ from gacd.training.ranks import (
 from gacd.training.schedules import Schedule, learning_rate
 from gacd.training.state import load_networks, load_state, refuse_other, save_state, stage_of
 from gacd.training.validation import validate
-
-if TYPE_CHECKING:
-    from torch.utils.tensorboard import SummaryWriter
 
 _GUARD_EVERY = 25  # steps between looks at the guard: each look waits for the device
 Select = Literal["robust", "natural", "last"]
@@ -139,29 +133,13 @@ def fit(
     if finished.is_file() and best.is_file():
         if fabric.is_global_zero:
             state.unlink(missing_ok=True)
-        names = [field.name for field in fields(Summary)]
-        shape = {**dict.fromkeys(names, is_number), "stage?": dict | None}
-        done = read_json(finished, shape)
-        refuse_other(out, done.get("stage"), stage)
-        load_networks(best, method, load_tensors(best, kept=False)[0])
-        method.release()
-        return Summary(**{field: done[field] for field in names})
+        summary = _read_summary(finished, stage)
+        _take(best, method)
+        return summary
     if fabric.is_global_zero:
         finished.unlink(missing_ok=True)  # of weights that are gone: not of those to come
 
-    parameters = [p for p in method.parameters() if p.requires_grad]
-    if not parameters:
-        raise UserError(
-            "no parameter of the student takes a gradient: is it the teacher's own module, or a "
-            "copy made after Teacher froze it?"
-        )
-    optimizer = SGD(
-        parameters,
-        plan.lr,
-        plan.momentum,
-        weight_decay=plan.weight_decay,
-        nesterov=plan.momentum > 0,
-    )
+    optimizer = _optimizer(method, plan)
     average = averaged(method) if plan.ema else None
     normalised = statistics(method.student)
     kept = method if average is None else average
@@ -174,12 +152,8 @@ def fit(
 
     meta: dict[str, Any] = {"epoch": 0, "step": 0, "best": None, "seconds": 0.0, "sums": {}}
     if state.is_file():
-        meta = load_state(state, method, average, optimizer, stage)
         # A kill may have come between the two files: what counts is whose weights are there.
-        meta["best"] = None
-        if best.is_file():
-            meta["best"] = load_meta(best)
-            check_json(best, meta["best"], _BEST)
+        meta = load_state(state, method, average, optimizer, stage) | {"best": _read_best(best)}
     if fabric.is_global_zero:
         _forget_after(out / "log.jsonl", meta["epoch"])
     sums = {k: (torch.tensor(v, device=fabric.device), n) for k, (v, n) in meta["sums"].items()}
@@ -203,9 +177,9 @@ def fit(
     shown = fabric.is_global_zero
     with (
         progress(total, name, done=before, enabled=shown) as bar,
-        _tensorboard(out, enabled=shown) as board,
-        _interruptible(alone) as interrupted,
-        _compiled(method, enabled=plan.compile),
+        tensorboard(out, enabled=shown) as board,
+        interruptible(alone) as interrupted,
+        compiled(method, enabled=plan.compile),
         global_randomness_kept(fabric.device),
         synchronised(method.student, enabled=plan.sync_batch_norm, device=fabric.device),
     ):
@@ -297,9 +271,47 @@ def fit(
         write_json(finished, asdict(summary) | {"stage": stage})
         state.unlink()
     fabric.barrier()
+    _take(best, method)
+    return summary
+
+
+def _read_summary(path: Path, stage: Mapping[str, Any]) -> Summary:
+    """Of a finished stage, unless it was another one."""
+    names = [field.name for field in fields(Summary)]
+    done = read_json(path, {**dict.fromkeys(names, is_number), "stage?": dict | None})
+    refuse_other(path.parent, done.get("stage"), stage)
+    return Summary(**{name: done[name] for name in names})
+
+
+def _read_best(path: Path) -> dict[str, Any] | None:
+    """What the file of the best weights says of them, if there are any yet."""
+    if not path.is_file():
+        return None
+    meta = load_meta(path)
+    check_json(path, meta, _BEST)
+    return meta
+
+
+def _take(best: Path, method: Method) -> None:
+    """Leave in the method what validation chose, its student's head free to train again."""
     load_networks(best, method, load_tensors(best, kept=False)[0])
     method.release()
-    return summary
+
+
+def _optimizer(method: Method, plan: Plan) -> SGD:
+    parameters = [p for p in method.parameters() if p.requires_grad]
+    if not parameters:
+        raise UserError(
+            "no parameter of the student takes a gradient: is it the teacher's own module, or a "
+            "copy made after Teacher froze it?"
+        )
+    return SGD(
+        parameters,
+        plan.lr,
+        plan.momentum,
+        weight_decay=plan.weight_decay,
+        nesterov=plan.momentum > 0,
+    )
 
 
 def _rate(plan: Plan, epoch: int, step: int, steps: int) -> float:
@@ -341,59 +353,3 @@ def _seed_dropout(generator: torch.Generator) -> None:
     torch.default_generator.manual_seed(generator.initial_seed())
     if generator.device.type == "cuda":
         torch.cuda.manual_seed(generator.initial_seed())
-
-
-@contextmanager
-def _compiled(method: Method, *, enabled: bool) -> Iterator[None]:
-    """The student's features by torch.compile inside; the plain forward again outside."""
-    if not enabled:
-        yield
-        return
-    student = method.student
-    compiled = torch.compile(student.forward_features, dynamic=False)
-    student.forward_features = compiled  # type: ignore[method-assign]
-    try:
-        # Networks of one class share a limit of 8 by default, beyond which they run as they are.
-        with torch._dynamo.config.patch(recompile_limit=64):
-            yield
-    finally:
-        del student.forward_features  # the instance's, which hid the class's
-
-
-@contextmanager
-def _tensorboard(out: Path, *, enabled: bool) -> "Iterator[SummaryWriter]":
-    """A writer of TensorBoard events; only the first rank ever uses it."""
-    if not enabled:
-        yield cast("SummaryWriter", None)
-        return
-    from torch.utils.tensorboard import SummaryWriter
-
-    with SummaryWriter(str(out)) as writer:
-        yield writer
-
-
-@contextmanager
-def _interruptible(impatient: bool) -> Iterator[threading.Event]:
-    """Turn the first Ctrl-C into a flag that is read between steps; a second one stops at once.
-
-    Not so unless `impatient`: with several ranks the launcher passes one Ctrl-C on again, and a
-    rank that leaves alone lets the others wait.
-    """
-    flag = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield flag
-        return
-    before = signal.getsignal(signal.SIGINT)
-
-    def handle(number: int, frame: FrameType | None) -> None:
-        flag.set()
-        if impatient:
-            signal.signal(signal.SIGINT, before)
-
-    signal.signal(signal.SIGINT, handle)
-    try:
-        yield flag
-    finally:
-        signal.signal(signal.SIGINT, before)
-    if impatient and flag.is_set():  # since the last look
-        raise KeyboardInterrupt

@@ -1,0 +1,72 @@
+"""What stands around a stage's steps, and is put away when they end."""
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, cast
+
+import torch
+
+from gacd.methods.method import Method
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
+
+
+@contextmanager
+def compiled(method: Method, *, enabled: bool) -> Iterator[None]:
+    """The student's features by torch.compile inside; the plain forward again outside."""
+    if not enabled:
+        yield
+        return
+    student = method.student
+    faster = torch.compile(student.forward_features, dynamic=False)
+    student.forward_features = faster  # type: ignore[method-assign]
+    try:
+        # Networks of one class share a limit of 8 by default, beyond which they run as they are.
+        with torch._dynamo.config.patch(recompile_limit=64):
+            yield
+    finally:
+        del student.forward_features  # the instance's, which hid the class's
+
+
+@contextmanager
+def tensorboard(out: Path, *, enabled: bool) -> "Iterator[SummaryWriter]":
+    """A writer of TensorBoard events; only the first rank ever uses it."""
+    if not enabled:
+        yield cast("SummaryWriter", None)
+        return
+    from torch.utils.tensorboard import SummaryWriter
+
+    with SummaryWriter(str(out)) as writer:
+        yield writer
+
+
+@contextmanager
+def interruptible(impatient: bool) -> Iterator[threading.Event]:
+    """Turn the first Ctrl-C into a flag that is read between steps; a second one stops at once.
+
+    Not so unless `impatient`: with several ranks the launcher passes one Ctrl-C on again, and a
+    rank that leaves alone lets the others wait.
+    """
+    flag = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield flag
+        return
+    before = signal.getsignal(signal.SIGINT)
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        flag.set()
+        if impatient:
+            signal.signal(signal.SIGINT, before)
+
+    signal.signal(signal.SIGINT, handle)
+    try:
+        yield flag
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if impatient and flag.is_set():  # since the last look
+        raise KeyboardInterrupt

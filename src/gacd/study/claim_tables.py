@@ -199,7 +199,7 @@ def _value(each: Evidence | Side) -> Cell:
     places = 1 if each.metric in METRICS else 3
 
     def written(x: float) -> str:
-        return signed(x, places) if is_signed else f"{x:.{places}f}"
+        return signed(x, places) if is_signed else number(x, places)
 
     if each.low is None or each.high is None:
         return Cell(written(value))

@@ -27,6 +27,7 @@ from gacd.sections import (
     Fabric,
     LinearSelect,
     Regression,
+    Reweighted,
     Setting,
     Threat,
     Training,
@@ -168,9 +169,13 @@ class Distill(Run):
     """digits-cnn-WIDTH, resnet18, resnet20, resnet32, resnet56, wrn-DEPTH-WIDTH (such as
     wrn-34-10), mobilenetv2, or a registered one."""
     methods: list[str] = field(default_factory=lambda: ["gacd", "gacd+aft"])
-    """natural, pgd-at, trades, mart (no teacher); kd, ard, rslad, iad, adaad, crd, regression and
-    gacd (of the teacher); any joined by +, such as gacd+rslad or crd+kd, also with igdm, such as
-    adaad+igdm; after any with a teacher adversarial fine-tuning, as in gacd+aft, gacd+rslad+aft."""
+    """natural, pgd-at, trades, mart (no teacher); kd, ard, rslad, iad, adaad, crd, regression, gacd
+    (of the teacher), rst (pgd-at with unlabelled images); any joined by +, such as gacd+rslad or
+    crd+kd, also with igdm, such as adaad+igdm; after any with a teacher adversarial fine-tuning, as
+    in gacd+aft, gacd+rslad+aft."""
+    unlabelled: Path | None = None
+    """A folder of images without labels, at any depth: methods with a teacher train on them, too,
+    as on images of the class that it answers. What is in the data already is left out."""
     weights: dict[str, float] = field(default_factory=dict)
     """Of the methods in combinations, by name; 1 where not given."""
     bank: Path | None = None
@@ -189,6 +194,7 @@ class Distill(Run):
     mean of clean and PGD-10 accuracy (both), or clean accuracy, as linear evaluation usually is."""
     trades: TRADES = field(default_factory=TRADES)
     mart: MART = field(default_factory=MART)
+    rst: Reweighted = field(default_factory=Reweighted)
     kd: KD = field(default_factory=KD)
     ard: ARD = field(default_factory=ARD)
     rslad: RSLAD = field(default_factory=RSLAD)

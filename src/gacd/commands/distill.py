@@ -12,7 +12,9 @@ from gacd.anchors import AnchorBank, Fingerprint, check_width
 from gacd.commands.identity import Goal
 from gacd.commands.rows import MODEL, TEACHER, Row, Spent
 from gacd.commands.training import TrainingRun, check_attack, refuse_teacher
+from gacd.commands.unlabelled import answered, read_unlabelled
 from gacd.data.batches import iterate
+from gacd.data.dataset import Splits
 from gacd.errors import UserError
 from gacd.evaluation.batches import model_fingerprint
 from gacd.linear import fit_head
@@ -38,13 +40,13 @@ def distill(cfg: c.Distill, title: str = "", *, goal: Goal = "report") -> None:
     refuse_teacher(cfg.teacher.method, cfg.teacher.training)
     run = TrainingRun(cfg, goal)
     _refuse_early(run, cfg)
+    pixels = None if cfg.unlabelled is None else read_unlabelled(run, cfg.unlabelled)
     teacher, row = _teacher(run, cfg)
+    taught = run.splits if pixels is None else answered(run, pixels, teacher)
     if cfg.teacher.evaluate:
         run.measure(row)
     for method in cfg.methods:
-        spent = _student(run, cfg, method, Teacher(teacher))
-        role = "undefended" if method == "natural" else "student"
-        run.measure(Row(method, cfg.student, method, role, spent))
+        run.measure(_student(run, cfg, method, Teacher(teacher), taught))
     run.finish(title or f"{row.architecture} to {cfg.student} on {run.test.name}")
 
 
@@ -117,9 +119,12 @@ def _in_one_stage(named: Named) -> bool:
     return named.trains_head and not named.aft
 
 
-def _student(run: TrainingRun, cfg: c.Distill, method: str, teacher: Teacher) -> Spent:
-    """Make the student of one row; returns what its training took."""
+def _student(
+    run: TrainingRun, cfg: c.Distill, method: str, teacher: Teacher, taught: Splits
+) -> Row:
+    """Make the student of one row, on `taught` data where it has the teacher."""
     named = parse_method(method, cfg.weights)
+    splits = taught if named.needs_teacher else run.splits
     student = build.model(cfg.student, run.splits.train, seed=cfg.seed + 1)
     if not named.trains_head:
         folder = f"{named.name}/features"
@@ -131,12 +136,13 @@ def _student(run: TrainingRun, cfg: c.Distill, method: str, teacher: Teacher) ->
         student,
         cfg.student,
         _first_stage(cfg, named),
+        splits=splits,
         teacher=teacher,
-        bank=_bank(run, teacher, cfg.gacd.anchors, cfg.bank) if named.needs_bank else None,
+        bank=_bank(run, teacher, splits, cfg) if named.needs_bank else None,
         weights=cfg.weights,
     )
     if not named.trains_head:
-        spent = _head(run, cfg, named.name, student, spent)
+        spent = _head(run, cfg, named.name, student, splits, spent)
     if named.aft:
         spent = run.train(
             method,
@@ -144,22 +150,27 @@ def _student(run: TrainingRun, cfg: c.Distill, method: str, teacher: Teacher) ->
             student,
             cfg.student,
             cfg.finetune,
+            splits=splits,
             teacher=teacher if _finetuning(cfg).needs_teacher else None,
             weights=cfg.weights,
             before=spent,
             label=method,
         )
-    return spent
+    role = "undefended" if method == "natural" else "student"
+    more = len(splits.train) - len(run.splits.train)
+    return Row(method, cfg.student, method, role, spent, more)
 
 
-def _head(run: TrainingRun, cfg: c.Distill, name: str, student: Backbone, spent: Spent) -> Spent:
+def _head(
+    run: TrainingRun, cfg: c.Distill, name: str, student: Backbone, splits: Splits, spent: Spent
+) -> Spent:
     """Fit the linear layer of distilled features, once for a method with and without +aft."""
     folder = run.cfg.out / name
     path = folder / MODEL
     if run.fabric.is_global_zero and not path.is_file():
         started = time.monotonic()
         print(f"{name}: fitting the linear layer on frozen features", flush=True)
-        fit = fit_head(student, run.splits, build.linear_threat(cfg))
+        fit = fit_head(student, splits, build.linear_threat(cfg))
         seconds = time.monotonic() - started
         write_json(folder / "linear.json", {**asdict(fit), "seconds": seconds})
         run.keep(folder, student, cfg.student, name, spent + Spent(seconds))
@@ -168,14 +179,14 @@ def _head(run: TrainingRun, cfg: c.Distill, name: str, student: Backbone, spent:
     return Spent.read(path)
 
 
-def _bank(run: TrainingRun, teacher: Teacher, dtype: str, folder: Path | None) -> AnchorBank:
-    train = run.splits.train.to(run.fabric.device)
+def _bank(run: TrainingRun, teacher: Teacher, splits: Splits, cfg: c.Distill) -> AnchorBank:
+    train, dtype = splits.train.to(run.fabric.device), cfg.gacd.anchors
     made_of = Fingerprint(
         teacher=model_fingerprint(teacher.module),
         data=train.fingerprint(),
         preprocessing=f"none, {dtype}",
     )
-    path = (folder or run.cfg.out) / "anchors.safetensors"
+    path = (cfg.bank or cfg.out) / "anchors.safetensors"
     if not path.is_file() and run.fabric.is_global_zero:
         batches = iterate(train, 512, shuffle=False, seed=0, epoch=0, drop_last=False)
         AnchorBank.build(
@@ -183,5 +194,5 @@ def _bank(run: TrainingRun, teacher: Teacher, dtype: str, folder: Path | None) -
         ).save(path)
     run.fabric.barrier()
     # Mapped, where it may not fit: a draw reads the rows it draws.
-    device = None if run.cfg.data.stream else run.fabric.device
+    device = None if cfg.data.stream else run.fabric.device
     return AnchorBank.load(path, expected=made_of, device=device)

@@ -93,6 +93,8 @@ class Row(NamedTuple):
     """What it is to its run, in the table: undefended, teacher, student, ..."""
     spent: Spent = Spent()
     """On training."""
+    unlabelled: int = 0
+    """Images without labels that it was trained on, too."""
 
 
 def _loaded(path: Path, device: torch.device) -> Backbone:
@@ -178,6 +180,7 @@ def measure_row(
             **({"role": row.role} if row.role else {}),
             "parameters": sum(p.numel() for p in model.parameters()),
             **row.spent.record(),
+            **({"unlabelled": row.unlabelled} if row.unlabelled else {}),
             **({"cascade": True} if settings.cascade else {}),
             **({"answered_alike": round(alike, 1)} if alike >= _ONE_ANSWER else {}),
             "intervals": {k: [v["low"], v["high"]] for k, v in table.items()},

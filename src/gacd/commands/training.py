@@ -62,6 +62,7 @@ class TrainingRun(Run):
         architecture: str,
         training: c.Training,
         *,
+        splits: Splits | None = None,
         teacher: Teacher | None = None,
         bank: AnchorBank | None = None,
         weights: dict[str, float] | None = None,
@@ -70,9 +71,11 @@ class TrainingRun(Run):
     ) -> Spent:
         """Train `model` in the stage folder `name` and keep it there, called by its `label`.
 
-        Returns what it took, with what earlier stages took `before`.
+        It trains on the run's own data, or on other `splits`. Returns what that took, with what
+        earlier stages took `before`.
         """
         out, named = self.cfg.out / name, parse_method(method, weights)
+        splits = splits or self.splits
         if training.select == "robust" and not named.attacks:
             training = replace(training, select="natural")  # under attack there is only noise
         built = create_method(
@@ -86,10 +89,10 @@ class TrainingRun(Run):
             weights=weights,
             awp=build.awp(training),
         ).to(self.fabric.device)
-        cost = measure(built, self.splits.train, batch_size=training.batch_size)
+        cost = measure(built, splits.train, batch_size=training.batch_size)
         plan = build.plan(training, self.cfg.data, self.cfg.fabric, self.cfg.seed)
-        summary = fit(self.fabric, built, self.splits, plan, out=out, name=name)
-        trivial = one_answer(self.splits.val.labels)
+        summary = fit(self.fabric, built, splits, plan, out=out, name=name)
+        trivial = one_answer(splits.val.labels)
         if summary.val_natural <= trivial:
             self.note(
                 f"{name}: right on {summary.val_natural:.1f} % of the validation images, and "

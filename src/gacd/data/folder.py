@@ -5,7 +5,7 @@ import os
 import re
 import time
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
@@ -53,6 +53,33 @@ def read_test_folder(root: Path, size: int | None = None) -> ArrayDataset:
     """The test set of `read_folder`, by itself: train/, where there is one, names the classes."""
     classes = _classes(root, "train" if (root / "train").is_dir() else "test")
     return _dataset(root, _files(root / "test", classes), classes, size)
+
+
+def read_pictures(folder: Path, *, size: int, channels: int) -> PixelArray:
+    """Every image below a folder, in the order of their paths: bytes [N, channels, size, size].
+
+    Raises UserError where there is none, or where they are in colour and the data are grey.
+    """
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder; images are looked for in it and below")
+    paths = list(_below(folder))
+    if not paths:
+        raise UserError(f"{folder}: no images in it or below ({', '.join(sorted(SUFFIXES))})")
+    pixels = _load(paths, folder, size)
+    if pixels.shape[1] > channels:
+        raise UserError(f"{folder}: its images are in colour, and the data are grey: convert them")
+    return pixels.expand(-1, channels, -1, -1).contiguous()
+
+
+def _below(folder: Path) -> Iterator[Path]:
+    with os.scandir(folder) as found:
+        entries = sorted(found, key=lambda entry: entry.name)
+    _check_names(folder, (entry.name for entry in entries))
+    for entry in entries:
+        if entry.is_dir(follow_symlinks=False) and not entry.name.startswith("."):
+            yield from _below(Path(entry.path))
+        elif _is_image(entry):
+            yield Path(entry.path)
 
 
 def _dataset(

@@ -23,6 +23,7 @@ from gacd.methods.natural import Natural
 from gacd.methods.pgd_at import PGDAT
 from gacd.methods.regression import Regression
 from gacd.methods.rslad import RSLAD
+from gacd.methods.rst import RST
 from gacd.methods.trades import TRADES
 from gacd.models.base import Backbone, check_backbone
 
@@ -31,6 +32,7 @@ METHODS: dict[str, type[Term]] = {
     "pgd-at": PGDAT,
     "trades": TRADES,
     "mart": MART,
+    "rst": RST,
     "kd": KD,
     "ard": ARD,
     "rslad": RSLAD,
@@ -47,7 +49,7 @@ AFT = "aft"
 RESERVED = (
     "out", "seed", "data", "threat", "evaluation", "fabric", "teacher", "student", "methods",
     "weights", "bank", "training", "distillation", "finetune", "finetune_method", "linear_select",
-    "extra", "config", "source", "finetuned", "transfer",
+    "extra", "config", "source", "finetuned", "transfer", "unlabelled",
 )  # fmt: skip
 """Names of a run's settings, and of its other folders: no method can bear them."""
 _PLAIN = {key: kind for kind in (bool, int, float, str) for key in (kind, kind.__name__)}

@@ -33,6 +33,7 @@ _RECORD = {
     "parameters": is_whole,
     "train_seconds?": is_number,
     "train_flops?": is_number,
+    "unlabelled?": is_whole,
     "answered_alike?": is_percent,
     "evaluation": {str: dict},
     "intervals": {"natural": list, str: lambda value: are_numbers(value, 2)},

@@ -130,6 +130,11 @@ def _intro(records: Sequence[Record], *, trained: bool) -> Iterator[str]:
     networks = ", and ".join([*teacher, *others])
     seeds = ", ".join(str(seed) for seed in sorted({r["seed"] for r in records}))
     yield f"{networks[0].upper()}{networks[1:]}, on {first['dataset']}; seed {seeds}."
+    if more := max(r.get("unlabelled", 0) for r in records):
+        yield (
+            f"Students with a teacher also trained on {more:,} images without labels, as on images "
+            "of the class that it answers."
+        )
     eps = f"ε\N{NO-BREAK SPACE}=\N{NO-BREAK SPACE}{first['config']['threat']['eps']}"
     reach = {
         "linf": f"change every pixel value by up to {eps}",

@@ -1,0 +1,88 @@
+"""Images without labels: read, freed of what the data hold already, answered by the teacher."""
+
+import hashlib
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from gacd.commands.training import TrainingRun
+from gacd.data.batches import iterate
+from gacd.data.dataset import ArrayDataset, Splits
+from gacd.data.folder import read_pictures
+from gacd.errors import UserError
+from gacd.models.base import Backbone
+from gacd.models.modes import evaluating
+from gacd.shapes import Labels, PixelArray
+from gacd.storage import fingerprint, load_tensors, save_tensors
+
+_ANSWERS = "unlabelled.safetensors"
+
+
+def read_unlabelled(run: TrainingRun, folder: Path) -> PixelArray:
+    """The images below a folder that are in no part of the data, as these are: [U, C, S, S].
+
+    Raises UserError where the training images are not in memory, or none is left.
+    """
+    train = run.splits.train
+    if not isinstance(train, ArrayDataset):
+        raise UserError("unlabelled images are read into memory: leave data.stream out")
+    pixels = read_pictures(folder, size=train.size, channels=train.channels)
+    parts = {"train": train, "validation": run.splits.val, "test": run.test}
+    known: dict[bytes, str] = {}
+    for name, part in parts.items():
+        known |= dict.fromkeys(_digests(part.images), name)
+    places = [known.get(digest) for digest in _digests(pixels)]
+    kept = torch.tensor([place is None for place in places])
+    if not kept.all():
+        found = ", ".join(f"{places.count(name):,} in {name}" for name in parts if name in places)
+        run.note(f"unlabelled images that the data have are left out: {found}")
+    if not kept.any():
+        raise UserError(f"{folder}: no image that the data have not: give others as unlabelled")
+    return pixels[kept]
+
+
+def _digests(images: Iterable[Tensor]) -> list[bytes]:
+    return [hashlib.blake2b(image.numpy().tobytes()).digest() for image in images]
+
+
+def answered(run: TrainingRun, pixels: PixelArray, teacher: Backbone) -> Splits:
+    """The data with more training images, each of the class that the teacher answers.
+
+    The answers are kept in the run's folder: a run goes on with those that it began with.
+    """
+    path, images = run.cfg.out / _ANSWERS, fingerprint([pixels.contiguous().numpy().tobytes()])
+    if run.fabric.is_global_zero and not path.is_file():
+        labels = _answers(teacher, pixels)
+        save_tensors(path, {"labels": labels}, {"images": images})
+    run.fabric.barrier()
+    tensors, meta = load_tensors(path, kept=False)
+    if meta.get("images") != images:
+        raise UserError(
+            f"{path} is of other unlabelled images: give those again, or choose another --out"
+        )
+    train = run.splits.train
+    assert isinstance(train, ArrayDataset)  # or they could not be read
+    counts = torch.bincount(tensors["labels"], minlength=train.num_classes)
+    most = int(counts.argmax())
+    run.note(
+        f"{len(pixels):,} unlabelled images: the teacher answers {int((counts > 0).sum())} of "
+        f"{train.num_classes} classes, most often {train.classes[most]} "
+        f"({100 * int(counts[most]) / len(pixels):.0f} %)"
+    )
+    both = torch.cat([train.images, pixels]), torch.cat([train.labels, tensors["labels"]])
+    return replace(run.splits, train=ArrayDataset(*both, train.classes, train.name))
+
+
+@torch.no_grad()
+def _answers(teacher: Backbone, pixels: PixelArray) -> Labels:
+    device = next(teacher.parameters()).device
+    unknown = torch.zeros(len(pixels), dtype=torch.int64)
+    data = ArrayDataset(pixels, unknown, ("any",), "unlabelled images")
+    found = []
+    with evaluating(teacher), torch.autocast(device.type, enabled=False):
+        for batch in iterate(data, 512, shuffle=False, seed=0, epoch=0, drop_last=False):
+            found.append(teacher(batch.images.to(device)).argmax(1).cpu())
+    return torch.cat(found)

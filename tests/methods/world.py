@@ -35,6 +35,7 @@ SETTINGS: dict[str, Row] = {
     "pgd-at": Row({}, "ce", 1),
     "trades": Row({"trades": {"beta": 3.0}}, "kl", 2),
     "mart": Row({"mart": {"beta": 4.0}}, "ce", 2),
+    "rst": Row({}, "ce", 1),
     "kd": Row({"kd": {"temperature": 3.0, "alpha": 0.6}}, None, 1),
     "ard": Row({"ard": {"temperature": 5.0, "alpha": 0.7}}, "ce", 2),
     "rslad": Row({"rslad": {"alpha": 0.7}}, "teacher-kl", 2),

@@ -1,0 +1,230 @@
+"""Images without labels: who trains on them, as what, and which of them nobody may see."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from command_line import refusal
+from commands.conftest import DISTILL
+from gacd import cli
+from gacd.anchors import AnchorBank
+from gacd.commands import distill as command
+from gacd.commands import training
+from gacd.data.dataset import ArrayDataset, Splits
+from gacd.data.load import load_splits
+from gacd.models.checkpoints import load_model
+from gacd.storage import load_tensors, read_json
+
+ROWS = ("pgd-at", "rst", "kd", "gacd+aft")
+
+
+def pictures(folder: Path, images: torch.Tensor) -> None:
+    """Grey PNGs [N, 1, H, W], half of them in a folder further down."""
+    for i, image in enumerate(images):
+        place = folder / "deep" / "deeper" if i % 2 else folder
+        place.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image[0].numpy()).save(place / f"{i:04d}.png")
+
+
+def parts() -> Splits:
+    return load_splits("digits", train_limit=200, test_limit=40, seed=0)
+
+
+def run(out: Path, folder: Path, *methods: str, **flags: str) -> int:
+    more = [word for name, value in flags.items() for word in (f"--{name}", value)]
+    where = ["--out", str(out), "--unlabelled", str(folder)]
+    return cli.main([*DISTILL, *where, "--methods", *methods, *more])
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """60 new images, and 5, 4 and 3 that are training, validation and test images."""
+    there = tmp_path_factory.mktemp("pictures")
+    known = parts()
+    for name, images, n in (
+        ("new", torch.randint(256, (60, 1, 8, 8), dtype=torch.uint8, generator=_seeded()), 60),
+        ("train", known.train.images, 5),  # type: ignore[attr-defined]
+        ("val", known.val.images, 4),
+        ("test", known.test.images, 3),
+    ):
+        pictures(there / name, images[:n])
+    (there / ".hidden").mkdir()
+    (there / ".hidden" / "no image.png").write_text("nor looked at")
+    (there / "notes.txt").write_text("nor this")
+    return there
+
+
+def _seeded() -> torch.Generator:
+    return torch.Generator().manual_seed(0)
+
+
+class Seen:
+    """The training sets of every stage, and of every linear layer, by name."""
+
+    def __init__(self, patch: pytest.MonkeyPatch) -> None:
+        self.sets: dict[str, ArrayDataset] = {}
+        fit, head = training.fit, command.fit_head
+
+        def fitted(
+            fabric: Any, method: Any, splits: Any, plan: Any, *, out: Path, name: str
+        ) -> Any:
+            self.sets[name] = splits.train
+            return fit(fabric, method, splits, plan, out=out, name=name)
+
+        def headed(student: Any, splits: Any, threat: Any) -> Any:
+            self.sets["linear layer"] = splits.train
+            return head(student, splits, threat)
+
+        patch.setattr(training, "fit", fitted)
+        patch.setattr(command, "fit_head", headed)
+
+
+@pytest.fixture(scope="module")
+def finished(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Seen]:
+    out = tmp_path_factory.mktemp("runs") / "unlabelled"
+    with pytest.MonkeyPatch.context() as patch:
+        seen = Seen(patch)
+        assert run(out, folder, *ROWS) == 0
+    return out, seen
+
+
+def test_methods_with_a_teacher_train_on_them_as_on_what_it_answers(
+    finished: tuple[Path, Seen],
+) -> None:
+    out, seen = finished
+    own = parts().train
+    assert isinstance(own, ArrayDataset)
+    with_teacher = {"rst", "kd", "gacd/features", "linear layer", "gacd+aft"}
+    assert seen.sets.keys() == {"teacher", "pgd-at", *with_teacher}
+    for name in ("teacher", "pgd-at"):
+        assert seen.sets[name].fingerprint() == own.fingerprint(), name
+    teacher, _ = load_model(out / "teacher" / "model.safetensors")
+    for name in with_teacher:
+        train = seen.sets[name]
+        assert torch.equal(train.images[:200], own.images), name
+        assert torch.equal(train.labels[:200], own.labels), name
+        added = train.subset(torch.arange(200, len(train)))
+        with torch.no_grad():
+            answers = teacher.eval()(added.float_images()).argmax(1)
+        assert torch.equal(added.labels, answers), name
+
+
+def test_images_that_the_data_have_are_left_out(finished: tuple[Path, Seen], folder: Path) -> None:
+    """Of 72 images 60 are new; those of the test part would be trained on otherwise."""
+    _, seen = finished
+    added = seen.sets["kd"].images[200:]
+    written = [np.asarray(Image.open(path)) for path in sorted((folder / "new").rglob("*.png"))]
+    assert sorted(image.numpy().tobytes() for image in added) == sorted(
+        image.tobytes() for image in written
+    )
+
+
+def test_the_bank_holds_them_with_the_teachers_confidence(finished: tuple[Path, Seen]) -> None:
+    out, seen = finished
+    bank = AnchorBank.load(out / "anchors.safetensors")
+    train = seen.sets["kd"]
+    assert len(bank) == 260
+    rows = bank.all()
+    assert torch.equal(rows.labels_M, train.labels)
+    teacher, _ = load_model(out / "teacher" / "model.safetensors")
+    with torch.no_grad():
+        sure = teacher.eval()(train.float_images()).softmax(1)[torch.arange(260), train.labels]
+    torch.testing.assert_close(rows.weights_M, sure)
+    assert (rows.weights_M[200:] >= 1 / 10).all()  # of its own answer: at least chance
+
+
+def test_records_and_page_say_so(finished: tuple[Path, Seen]) -> None:
+    out, _ = finished
+    rows = {row["method"]: row for row in read_json(out / "results.json")[1:]}
+    assert {name: row.get("unlabelled") for name, row in rows.items()} == {
+        "pgd-at": None, "rst": 60, "kd": 60, "gacd+aft": 60,
+    }  # fmt: skip
+    assert rows["kd"]["train_images"] == 260 // 32 * 32
+    assert rows["pgd-at"]["train_images"] == 200 // 32 * 32
+    page = (out / "report.html").read_text()
+    assert "Students with a teacher also trained on 60 images without labels" in page
+
+
+def test_without_such_images_self_training_is_adversarial_training(tmp_path: Path) -> None:
+    assert cli.main([*DISTILL, "--out", str(tmp_path / "run"), "--methods", "pgd-at", "rst"]) == 0
+    ours, theirs = (
+        load_tensors(tmp_path / "run" / name / "model.safetensors")[0] for name in ("rst", "pgd-at")
+    )
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[key], theirs[key]) for key in ours)
+
+
+def test_a_run_goes_on_with_the_answers_that_it_began_with(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], no_page: None
+) -> None:
+    out = tmp_path / "run"
+    assert run(out, folder, "kd") == 0
+    tensors, _ = load_tensors(out / "unlabelled.safetensors")
+    kept = (out / "unlabelled.safetensors").read_bytes()
+    assert run(out, folder, "kd", "rst") == 0
+    assert (out / "unlabelled.safetensors").read_bytes() == kept
+    assert read_json(out / "rst" / "record.json")["unlabelled"] == len(tensors["labels"]) == 60
+
+    plain = [*DISTILL, "--out", str(out), "--methods", "kd", "iad"]
+    said = refusal(capsys, *plain)
+    assert "holds another run" in said and "unlabelled" in said
+    other = tmp_path / folder.name
+    pictures(other, torch.full((3, 1, 8, 8), 7, dtype=torch.uint8))
+    said = refusal(capsys, *DISTILL, "--out", str(out), "--unlabelled", str(other))
+    assert "is of other unlabelled images: give those again, or choose another --out" in said
+    assert not (out / "gacd").exists()
+
+
+def _empty(root: Path) -> Path:
+    (root / "empty" / "below").mkdir(parents=True)
+    return root / "empty"
+
+
+def _colour(root: Path) -> Path:
+    (root / "colour").mkdir()
+    Image.new("RGB", (8, 8), (200, 9, 9)).save(root / "colour" / "red.png")
+    return root / "colour"
+
+
+def _known(root: Path) -> Path:
+    pictures(root / "known", parts().test.images[:4])
+    return root / "known"
+
+
+def _broken(root: Path) -> Path:
+    (root / "broken").mkdir()
+    (root / "broken" / "a.png").write_bytes(b"not a picture")
+    return root / "broken"
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda root: root / "nowhere", "nowhere: no such folder; images are looked for in it"),
+        (_empty, "empty: no images in it or below (.bmp, "),
+        (_colour, "colour: its images are in colour, and the data are grey: convert them"),
+        (_known, "known: no image that the data have not: give others as unlabelled"),
+        (_broken, "a.png: cannot be read as an image"),
+    ],
+)
+def test_refused_before_the_teacher_trains(
+    make: Callable[[Path], Path], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    where = make(tmp_path)
+    out = tmp_path / "run"
+    assert said in refusal(capsys, *DISTILL, "--out", str(out), "--unlabelled", str(where))
+    assert not (out / "teacher").exists()
+
+
+def test_grey_images_serve_where_the_data_are_in_colour(tmp_path: Path) -> None:
+    from gacd.data.folder import read_pictures
+
+    pictures(tmp_path / "grey", torch.full((3, 1, 12, 12), 7, dtype=torch.uint8))
+    assert (
+        read_pictures(tmp_path / "grey", size=8, channels=3).tolist() == [[[[7] * 8] * 8] * 3] * 3
+    )

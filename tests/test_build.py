@@ -143,7 +143,11 @@ def defaults(of: Callable[..., Any]) -> dict[str, Any]:
 CALLED = {"T": "temperature", "k": "negatives", "width": "dim", "warm-up": "warmup"}
 
 
-@pytest.mark.parametrize("name", [name for name in METHODS if name not in ("natural", "pgd-at")])
+def test_what_has_no_settings_of_its_own_can_be_reweighted_where_it_has_a_teacher() -> None:
+    assert defaults(METHODS["rst"]) == defaults(sections.Reweighted)
+
+
+@pytest.mark.parametrize("name", [n for n in METHODS if n not in ("natural", "pgd-at", "rst")])
 def test_a_method_has_the_defaults_of_its_flags_and_of_its_documentation(name: str) -> None:
     own = defaults(METHODS[name])
     flags = defaults(getattr(sections, METHODS[name].__name__))
@@ -245,13 +249,21 @@ def test_an_accent_is_one_letter_to_checkpoints_and_data(tmp_path: Path) -> None
     assert only_classes(data, ["cafe\u0301", "bar"]).labels.tolist() == [1, 0, 1, 0]
 
 
-def test_slow_bf16_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(build, "fast_bf16", lambda device: True)
+@pytest.mark.parametrize(
+    ("gpu", "fast", "found"),
+    [(False, True, "bf16-mixed"), (False, False, "32-true"), (True, False, "bf16-mixed")],
+)
+def test_precision_is_the_faster_one_unless_it_is_said(
+    gpu: bool, fast: bool, found: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    monkeypatch.setattr(build, "fast_bf16", lambda device: fast or device == "cuda")
+    assert build.precision(c.Fabric()) == found
     assert build.slow_bf16(c.Fabric()) is None
-    monkeypatch.setattr(build, "fast_bf16", lambda device: device == "cuda")
-    assert "--fabric.precision 32-true" in str(build.slow_bf16(c.Fabric()))
-    assert build.slow_bf16(c.Fabric(precision="32-true")) is None
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert build.slow_bf16(c.Fabric()) is None
-    assert build.slow_bf16(c.Fabric(accelerator="cpu")) is not None
+    on_the_cpu = c.Fabric(accelerator="cpu")
+    assert build.precision(on_the_cpu) == ("bf16-mixed" if fast else "32-true")
+    for said in ("bf16-mixed", "32-true"):
+        assert build.precision(c.Fabric(precision=said)) == said
+    slow = build.slow_bf16(c.Fabric(accelerator="cpu", precision="bf16-mixed"))
+    assert (slow is None) == fast
+    assert fast or "--fabric.precision 32-true" in str(slow)

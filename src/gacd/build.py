@@ -42,14 +42,13 @@ def fabric(cfg: c.Fabric) -> Fabric:
             f"{processes}: say --fabric.devices (those of a node) as well"
         )
     found = _device(cfg)
-    mixed = cfg.precision == "bf16-mixed"
     try:
         built = Fabric(
             accelerator=found if wanted == "auto" else wanted,
             devices=cfg.devices,
             num_nodes=cfg.num_nodes,
             strategy=cfg.strategy,
-            plugins=[Bf16Autocast(found)] if mixed else None,
+            plugins=[Bf16Autocast(found)] if precision(cfg) == "bf16-mixed" else None,
         )
     except (ValueError, RuntimeError) as error:
         raise UserError(f"fabric: {error}") from None
@@ -67,9 +66,16 @@ def _check_threads(threads: int) -> None:
         )
 
 
+def precision(cfg: c.Fabric) -> c.Precision:
+    """What training computes in: what was asked for, or the faster of both."""
+    if cfg.precision != "auto":
+        return cfg.precision
+    return "bf16-mixed" if fast_bf16(_device(cfg)) else "32-true"
+
+
 def slow_bf16(cfg: c.Fabric) -> str | None:
     """What to say where training in bf16 is slower than in float32: on most processors."""
-    if cfg.precision == "32-true" or fast_bf16(_device(cfg)):
+    if precision(cfg) == "32-true" or fast_bf16(_device(cfg)):
         return None
     return "this processor trains faster in float32 than in bf16: say --fabric.precision 32-true"
 

@@ -37,6 +37,8 @@ from gacd.sections import (
     positive,
 )
 
+Precision = Literal["bf16-mixed", "32-true"]
+"""What training computes in."""
 __all__ = [  # what others read from here
     "ARD", "GACD", "SMALLEST", "TRADES", "Attack", "Compare", "Data", "Evaluation", "Fabric",
     "Report", "Seeds", "Threat", "Training", "fraction",

@@ -15,8 +15,7 @@ Reweight = Literal["none", "teacher", "normalised"]
 SMALLEST = 8
 """Side of an image, in pixels."""
 LinearSelect = Literal["both", "natural"]
-Setting = bool | int | float | str
-"""Of a method that this package does not know."""
+Setting = bool | int | float | str  # of a method that this package does not know
 
 
 def fraction(value: Budget) -> float:
@@ -184,8 +183,9 @@ class Fabric:
     """Machines."""
     strategy: str = "auto"
     """How several processes train one model, such as ddp."""
-    precision: Literal["bf16-mixed", "32-true"] = "bf16-mixed"
-    """Of training; evaluation is always in 32 bit (on a GPU its convolutions are TF32's)."""
+    precision: Literal["auto", "bf16-mixed", "32-true"] = "auto"
+    """Of training; auto: bf16 on GPUs and the few CPUs that are faster so. Evaluation is always in
+    32 bit (on a GPU its convolutions are TF32's)."""
     batch_norm: Literal["local", "synchronised"] = "local"
     """Statistics of each process's own images, or of all processes' (GPUs only)."""
     compile: bool = False

@@ -15,7 +15,8 @@ from PIL import Image
 from safetensors import SafetensorError
 
 from command_line import TINY, TRAIN, folders, refusal
-from gacd import cli
+from gacd import build, cli
+from gacd.storage import read_json
 
 pytestmark = pytest.mark.usefixtures("elsewhere")
 
@@ -176,3 +177,23 @@ def test_no_disk_space(
         said = refusal(capsys, *TRAIN, "--out", "mine")
     assert re.search(named + "no space left on the disk; free some and run the same command", said)
     assert cli.main([*TRAIN, "--out", "mine"]) == 0
+
+
+def test_a_run_goes_on_in_the_precision_that_it_began_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """On a machine for which another one would be faster."""
+    at = TRAIN.index("--fabric.precision")
+    command = [*TRAIN[:at], *TRAIN[at + 2 :], "--out", str(tmp_path / "run")]
+    kept = []
+    for fast in (True, False):
+        monkeypatch.setattr(build, "fast_bf16", lambda device, fast=fast: fast)
+        assert cli.main(command) == 0
+        kept.append(read_json(tmp_path / "run" / "run.json")["fabric"]["precision"])
+    assert kept == ["bf16-mixed", "bf16-mixed"]
+    record = read_json(tmp_path / "run" / "pgd-at" / "record.json")
+    assert record["config"]["fabric"]["precision"] == "bf16-mixed"
+    assert cli.main([*command[:-1], str(tmp_path / "anew")]) == 0
+    assert read_json(tmp_path / "anew" / "run.json")["fabric"]["precision"] == "32-true"
+    said = refusal(capsys, *command, "--fabric.precision", "32-true")
+    assert "fabric.precision is bf16-mixed there and 32-true here" in said

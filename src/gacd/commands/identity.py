@@ -20,6 +20,7 @@ FREE = (  # a run may be moved, go on elsewhere, and get further rows later
     "fabric.accelerator", "fabric.devices", "fabric.num_nodes", "fabric.strategy", "fabric.threads",
     "fabric.compile", "teacher.evaluate",
 )  # fmt: skip
+_PRECISIONS = ("bf16-mixed", "32-true")
 _RUN = {
     "seed": is_whole,
     "data": dict,
@@ -27,6 +28,7 @@ _RUN = {
     "extra?": {str: dict},
     "checkpoint?": str | None,
     "teacher?": {"checkpoint?": str | None},
+    "fabric?": {"precision?": lambda value: value in _PRECISIONS},
 }
 STARTS = ("checkpoint", "source", "teacher.checkpoint")  # of a study's cell, its address knows
 
@@ -78,6 +80,14 @@ def read_run(
             f"{path} is damaged, so whose run this is cannot be told: {remedy}"
         ) from None
     return settings
+
+
+def begun_in(out: Path) -> c.Precision | None:
+    """The precision of the run in a folder, if there is one."""
+    path = out / "run.json"
+    fabric = read_run(path).get("fabric", {}) if path.is_file() else {}
+    said: c.Precision | None = fabric.get("precision")
+    return said
 
 
 def _grown(theirs: dict[str, Any], ours: dict[str, Any], begun: Container[str]) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from lightning_fabric import Fabric
 
 from gacd import build
 from gacd import config as c
-from gacd.commands.identity import Goal, claim, refuse_missing, starts
+from gacd.commands.identity import Goal, begun_in, claim, refuse_missing, starts
 from gacd.commands.rows import (
     MODEL,
     SOURCE,
@@ -42,6 +42,9 @@ class Run:
     """One run folder: its test images, its threat model, its models and their rows."""
 
     def __init__(self, cfg: c.Run, goal: Goal = "report") -> None:
+        if cfg.fabric.precision == "auto":  # a run goes on as it began, on another machine too
+            precision = begun_in(cfg.out) or build.precision(cfg.fabric)
+            cfg = replace(cfg, fabric=replace(cfg.fabric, precision=precision))
         self.cfg, self.goal = cfg, goal
         for name in cfg.evaluation.attacks:
             parse_attack(name)

@@ -80,9 +80,11 @@ class Cell:
         """Its address: the hash of its identity.
 
         A setting at its default is left out, so that a setting that is new to the package does not
-        change the address of what was run before.
+        change the address of what was run before. (Of precision it is what was the default then.)
         """
-        said = _differing(self.identity["settings"], _plain(type(self.config)()))
+        defaults = _plain(type(self.config)())
+        defaults["fabric"]["precision"] = "bf16-mixed"
+        said = _differing(self.identity["settings"], defaults)
         return fingerprint([json.dumps({**self.identity, "settings": said}, sort_keys=True)])
 
     def resolved(self, folder: Path, parents: Mapping[str, Path], fabric: c.Fabric) -> Config:

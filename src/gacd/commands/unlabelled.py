@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from gacd import build
 from gacd.commands.training import TrainingRun
 from gacd.data.batches import iterate
 from gacd.data.dataset import ArrayDataset, Splits
@@ -30,7 +31,9 @@ def read_unlabelled(run: TrainingRun, folder: Path) -> PixelArray:
     if not isinstance(train, ArrayDataset):
         raise UserError("unlabelled images are read into memory: leave data.stream out")
     pixels = read_pictures(folder, size=train.size, channels=train.channels)
-    parts = {"train": train, "validation": run.splits.val, "test": run.test}
+    every = replace(run.cfg.data, test_limit=None)  # others may be measured on later
+    test = run.test if run.cfg.data == every else build.test_part(every)
+    parts = {"train": train, "validation": run.splits.val, "test": test}
     known: dict[bytes, str] = {}
     for name, part in parts.items():
         known |= dict.fromkeys(_digests(part.images), name)

@@ -102,6 +102,24 @@ def test_losses_of_another_shape_are_refused(world: World) -> None:
             total(method, batch)
 
 
+class Idle(Brightness):
+    """Without a gradient: beside another term nobody would notice."""
+
+    def losses(self, step: Step) -> PerSample:
+        return super().losses(step).detach()
+
+
+def test_losses_without_a_gradient_are_refused_in_a_combination_too(world: World) -> None:
+    register_method("idle", Idle)
+    for name in ("idle", "ard+idle"):
+        method, batch = world.method(name), world.batch()
+        known_attack(method)
+        with pytest.raises(UserError, match="the losses of idle have no gradient: compute them"):
+            total(method, batch)
+        with torch.no_grad():
+            assert total(method, batch) > 0  # where none is asked for
+
+
 def _nothing(losses: Tensor) -> None:
     """Of a function that forgets to return."""
 

@@ -101,13 +101,13 @@ class Method(nn.Module):
         losses = {name: self.weights[name] * term(step) for name, term in self.terms.items()}
         if len(losses) > 1:
             step.logs |= {f"loss_{name}": loss.detach().mean() for name, loss in losses.items()}
-        total = torch.stack(list(losses.values())).sum(0).mean()
-        if torch.is_grad_enabled() and not total.requires_grad:
+        idle = [name for name, loss in losses.items() if not loss.requires_grad]
+        if torch.is_grad_enabled() and idle:
             raise UserError(
-                f"the losses of {'+'.join(losses)} have no gradient: compute them of the student's "
-                "outputs, without detach, no_grad or argmax"
+                f"the losses of {' and '.join(idle)} have no gradient: compute them of the "
+                "student's outputs, without detach, no_grad or argmax"
             )
-        return Loss(total, step.logs)
+        return Loss(torch.stack(list(losses.values())).sum(0).mean(), step.logs)
 
     def adversarial(self, step: Step) -> Images:
         """The batch's adversarial examples for the student as it stands, in evaluation mode."""

@@ -246,6 +246,7 @@ def test_what_met_another_attacker_or_other_images_is_refused(
         "strong-teacher-cifar10/wrn-10-2/seed-*",
         "strong-teacher-cifar10/twenty-epochs/seed-*",
         "few-images/seed-*",
+        "unlabelled/seed-*",
     ],
 )
 def test_the_tables_of_our_records_are_those_in_the_readme(

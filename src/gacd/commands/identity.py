@@ -4,7 +4,7 @@ from collections.abc import Container, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from gacd import config as c
 from gacd.commands.rows import MODEL, TEACHER
@@ -20,7 +20,6 @@ FREE = (  # a run may be moved, go on elsewhere, and get further rows later
     "fabric.accelerator", "fabric.devices", "fabric.num_nodes", "fabric.strategy", "fabric.threads",
     "fabric.compile", "teacher.evaluate",
 )  # fmt: skip
-_PRECISIONS = ("bf16-mixed", "32-true")
 _RUN = {
     "seed": is_whole,
     "data": dict,
@@ -28,7 +27,7 @@ _RUN = {
     "extra?": {str: dict},
     "checkpoint?": str | None,
     "teacher?": {"checkpoint?": str | None},
-    "fabric?": {"precision?": lambda value: value in _PRECISIONS},
+    "fabric?": {"precision?": str},
 }
 STARTS = ("checkpoint", "source", "teacher.checkpoint")  # of a study's cell, its address knows
 
@@ -85,9 +84,8 @@ def read_run(
 def begun_in(out: Path) -> c.Precision | None:
     """The precision of the run in a folder, if there is one."""
     path = out / "run.json"
-    fabric = read_run(path).get("fabric", {}) if path.is_file() else {}
-    said: c.Precision | None = fabric.get("precision")
-    return said
+    said = read_run(path).get("fabric", {}).get("precision") if path.is_file() else None
+    return next((known for known in get_args(c.Precision) if known == said), None)
 
 
 def _grown(theirs: dict[str, Any], ours: dict[str, Any], begun: Container[str]) -> dict[str, Any]:

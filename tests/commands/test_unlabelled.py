@@ -35,10 +35,9 @@ def parts() -> Splits:
     return load_splits("digits", train_limit=200, test_limit=40, seed=0)
 
 
-def run(out: Path, folder: Path, *methods: str, **flags: str) -> int:
-    more = [word for name, value in flags.items() for word in (f"--{name}", value)]
+def run(out: Path, folder: Path, *methods: str) -> int:
     where = ["--out", str(out), "--unlabelled", str(folder)]
-    return cli.main([*DISTILL, *where, "--methods", *methods, *more])
+    return cli.main([*DISTILL, *where, "--methods", *methods])
 
 
 @pytest.fixture(scope="module")

@@ -10,14 +10,13 @@ from torch import Tensor
 
 from gacd import build
 from gacd.commands.training import TrainingRun
-from gacd.data.batches import iterate
 from gacd.data.dataset import ArrayDataset, Splits
 from gacd.data.folder import read_pictures
 from gacd.errors import UserError
+from gacd.evaluation.robust import answers
 from gacd.models.base import Backbone
-from gacd.models.modes import evaluating
-from gacd.shapes import Labels, PixelArray
-from gacd.storage import fingerprint, load_tensors, save_tensors
+from gacd.shapes import PixelArray
+from gacd.storage import load_tensors, save_tensors
 
 _ANSWERS = "unlabelled.safetensors"
 
@@ -56,36 +55,26 @@ def answered(run: TrainingRun, pixels: PixelArray, teacher: Backbone) -> Splits:
 
     The answers are kept in the run's folder: a run goes on with those that it began with.
     """
-    path, images = run.cfg.out / _ANSWERS, fingerprint([pixels.contiguous().numpy().tobytes()])
+    train, path = run.splits.train, run.cfg.out / _ANSWERS
+    assert isinstance(train, ArrayDataset)  # or they could not be read
+    nothing = torch.zeros(len(pixels), dtype=torch.int64)
+    unlabelled = replace(train, images=pixels, labels=nothing)
+    images = unlabelled.fingerprint()
     if run.fabric.is_global_zero and not path.is_file():
-        labels = _answers(teacher, pixels)
-        save_tensors(path, {"labels": labels}, {"images": images})
+        save_tensors(path, {"labels": answers(teacher, unlabelled)}, {"images": images})
     run.fabric.barrier()
     tensors, meta = load_tensors(path, kept=False)
     if meta.get("images") != images:
         raise UserError(
             f"{path} is of other unlabelled images: give those again, or choose another --out"
         )
-    train = run.splits.train
-    assert isinstance(train, ArrayDataset)  # or they could not be read
-    counts = torch.bincount(tensors["labels"], minlength=train.num_classes)
+    labels = tensors["labels"]
+    counts = torch.bincount(labels, minlength=train.num_classes)
     most = int(counts.argmax())
     run.note(
         f"{len(pixels):,} unlabelled images: the teacher answers {int((counts > 0).sum())} of "
         f"{train.num_classes} classes, most often {train.classes[most]} "
         f"({100 * int(counts[most]) / len(pixels):.0f} %)"
     )
-    both = torch.cat([train.images, pixels]), torch.cat([train.labels, tensors["labels"]])
-    return replace(run.splits, train=ArrayDataset(*both, train.classes, train.name))
-
-
-@torch.no_grad()
-def _answers(teacher: Backbone, pixels: PixelArray) -> Labels:
-    device = next(teacher.parameters()).device
-    unknown = torch.zeros(len(pixels), dtype=torch.int64)
-    data = ArrayDataset(pixels, unknown, ("any",), "unlabelled images")
-    found = []
-    with evaluating(teacher), torch.autocast(device.type, enabled=False):
-        for batch in iterate(data, 512, shuffle=False, seed=0, epoch=0, drop_last=False):
-            found.append(teacher(batch.images.to(device)).argmax(1).cpu())
-    return torch.cat(found)
+    both = torch.cat([train.images, pixels]), torch.cat([train.labels, labels])
+    return replace(run.splits, train=replace(train, images=both[0], labels=both[1]))

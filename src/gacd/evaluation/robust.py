@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Bool
+from jaxtyping import Bool, Int
 from torch import Tensor
 
 import gacd
@@ -126,15 +126,19 @@ def evaluate(
 
 
 @torch.no_grad()
+def answers(model: Backbone, dataset: ArrayDataset, *, batch_size: int = 256) -> Int[Tensor, " N"]:
+    """The class that the model gives each image, in evaluation mode and float32."""
+    device = next(model.parameters()).device
+    batches = iterate(
+        dataset.to(device), batch_size, shuffle=False, seed=0, epoch=0, drop_last=False
+    )
+    with evaluating(model), torch.autocast(device.type, enabled=False):
+        return torch.cat([model(batch.images).argmax(1) for batch in batches])
+
+
 def answered_alike(model: Backbone, dataset: ArrayDataset, *, batch_size: int = 256) -> float:
     """Share of the images, in percent, that get the model's most frequent answer."""
-    device = next(model.parameters()).device
-    counts = torch.zeros(model.num_classes, dtype=torch.int64, device=device)
-    with evaluating(model), torch.autocast(device.type, enabled=False):
-        for batch in iterate(
-            dataset.to(device), batch_size, shuffle=False, seed=0, epoch=0, drop_last=False
-        ):
-            counts += model(batch.images).argmax(1).bincount(minlength=len(counts))
+    counts = answers(model, dataset, batch_size=batch_size).bincount()
     return 100.0 * int(counts.max()) / len(dataset)
 
 

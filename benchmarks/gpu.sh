@@ -6,7 +6,8 @@
 #
 #   DATA=~/cifar10 RESULTS=runs/gpu benchmarks/gpu.sh [PART...]
 #
-#   correct     the tests that need CUDA, and a rehearsal of the speedrun, an epoch a stage
+#   tests       those that need CUDA
+#   rehearsal   the speedrun, an epoch a stage
 #   speedrun    teacher and GACD student against the clock, then AutoAttack on 1,000 images
 #   throughput  training (compiled and eager), objective, transport
 #   table3, table1, ablation   the paper's cells at full scale, one seed: hours
@@ -23,12 +24,12 @@ deadline=$((SECONDS + ${LIMIT:-570}))
 failed=0
 named=$#
 if ((named == 0)); then
-  set -- correct speedrun throughput table3 table1 ablation autoattack scaling
+  set -- tests rehearsal speedrun throughput table3 table1 ablation autoattack scaling
 fi
 for part in "$@"; do
   case $part in
-    throughput | scaling) ;;
-    correct | speedrun | autoattack | table3 | table1 | ablation)
+    tests | throughput | scaling) ;;
+    rehearsal | speedrun | autoattack | table3 | table1 | ablation)
       : "${DATA:?say where CIFAR-10 lies, as class folders: DATA=...}"
       ;;
     *)
@@ -90,11 +91,14 @@ objective() {
 
 study() { on_cifar study run "$1" --scale full --seeds 0 --out "$out/study"; }
 
-correct() {
+tests() {
   "$python" -c 'import torch; print(torch.__version__, torch.cuda.get_device_name())'
   # Warnings are no errors here: torch gives one of its own about the mode that these tests use.
   once tests timed "$python" -m pytest -q -W default -p no:cacheprovider \
     tests/training/test_waiting.py tests/test_on_a_gpu.py -k on_a_gpu
+}
+
+rehearsal() {
   # The same networks, batch and precision: what it compiles, the speedrun finds in the cache.
   once rehearsal on_cifar speedrun --out "$out/rehearsal" --teacher.training.epochs 1 \
     --distillation.epochs 1 --finetune.epochs 1 --evaluation.attacks '[natural, pgd20]'

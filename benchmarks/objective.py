@@ -161,7 +161,7 @@ def measure(contestants: dict[str, Step], device: torch.device, repeats: int) ->
             if device.type == "cuda":
                 torch.cuda.synchronize()
             seconds[name].append(clock() - start)
-    return {
+    rows: dict[str, Any] = {
         name: {
             "ms": round(1e3 * statistics.median(times), 3),
             "ms_min": round(1e3 * min(times), 3),
@@ -169,6 +169,21 @@ def measure(contestants: dict[str, Step], device: torch.device, repeats: int) ->
         }
         for name, times in seconds.items()
     }
+    if device.type == "cuda":
+        for name, step in contestants.items():
+            rows[name]["device_ms"] = round(statistics.median(queued(step) for _ in range(15)), 3)
+    return rows
+
+
+def queued(step: Step) -> float:
+    """Milliseconds on the device, which sleeps until the whole step has been launched."""
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    torch.cuda._sleep(50_000_000)  # cycles: some 25 ms  # type: ignore[no-untyped-call]
+    start.record()
+    step()
+    end.record()
+    torch.cuda.synchronize()
+    return start.elapsed_time(end)
 
 
 def peak_bytes(step: Step, device: torch.device) -> int | None:
@@ -195,8 +210,9 @@ def _status(field: str) -> int:
 
 
 def table(results: dict[str, Any]) -> str:
-    lines = ["| device | B | | ms (median) | ms (least) | times faster than peer | extra MB |"]
-    lines.append("|---|---|---|---|---|---|---|")
+    names = "ms (median) | ms (least) | times faster than peer | extra MB | device ms"
+    lines = [f"| device | B | | {names} |"]
+    lines.append("|---|---|---|---|---|---|---|---|")
     for device, batches in results.items():
         for batch, rows in batches.items():
             peer = rows.get("peer", {}).get("ms")
@@ -205,7 +221,7 @@ def table(results: dict[str, Any]) -> str:
                 peak = "" if row["peak_bytes"] is None else f"{row['peak_bytes'] / 2**20:.0f}"
                 lines.append(
                     f"| {device} | {batch[1:]} | {name} | {row['ms']:.1f} | {row['ms_min']:.1f} "
-                    f"| {faster} | {peak} |"
+                    f"| {faster} | {peak} | {row.get('device_ms', '')} |"
                 )
     return "\n".join(lines)
 

@@ -200,6 +200,8 @@ def main() -> None:
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     device = torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    torch.backends.cudnn.benchmark = True  # as gacd trains and most scripts say: for all alike
+    torch._dynamo.config.recompile_limit = 64  # networks of one class share it
     options.batch = options.batch or (128 if device.type == "cuda" else 16)
     if options.anchors < (least := max(2048, 2 * options.batch)):
         parser.error(f"--anchors must be at least {least}")

@@ -11,12 +11,16 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from gacd.attacks.threat import ThreatModel
+from gacd.data.dataset import ArrayDataset
+from gacd.evaluation.robust import evaluate
 from gacd.losses.contrastive import gacd_loss
 from gacd.models import create_model
 from gacd.models.frozen import find_pairs, frozen
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
+NAMES = ("natural", "fgsm", "pgd20", "autoattack")
 COMPILED = """
 import torch
 from gacd.models import create_model
@@ -93,3 +97,28 @@ def test_on_a_gpu_batch_normalisation_is_folded() -> None:
 def test_on_a_gpu_a_compiled_network_is_the_eager_one() -> None:
     done = subprocess.run([sys.executable, "-c", COMPILED], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_on_a_gpu_attacks_judge_as_on_the_cpu() -> None:
+    model = create_model("digits-cnn-8", num_classes=10, channels=1, seed=0).eval()
+    pixels = torch.randint(256, (60, 1, 8, 8), generator=torch.Generator().manual_seed(0))
+    images = pixels.to(torch.uint8)
+    with torch.no_grad():
+        labels = model(images / 255).argmax(1)
+    data = ArrayDataset(images, labels, tuple("0123456789"), "noise")
+    found = []
+    for device in ("cpu", "cuda"):
+        found.append(
+            evaluate(
+                model.to(device),
+                data,
+                attacks=["fgsm", "pgd20", "autoattack"],
+                threat=ThreatModel(eps=4 / 255),
+                show_progress=False,
+            )
+        )
+    cpu, gpu = ([result.accuracy(name) for name in NAMES] for result in found)
+    assert gpu[0] == 100 and gpu[3] <= gpu[2] <= gpu[0]
+    assert 0 < cpu[3] < cpu[1] < 100  # or nothing has been compared
+    for a, b in zip(cpu, gpu, strict=True):  # TF32, and noise of another generator
+        assert abs(a - b) < 10

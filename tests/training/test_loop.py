@@ -20,6 +20,7 @@ from gacd.randomness import keyed_generator
 from gacd.shapes import Batch
 from gacd.storage import load_tensors, read_json, read_json_lines
 from gacd.training.average import averaged, update
+from gacd.training.contexts import fastest_convolutions
 from gacd.training.schedules import learning_rate
 from training.states import same, weights
 
@@ -65,6 +66,19 @@ def test_two_steps_are_nesterovs_by_hand(stage: Any, tmp_path: Path) -> None:
     assert row["grad_norm"] == pytest.approx(sum(norms) / 2, rel=1e-5)  # before it is clipped
     for name, value in twin.state_dict().items():
         torch.testing.assert_close(method.state_dict()[name], value, msg=name)
+
+
+def test_on_a_gpu_alone_cudnn_tries_its_algorithms_and_what_was_said_comes_back() -> None:
+    flags = torch.backends.cudnn
+    assert not flags.benchmark
+    for device, expected in (("cuda", True), ("cpu", False)):
+        with (
+            pytest.raises(RuntimeError, match="in between"),
+            fastest_convolutions(torch.device(device)),
+        ):
+            assert flags.benchmark is expected
+            raise RuntimeError("in between")
+        assert not flags.benchmark
 
 
 def test_without_momentum_a_step_is_plain_descent(stage: Any, tmp_path: Path) -> None:

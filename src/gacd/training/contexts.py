@@ -34,6 +34,18 @@ def compiled(method: Method, *, enabled: bool) -> Iterator[None]:
 
 
 @contextmanager
+def fastest_convolutions(device: torch.device) -> Iterator[None]:
+    """cuDNN tries its algorithms for every shape, once: training has few shapes and many steps."""
+    flags = torch.backends.cudnn
+    before = flags.benchmark
+    flags.benchmark = before or device.type == "cuda"
+    try:
+        yield
+    finally:
+        flags.benchmark = before
+
+
+@contextmanager
 def tensorboard(out: Path, *, enabled: bool) -> "Iterator[SummaryWriter]":
     """A writer of TensorBoard events; only the first rank ever uses it."""
     if not enabled:

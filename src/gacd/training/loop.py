@@ -33,7 +33,7 @@ from gacd.storage import (
     write_json_lines,
 )
 from gacd.training.average import averaged, update
-from gacd.training.contexts import compiled, interruptible, tensorboard
+from gacd.training.contexts import compiled, fastest_convolutions, interruptible, tensorboard
 from gacd.training.ranks import (
     any_rank,
     check_states,
@@ -180,6 +180,7 @@ def fit(
         tensorboard(out, enabled=shown) as board,
         interruptible(alone) as interrupted,
         compiled(method, enabled=plan.compile),
+        fastest_convolutions(fabric.device),
         global_randomness_kept(fabric.device),
         synchronised(method.student, enabled=plan.sync_batch_norm, device=fabric.device),
     ):

@@ -205,7 +205,7 @@ def _runs(words: Sequence[str]) -> list[str]:
     runs, flags = [], []
     given = iter(_switched(words, "--json", "--markdown"))
     for word in given:
-        if word in ("--minus", "--config"):
+        if word in ("--minus", "--figure", "--config"):
             flags += [word, *islice(given, 1)]
         elif word.startswith("-"):
             flags += [word] * (word != "--runs")

@@ -26,6 +26,8 @@ class Seeds:
     """A folder of gacd distill for each seed, or one with a folder of gacd evaluate a row."""
     minus: str | None = None
     """The row that differences are from; by default pgd-at, where there is one."""
+    figure: Path | None = None
+    """Draw the differences into this file, .svg or .png."""
     json: bool = False
     """Print JSON."""
     markdown: bool = False

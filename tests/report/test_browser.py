@@ -94,7 +94,7 @@ def test_what_the_page_refuses_would_be_logged(driver, page, tmp_path):
 @pytest.mark.parametrize("width", [360, 1200])
 def test_the_page_of_a_study_fits_and_its_tables_leave_room_for_figures(driver, study_page, width):
     show(driver, study_page, width)
-    check_fits(driver, figures=5)
+    check_fits(driver, figures=6)
     shares = driver.execute_script(
         "return [...document.querySelectorAll('tbody th')]"
         ".map(th => th.offsetWidth / th.closest('.scroll').clientWidth)"

@@ -3,6 +3,8 @@
 import json
 import math
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +91,27 @@ def test_the_tables_mark_what_is_decided(capsys: pytest.CaptureFixture[str]) -> 
     assert "▼ [" not in alone and "▲ [" not in alone  # one seed decides nothing
 
 
+@pytest.mark.parametrize(("name", "start"), [("d.svg", b"<?xml"), ("new/d.PNG", b"\x89PNG")])
+def test_differences_can_be_looked_at(
+    capsys: pytest.CaptureFixture[str], name: str, start: bytes
+) -> None:
+    for seed in (0, 1):
+        make_run(Path(f"run-{seed}"), seed)
+    printed = said(capsys, "run-0", "run-1", "--json")
+    assert said(capsys, "run-0", "--figure", name, "run-1", "--json") == printed
+    assert Path(name).read_bytes().startswith(start)
+
+
+def test_the_figure_of_our_records_is_drawn_of_what_the_readme_says(tmp_path: Path) -> None:
+    out = tmp_path / "figure.svg"
+    command = [sys.executable, str(RESULTS / "differences.py"), str(out)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert out.read_bytes().startswith(b"<?xml")
+    readme = " ".join((RESULTS.parent / "README.md").read_text(encoding="utf-8").split())
+    assert done.stdout.strip().replace("\N{MINUS SIGN}", "-") in readme
+
+
 def test_runs_without_the_usual_row_have_means_alone(capsys: pytest.CaptureFixture[str]) -> None:
     rows = {name: ACCURACIES[name] for name in ("gacd",)}
     make_run(Path("a"), 0, rows)
@@ -137,6 +160,9 @@ def test_a_teacher_of_all_runs_is_one_model(capsys: pytest.CaptureFixture[str]) 
         ("weighted run-0", "(weights.gacd is 0.5 in the one and None in the other)"),
         ("run-0/gacd", "run-0/gacd is one row of a run: give the folder of the whole run"),
         (".", "holds several records: give a run's own folder"),
+        ("run-0 --figure d.pdf", "d.pdf: a figure is drawn as .svg or .png"),
+        ("bare --figure d.svg", "no difference to draw: say --minus ROW, one of gacd"),
+        ("bare --figure d.svg --minus gacd", "no difference to draw: gacd is the only row"),
         ("run-0 --minus gadc", "unknown row of these runs 'gadc': did you mean 'gacd'?"),
     ],
 )
@@ -147,6 +173,7 @@ def test_what_is_no_repetition_is_refused(
     make_run(Path("run-0"), 0, rows)
     make_run(Path("copy"), 0, rows)
     make_run(Path("other"), 1, rows, student="big")
+    make_run(Path("bare"), 0, {"gacd": ACCURACIES["gacd"]})
     make_run(Path("weighted"), 1, rows, weights={"gacd": 0.5})
     assert message in refusal(capsys, "seeds", *words.split())
 

@@ -19,7 +19,7 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Canvas]:
     """Every drawing for the desk, before it is a picture."""
     kept: list[Canvas] = []
 
-    def draw(drawing: Callable[[bool], Canvas], *, alt: str, caption: str) -> Figure:
+    def draw(drawing: Callable[[bool], Canvas], *, alt: str, caption: str, **_: str) -> Figure:
         kept.append(drawing(False))
         return Figure(image=b"", alt=alt, caption=caption, narrow=b"", width=1)
 
@@ -65,7 +65,7 @@ def test_rivals_stand_at_natural_and_robust_accuracy_as_large_as_their_cost(
         spent = {"train_flops": flops, "train_seconds": 1.0}
         cell = dataclasses.replace(cell, record={**(cell.record or {}), **spent})
         arms[name] = Arm(name, (cell,))
-    figures.rivals_figure(arms, arms["no teacher"])
+    figures.rivals_figure(arms)
     (ax,) = drawn[0].axes
     assert "natural" in ax.get_xlabel() and "AutoAttack" in ax.get_ylabel()
     points = [each for each in ax.collections if isinstance(each, PathCollection)]
@@ -79,6 +79,39 @@ def test_rivals_stand_at_natural_and_robust_accuracy_as_large_as_their_cost(
         for bars, axis, metric in ((across, 0, "natural"), (upright, 1, "autoattack")):
             ends = bars.get_segments()[0][:, axis].tolist()
             assert ends == pytest.approx(interval(arms[name], metric))
+
+
+def test_differences_stand_at_their_means_and_are_filled_where_they_are_decided(
+    maker: Maker, drawn: list[Canvas]
+) -> None:
+    accuracies = {"no teacher": 50.0, "KD": 80.0, "GACD": 51.0, "undefended": 90.0}
+    arms = {
+        name: Arm(name, tuple(maker("rivals", s, {"pgd20": a + s}, method=name) for s in (0, 1, 2)))
+        for name, a in accuracies.items()
+    }
+    figure = figures.rivals_differences(arms)
+    assert figure is not None and "KD: +30.0 PGD-20. GACD: +1.0 PGD-20." in figure.alt
+    (ax,) = drawn[0].axes
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["KD", "GACD"]
+    for place, (name, container) in enumerate(zip(("KD", "GACD"), ax.containers, strict=True)):
+        found = contrast([(1.0, arms[name]), (-1.0, arms["no teacher"])], "pgd20")
+        assert found is not None
+        line, _, (bars,) = container.lines
+        assert line.get_xydata()[0].tolist() == pytest.approx([found.mean, place])
+        ends = bars.get_segments()[0][:, 0].tolist()
+        assert ends == pytest.approx(found.interval())
+        assert (line.get_markerfacecolor() != "white") == (name == "KD") == found.decided
+    assert figures.rivals_differences({"KD": arms["KD"]}) is None  # from nothing
+
+
+def test_one_seed_decides_no_difference(maker: Maker, drawn: list[Canvas]) -> None:
+    arms = {
+        name: Arm(name, (maker("rivals", 0, {"pgd20": accuracy}, method=name),))
+        for name, accuracy in {"no teacher": 50.0, "KD": 80.0}.items()
+    }
+    figures.rivals_differences(arms)
+    (container,) = drawn[0].axes[0].containers
+    assert container.lines[0].get_markerfacecolor() == "white"
 
 
 def test_differences_of_correlations_are_means_over_seeds_of_the_view_asked_for() -> None:

@@ -80,7 +80,8 @@ def test_the_files_are_there_and_every_figure_is_linked(out):
     text = (out / "report.md").read_text()
     linked = re.findall(r"\]\((figures/[^)]+)\)", text)
     assert sorted(linked) == [
-        f"figures/{n}.svg" for n in ("figure2", "figure3", "figure4", "figure5", "rivals")
+        f"figures/{n}.svg"
+        for n in ("differences", "figure2", "figure3", "figure4", "figure5", "rivals")
     ]
     assert {f"figures/{p.name}" for p in (out / "figures").iterdir()} == set(linked)
     for name in linked:

@@ -8,11 +8,15 @@ import io
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, NamedTuple, cast, get_args
+
+from gacd.errors import UserError
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Canvas
 
+FileFormat = Literal["svg", "png"]
 WIDE, NARROW = 9.0, 3.3
 """Widths in inches, such that 9 pt text is legible on a desk screen and on a phone of 360 px."""
 INK, QUIET, WRONG = "#1c1b19", "#6b6862", "#b3261e"
@@ -101,7 +105,7 @@ def draw(
     *,
     alt: str,
     caption: str,
-    file_format: Literal["svg", "png"] = "svg",
+    file_format: FileFormat = "svg",
 ) -> Figure:
     """Call `drawing(narrow)` for the desk and for the phone, in the style of this module."""
     import matplotlib
@@ -117,6 +121,14 @@ def draw(
             narrow=_render(narrow, file_format),
             width=round(wide.get_figwidth() * _PIXELS),
         )
+
+
+def file_format(path: Path) -> FileFormat:
+    """What a figure's file is to hold, by its name. Raises UserError for any but .svg and .png."""
+    for known in get_args(FileFormat):
+        if path.suffix.lower() == f".{known}":
+            return cast("FileFormat", known)
+    raise UserError(f"{path}: a figure is drawn as .svg or .png")
 
 
 def canvas(width: float, height: float) -> "Canvas":

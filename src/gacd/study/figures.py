@@ -1,15 +1,16 @@
-"""A study's figures: Figure 2's sweeps, the differences of correlations, the rivals."""
+"""A study's figures: Figure 2's sweeps, differences of correlations, the rivals, differences."""
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from gacd.report.canvas import INK, NARROW, WIDE, Figure, canvas, draw, line_style
+from gacd.report.canvas import INK, NARROW, WIDE, Figure, FileFormat, canvas, draw, line_style
 from gacd.report.pictures import heatmaps
-from gacd.report.tables import Record, heading
+from gacd.report.tables import HEADLINES, Record, heading, signed
 from gacd.study.evidence import METRICS
-from gacd.study.measure import Arm, Measured, contrast
+from gacd.study.measure import Arm, Measured, contrast, differences
 from gacd.study.paper import method_name
 from gacd.study.rows import relative_cost
 
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure as Canvas
 
 _CORRELATED = ("ard", "gacd", "gacd+aft")  # drawn; every student stands in the table
+_BASELINE = "no teacher"
+_FAR = "undefended"  # from all others, which it would crowd
 _SWEPT = {
     "negatives": "negatives k (log scale)",
     "temperature": "temperature T (log scale)",
@@ -77,12 +80,12 @@ def correlations(records: Sequence[Record], view: str, title: str) -> Figure | N
     return heatmaps(means, records[-1]["classes"], title)
 
 
-def rivals_figure(arms: Mapping[str, Arm], baseline: Arm | None) -> Figure | None:
+def rivals_figure(arms: Mapping[str, Arm]) -> Figure | None:
     """Natural against AutoAttack accuracy, a numbered point a method, its area the cost."""
-    points = {}
+    baseline, points = arms.get(_BASELINE), {}
     for name, arm in arms.items():
-        if name == "undefended":
-            continue  # far from all others
+        if name == _FAR:
+            continue
         pair = [contrast([(1.0, arm)], metric) for metric in ("natural", "autoattack")]
         if pair[0] and pair[1]:
             points[name] = (pair[0], pair[1])
@@ -144,6 +147,85 @@ def rivals_figure(arms: Mapping[str, Arm], baseline: Arm | None) -> Figure | Non
         caption="Up and to the right is better. Bars are 95 % intervals over seeds and test "
         f"images.{area}",
     )
+
+
+def rivals_differences(arms: Mapping[str, Arm]) -> Figure | None:
+    """What every method adds to the student without a teacher."""
+    baseline = arms.get(_BASELINE)
+    others = {name: arm for name, arm in arms.items() if name not in (_BASELINE, _FAR)}
+    found = {} if baseline is None else differences(others, baseline, HEADLINES)
+    rows = {name: row for name, row in found.items() if row}
+    return differences_figure({"": rows}, _BASELINE) if rows else None
+
+
+def differences_figure(
+    panels: Mapping[str, Mapping[str, Mapping[str, Measured]]],
+    minus: str,
+    file_format: FileFormat = "svg",
+) -> Figure:
+    """Points more than another model, with their intervals: `panels[title][row][metric]`.
+
+    A difference that is decided (the whole interval on one side of 0, more than one seed) is a
+    filled mark, any other a hollow one.
+    """
+    metrics = list(
+        dict.fromkeys(m for rows in panels.values() for row in rows.values() for m in row)
+    )
+    heights = [len(metrics) * len(rows) + 2 for rows in panels.values()]
+
+    def drawing(narrow: bool) -> "Canvas":
+        whole = canvas(NARROW if narrow else WIDE, 0.16 * sum(heights) + 0.8)
+        axes = whole.subplots(
+            len(panels), 1, sharex=True, squeeze=False, height_ratios=heights
+        ).ravel()
+        for ax, (title, rows) in zip(axes, panels.items(), strict=True):
+            _forest(ax, rows, metrics)
+            names = [textwrap.fill(name, 16 if narrow else 32) for name in rows]
+            ax.set_yticks(range(len(rows)), names)
+            ax.set_title(textwrap.fill(title, 48 if narrow else 120))
+        axes[-1].set_xlabel(
+            f"points more than {minus}, with 95 % intervals" + "\n" * narrow + " (filled: decided)"
+        )
+        whole.legend(*axes[0].get_legend_handles_labels(), loc="outside lower left", ncols=3)
+        return whole
+
+    said = [
+        f"{f'{title}, ' if title else ''}{row}: "
+        + ", ".join(f"{signed(m.mean)} {heading(metric)}" for metric, m in row_of.items())
+        + "."
+        for title, rows in panels.items()
+        for row, row_of in rows.items()
+    ]
+    return draw(
+        drawing,
+        alt=f"Percentage points more than {minus}. " + " ".join(said),
+        caption="Bars are 95 % intervals over seeds and test images. Filled: the interval is on "
+        "one side of 0, with more than one seed.",
+        file_format=file_format,
+    )
+
+
+def _forest(ax: "Axes", rows: Mapping[str, Mapping[str, Measured]], metrics: Sequence[str]) -> None:
+    step = 0.8 / len(metrics)
+    for index, metric in enumerate(metrics):
+        style = line_style(index)
+        ax.plot([], [], style.marker, color=style.color, label=heading(metric))
+        for place, row in enumerate(rows.values()):
+            if (found := row.get(metric)) is None:
+                continue
+            ax.errorbar(
+                found.mean,
+                place + (index - (len(metrics) - 1) / 2) * step,
+                xerr=np.array([[found.mean - found.interval()[0]]] * 2),
+                color=style.color,
+                marker=style.marker,
+                markerfacecolor=style.color if found.decided else "white",
+                elinewidth=1.2,
+            )
+    ax.axvline(0, color=INK, linewidth=1, zorder=0)
+    ax.set_ylim(len(rows) - 0.4, -0.6)
+    ax.tick_params("y", length=0, labelcolor=INK)
+    ax.grid(visible=False, axis="y")
 
 
 def _sweep(ax: "Axes", label: str, metrics: Mapping[str, Mapping[float, Measured]]) -> None:

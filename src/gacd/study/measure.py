@@ -53,6 +53,12 @@ class Measured:
         half = half_width(self.variances, confidence)
         return self.mean - half, self.mean + half
 
+    @property
+    def decided(self) -> bool:
+        """The whole interval is on one side of 0, with more than one training."""
+        low, high = self.interval()
+        return not self.alone and (low > 0 or high < 0)
+
     def accuracy_interval(self) -> tuple[float, float]:
         """The same within 0 and 100 %."""
         low, high = self.interval()
@@ -109,6 +115,20 @@ def contrast(terms: Sequence[tuple[float, Arm]], metric: str) -> Measured | None
         + ", one teacher" * any(arm.fixed and len(seeds) > 1 for _, arm in terms),
         alone=seed_part is None,
     )
+
+
+def differences(
+    arms: Mapping[str, Arm], other: Arm, metrics: Sequence[str]
+) -> dict[str, dict[str, Measured]]:
+    """What every arm has more than another, by its name and metric, as far as it is measured."""
+    return {
+        name: {
+            metric: found
+            for metric in metrics
+            if (found := contrast([(1.0, arm), (-1.0, other)], metric))
+        }
+        for name, arm in arms.items()
+    }
 
 
 def trend(arms: Mapping[float, Arm], metric: str) -> Measured | None:

@@ -1,6 +1,6 @@
 """The report of a study: HTML and Markdown of the same sections, the figures, `claims.json`."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -127,14 +127,20 @@ def _records(results: Results, study: str) -> list[Mapping[str, Any]]:
 
 def _rivals(results: Results, stand_ins: StandIns, scale: str) -> Iterator[Section]:
     content: list[Table | Figure] = list(tables.rival_tables(results, stand_ins))
-    for index, (_, arms) in enumerate(tables.rival_arms(results)):
-        drawn = figures.rivals_figure(arms, arms.get("no teacher"))
-        if drawn:
-            content.append(drawn.named("rivals" + f"-{index + 1}" * bool(index)))
+    arms_of_pairs = [arms for _, arms in tables.rival_arms(results)]
+    content += _numbered("rivals", map(figures.rivals_figure, arms_of_pairs))
     content += tables.difference_tables(results)
+    content += _numbered("differences", map(figures.rivals_differences, arms_of_pairs))
     if scale == "full":
         content.append(tables.quoted_table())
     yield from _section(results, "rivals", "Rivals", content)
+
+
+def _numbered(name: str, drawn: Iterable[Figure | None]) -> Iterator[Figure]:
+    """The figures that there are, named `name`, `name-2` and so on."""
+    for index, figure in enumerate(drawn):
+        if figure:
+            yield figure.named(name + f"-{index + 1}" * bool(index))
 
 
 def _masking(results: Results) -> Iterator[Section]:

@@ -5,7 +5,7 @@ from statistics import fmean
 
 from gacd.report.tables import HEADLINES, Cell, Column, Table, heading, signed
 from gacd.study.arms import Pair
-from gacd.study.measure import Arm, contrast, image_count
+from gacd.study.measure import Arm, Measured, contrast, differences, image_count
 from gacd.study.paper import architecture_key, architecture_name
 from gacd.study.results import StandIns
 
@@ -76,20 +76,18 @@ def difference_table(
 ) -> Table:
     """What every arm has more than another, in percentage points, seed by seed."""
     rows = tuple(
-        (Cell(name), *(_difference(arm, other, metric) for metric in metrics))
-        for name, arm in arms.items()
+        (Cell(name), *(_difference(found.get(metric)) for metric in metrics))
+        for name, found in differences(arms, other, metrics).items()
     )
     columns = Column("method"), *(Column(heading(metric), True) for metric in metrics)
     return Table(caption, columns, rows, (_DIFFERENCES,))
 
 
-def _difference(arm: Arm, other: Arm, metric: str) -> Cell:
-    found = contrast([(1.0, arm), (-1.0, other)], metric)
+def _difference(found: Measured | None) -> Cell:
     if found is None:
         return _MISSING
     low, high = found.interval()
-    decided = not found.alone and (low > 0 or high < 0)
-    mark = (" ▲" if low > 0 else " ▼") if decided else ""
+    mark = (" ▲" if low > 0 else " ▼") if found.decided else ""
     return Cell(signed(found.mean) + mark, f"[{signed(low)}, {signed(high)}]")
 
 

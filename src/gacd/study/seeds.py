@@ -3,14 +3,18 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from gacd import config as c
 from gacd.commands.rows import TEACHER
 from gacd.errors import UserError, unknown
 from gacd.evaluation.outcomes import WORST
+from gacd.report.canvas import file_format
 from gacd.report.tables import Table
-from gacd.study.measure import Arm, contrast
+from gacd.storage import write_bytes
+from gacd.study.figures import differences_figure
+from gacd.study.measure import Arm, contrast, differences
 from gacd.study.repeats import one_model, one_teacher, read_arms
 from gacd.study.rows import INTERVALS, Row, difference_table, on, row_table
 
@@ -34,6 +38,8 @@ def seeds(cfg: c.Seeds) -> None:
             notes.append(f"{name}: one model in all runs, whose training tells of no other.")
             arms[name] = replace(each, results=each.results[:1], fixed=True)
     minus = cfg.minus or ("pgd-at" if "pgd-at" in arms else None)
+    if cfg.figure is not None:
+        _draw(arms, minus, cfg.figure)
     if cfg.json:
         print(json.dumps(_figures(arms, minus), indent=2))
         return
@@ -58,6 +64,16 @@ def seed_tables(arms: Mapping[str, Arm], minus: str | None, *notes: str) -> list
     if other is None or not others:
         return [means]
     return [means, difference_table(f"Minus {minus}", others, other, metrics)]
+
+
+def _draw(arms: Mapping[str, Arm], minus: str | None, path: Path) -> None:
+    if minus is None:
+        raise UserError(f"no difference to draw: say --minus ROW, one of {', '.join(arms)}")
+    others = {name: arm for name, arm in arms.items() if name != minus}
+    if not others:
+        raise UserError(f"no difference to draw: {minus} is the only row")
+    found = differences(others, arms[minus], _metrics(arms))
+    write_bytes(path, differences_figure({"": found}, minus, file_format(path)).image)
 
 
 def _metrics(arms: Mapping[str, Arm]) -> list[str]:

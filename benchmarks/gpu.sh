@@ -10,6 +10,7 @@
 #   rehearsal   the speedrun, an epoch a stage
 #   speedrun    teacher and GACD student against the clock, then AutoAttack on 1,000 images
 #   throughput  training (compiled and eager), objective, transport
+#   others      the speedrun's teacher and other methods, at about the same FLOPs, attacked alike
 #   table3, table1, ablation   the paper's cells at full scale, one seed: hours
 #   autoattack  the speedrun's student under AutoAttack on every test image
 #   scaling     what a step costs as things grow
@@ -24,12 +25,12 @@ deadline=$((SECONDS + ${LIMIT:-570}))
 failed=0
 named=$#
 if ((named == 0)); then
-  set -- tests rehearsal speedrun throughput table3 table1 ablation autoattack scaling
+  set -- tests rehearsal speedrun throughput others table3 table1 ablation autoattack scaling
 fi
 for part in "$@"; do
   case $part in
     tests | throughput | scaling) ;;
-    rehearsal | speedrun | autoattack | table3 | table1 | ablation)
+    rehearsal | speedrun | others | autoattack | table3 | table1 | ablation)
       : "${DATA:?say where CIFAR-10 lies, as class folders: DATA=...}"
       ;;
     *)
@@ -113,6 +114,11 @@ throughput() {
 
 speedrun() {
   once speedrun on_cifar speedrun --out "$out/speedrun" --evaluation.autoattack_limit 1000
+}
+
+others() {
+  once others on_cifar speedrun --out "$out/speedrun" --evaluation.autoattack_limit 1000 \
+    --methods gacd+aft pgd-at ard rslad
 }
 
 autoattack() {

@@ -20,13 +20,14 @@ HERE = Path(__file__).parent
 NAMES = {"ard": "ARD", "rslad": "RSLAD", "rslad+aft": "RSLAD+AFT", "gacd+aft": "GACD+AFT"}
 NAMES |= {"rst": "adversarial training on the teacher's answers"}
 METRICS = ("pgd20", "autoattack")
-SMALL = "study report rivals --scale small --data.name folder --data.root nowhere --data.title"
+SMALL = "study report rivals --scale small --seeds 0 1 2 3 4 5 --data.name folder --data.root none"
 
 
 def panels() -> dict[str, dict[str, dict[str, Measured]]]:
     """Title, row, attack."""
     command, *words = SMALL.split()
-    study = parse(command, [*words, "CIFAR-10 (JPEG), 16x16", "--out", str(HERE / "small")])
+    data = ["--data.title", "CIFAR-10 (JPEG), 16x16"]
+    study = parse(command, [*words, *data, "--out", str(HERE / "small")])
     ((_, small),) = rival_arms(results(study))
     teacher = "a teacher of four times the size"
     return {

@@ -10,6 +10,7 @@ from matplotlib.figure import Figure as Canvas
 
 from gacd.report.canvas import Figure
 from gacd.study import figures
+from gacd.study.arms import sweep
 from gacd.study.measure import Arm, contrast
 from made_up import Maker
 
@@ -125,3 +126,24 @@ def test_differences_of_correlations_are_means_over_seeds_of_the_view_asked_for(
         figure = figures.correlations(records, view, "Differences")
         assert figure is not None
         assert f"GACD: mean {mean / 2:.3f}, from 0.000 to {mean:.3f}." in figure.alt
+
+
+def test_a_sweep_has_the_seeds_that_all_its_values_have(maker: Maker) -> None:
+    """The default's cell is other studies', which may have more seeds."""
+    seeds: dict[int, tuple[int, ...]] = {4: (0, 1), 16: (0, 1, 2, 3), 64: ()}
+    cells = [
+        maker(
+            "figure2", seed, {"pgd20": 30.0} if seed in done else None, method="gacd", negatives=k
+        )
+        for k, done in seeds.items()
+        for seed in range(4)
+    ]
+    arms = sweep(cells, "negatives")
+    assert {k: list(arm.done("pgd20")) for k, arm in arms.items()} == {
+        4: [0, 1],
+        16: [0, 1],
+        64: [],
+    }
+    assert all(
+        not arm.results for arm in sweep([c for c in cells if not c.record], "negatives").values()
+    )

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 from gacd.study.measure import Arm, select
@@ -131,7 +132,8 @@ def transferred(results: Sequence[Result]) -> dict[str, dict[str, Arm]]:
 def sweep(results: Sequence[Result], label: str) -> dict[float, Arm]:
     """Figure 2's cells by the value of one label (negatives, temperature), ascending.
 
-    The other label is held at its commonest value; GACD+AFT goes before GACD.
+    The other label is held at its commonest value; GACD+AFT goes before GACD. The seeds are those
+    that every value has which has any, so that no value differs by its seeds.
     """
     sign, other = {"negatives": ("k", "temperature"), "temperature": ("T", "negatives")}[label]
     cells = [r for r in results if r.study == "figure2" and r.labels.get(label) is not None]
@@ -140,7 +142,13 @@ def sweep(results: Sequence[Result], label: str) -> dict[float, Arm]:
     cells = [r for r in cells if r.labels.get("method") == method]
     held: Any = Counter(r.labels.get(other) for r in cells).most_common(1)
     kept = [r for r in cells if held[0][0] in (None, r.labels.get(other))]
-    return {
+    arms = {
         float(value): select(kept, ("figure2",), f"{sign} = {value:g}", **{label: value})
         for value in sorted({r.labels[label] for r in kept})
+    }
+    done = [{r.seed for r in arm.results if r.record} for arm in arms.values()]
+    common = set.intersection(*(seeds for seeds in done if seeds)) if any(done) else set()
+    return {
+        value: replace(arm, results=tuple(r for r in arm.results if r.seed in common))
+        for value, arm in arms.items()
     }

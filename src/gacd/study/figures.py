@@ -1,7 +1,7 @@
 """A study's figures: Figure 2's sweeps, differences of correlations, the rivals, differences."""
 
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -145,8 +145,13 @@ def rivals_figure(arms: Mapping[str, Arm]) -> Figure | None:
         drawing,
         alt="Natural accuracy against accuracy under AutoAttack. " + " ".join(said),
         caption="Up and to the right is better. Bars are 95 % intervals over seeds and test "
-        f"images.{area}",
+        f"images{_unequal(points.values())}.{area}",
     )
+
+
+def _unequal(points: Iterable[tuple[Measured, Measured]]) -> str:
+    counts = {len(x.seeds) for x, _ in points}
+    return f" ({min(counts)} to {max(counts)} seeds)" if len(counts) > 1 else ""
 
 
 def rivals_differences(arms: Mapping[str, Arm]) -> Figure | None:

@@ -43,6 +43,7 @@ from contestants import (  # type: ignore[import-not-found]  # beside this file
 from gacd.methods.cost import Flops
 from gacd.processor import fast_bf16, processor
 from gacd.storage import write_json
+from gacd.training.contexts import fastest_convolutions
 
 
 def seconds_of(contestants: dict[str, Step], world: World, repeats: int) -> dict[str, list[float]]:
@@ -200,12 +201,12 @@ def main() -> None:
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     device = torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    torch.backends.cudnn.benchmark = True  # as gacd trains and most scripts say: for all alike
     torch._dynamo.config.recompile_limit = 64  # networks of one class share it
     options.batch = options.batch or (128 if device.type == "cuda" else 16)
     if options.anchors < (least := max(2048, 2 * options.batch)):
         parser.error(f"--anchors must be at least {least}")
-    record = measure(device, options)
+    with fastest_convolutions(device):  # as gacd trains and most scripts say: for all alike
+        record = measure(device, options)
     print(table(record))
     if options.out:
         before = json.loads(options.out.read_text()) if options.out.is_file() else []

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from gacd.cli import parse
 from gacd.report.canvas import file_format
+from gacd.study.arms import NO_TEACHER
 from gacd.study.figures import differences_figure
 from gacd.study.measure import Arm, Measured, differences
 from gacd.study.repeats import read_arms
@@ -20,21 +21,17 @@ HERE = Path(__file__).parent
 NAMES = {"ard": "ARD", "rslad": "RSLAD", "rslad+aft": "RSLAD+AFT", "gacd+aft": "GACD+AFT"}
 NAMES |= {"rst": "adversarial training on the teacher's answers"}
 METRICS = ("pgd20", "autoattack")
-SMALL = "study report rivals --scale small --seeds 0 1 2 3 4 5 --data.name folder --data.root none"
+SMALL = "report rivals --scale small --seeds 0 1 2 3 4 5 --data.name folder --data.root none"
 
 
 def panels() -> dict[str, dict[str, dict[str, Measured]]]:
     """Title, row, attack."""
-    command, *words = SMALL.split()
-    data = ["--data.title", "CIFAR-10 (JPEG), 16x16"]
-    study = parse(command, [*words, *data, "--out", str(HERE / "small")])
+    title = ["--data.title", "CIFAR-10 (JPEG), 16x16"]
+    study = parse("study", [*SMALL.split(), *title, "--out", str(HERE / "small")])
     ((_, small),) = rival_arms(results(study))
     teacher = "a teacher of four times the size"
     return {
-        f"10,000 images, with labels; {teacher}": _of(
-            {name: small[name] for name in (*NAMES.values(), "no teacher") if name in small},
-            "no teacher",
-        ),
+        f"10,000 images, with labels; {teacher}": _of(small, NO_TEACHER),
         "all of CIFAR-10, with labels; a teacher of fifteen times the size; 2.0 to 2.8 times the "
         "FLOPs": _runs("strong-teacher-cifar10"),
         f"1,000 images, with labels; {teacher} that has seen 10,000": _runs("few-images"),

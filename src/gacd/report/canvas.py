@@ -125,10 +125,10 @@ def draw(
 
 def file_format(path: Path) -> FileFormat:
     """What a figure's file is to hold, by its name. Raises UserError for any but .svg and .png."""
-    for known in get_args(FileFormat):
-        if path.suffix.lower() == f".{known}":
-            return cast("FileFormat", known)
-    raise UserError(f"{path}: a figure is drawn as .svg or .png")
+    kind = path.suffix.lower().removeprefix(".")
+    if kind not in get_args(FileFormat):
+        raise UserError(f"{path}: a figure is drawn as .svg or .png")
+    return cast("FileFormat", kind)
 
 
 def canvas(width: float, height: float) -> "Canvas":

@@ -17,6 +17,10 @@ WEIGHTINGS = {
 """The arms of the ablation, and what its rows call them."""
 
 
+NO_TEACHER, UNDEFENDED = "no teacher", "undefended"
+"""What the student by itself is called, trained adversarially and not."""
+
+
 class Pair(NamedTuple):
     """A teacher and a student, by their architectures, on a data set."""
 
@@ -87,7 +91,7 @@ def alone(results: Sequence[Result], pair: Pair, method: str = "pgd-at") -> Arm:
 
 def student_name(method: str) -> str:
     """What the student of a method is called in a table."""
-    alone = {"natural": "undefended", "pgd-at": "no teacher"}
+    alone = {"natural": UNDEFENDED, "pgd-at": NO_TEACHER}
     return alone.get(method, method_name(method))
 
 

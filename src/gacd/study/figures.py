@@ -9,6 +9,7 @@ import numpy as np
 from gacd.report.canvas import INK, NARROW, WIDE, Figure, FileFormat, canvas, draw, line_style
 from gacd.report.pictures import heatmaps
 from gacd.report.tables import HEADLINES, Record, heading, signed
+from gacd.study.arms import NO_TEACHER, UNDEFENDED
 from gacd.study.evidence import METRICS
 from gacd.study.measure import Arm, Measured, contrast, differences
 from gacd.study.paper import method_name
@@ -19,8 +20,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure as Canvas
 
 _CORRELATED = ("ard", "gacd", "gacd+aft")  # drawn; every student stands in the table
-_BASELINE = "no teacher"
-_FAR = "undefended"  # from all others, which it would crowd
 _SWEPT = {
     "negatives": "negatives k (log scale)",
     "temperature": "temperature T (log scale)",
@@ -82,10 +81,10 @@ def correlations(records: Sequence[Record], view: str, title: str) -> Figure | N
 
 def rivals_figure(arms: Mapping[str, Arm]) -> Figure | None:
     """Natural against AutoAttack accuracy, a numbered point a method, its area the cost."""
-    baseline, points = arms.get(_BASELINE), {}
+    baseline, points = arms.get(NO_TEACHER), {}
     for name, arm in arms.items():
-        if name == _FAR:
-            continue
+        if name == UNDEFENDED:
+            continue  # far from all others
         pair = [contrast([(1.0, arm)], metric) for metric in ("natural", "autoattack")]
         if pair[0] and pair[1]:
             points[name] = (pair[0], pair[1])
@@ -156,11 +155,11 @@ def _unequal(points: Iterable[tuple[Measured, Measured]]) -> str:
 
 def rivals_differences(arms: Mapping[str, Arm]) -> Figure | None:
     """What every method adds to the student without a teacher."""
-    baseline = arms.get(_BASELINE)
-    others = {name: arm for name, arm in arms.items() if name not in (_BASELINE, _FAR)}
-    found = {} if baseline is None else differences(others, baseline, HEADLINES)
+    baseline = arms.get(NO_TEACHER)
+    near = {name: arm for name, arm in arms.items() if name != UNDEFENDED}
+    found = {} if baseline is None else differences(near, baseline, HEADLINES)
     rows = {name: row for name, row in found.items() if row}
-    return differences_figure({"": rows}, _BASELINE) if rows else None
+    return differences_figure({"": rows}, NO_TEACHER) if rows else None
 
 
 def differences_figure(

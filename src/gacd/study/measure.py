@@ -120,7 +120,7 @@ def contrast(terms: Sequence[tuple[float, Arm]], metric: str) -> Measured | None
 def differences(
     arms: Mapping[str, Arm], other: Arm, metrics: Sequence[str]
 ) -> dict[str, dict[str, Measured]]:
-    """What every arm has more than another, by its name and metric, as far as it is measured."""
+    """What every arm but `other` has more than it, by name and metric, as far as it is measured."""
     return {
         name: {
             metric: found
@@ -128,6 +128,7 @@ def differences(
             if (found := contrast([(1.0, arm), (-1.0, other)], metric))
         }
         for name, arm in arms.items()
+        if arm is not other
     }
 
 

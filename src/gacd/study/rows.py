@@ -74,7 +74,7 @@ def row_table(
 def difference_table(
     caption: str, arms: Mapping[str, Arm], other: Arm, metrics: Sequence[str] = HEADLINES
 ) -> Table:
-    """What every arm has more than another, in percentage points, seed by seed."""
+    """What every other arm has more than this one, in percentage points, seed by seed."""
     rows = tuple(
         (Cell(name), *(_difference(found.get(metric)) for metric in metrics))
         for name, found in differences(arms, other, metrics).items()

@@ -60,19 +60,17 @@ def seed_tables(arms: Mapping[str, Arm], minus: str | None, *notes: str) -> list
     caption = on(f"{runs} runs of one recipe" if runs > 1 else "One run", list(arms.values()))
     means = row_table(caption, rows, other, metrics)
     means = replace(means, notes=(*means.notes, INTERVALS, *notes))
-    others = {name: arm for name, arm in arms.items() if arm is not other}
-    if other is None or not others:
+    if other is None or len(arms) == 1:
         return [means]
-    return [means, difference_table(f"Minus {minus}", others, other, metrics)]
+    return [means, difference_table(f"Minus {minus}", arms, other, metrics)]
 
 
 def _draw(arms: Mapping[str, Arm], minus: str | None, path: Path) -> None:
     if minus is None:
         raise UserError(f"no difference to draw: say --minus ROW, one of {', '.join(arms)}")
-    others = {name: arm for name, arm in arms.items() if name != minus}
-    if not others:
+    if len(arms) == 1:
         raise UserError(f"no difference to draw: {minus} is the only row")
-    found = differences(others, arms[minus], _metrics(arms))
+    found = differences(arms, arms[minus], _metrics(arms))
     write_bytes(path, differences_figure({"": found}, minus, file_format(path)).image)
 
 

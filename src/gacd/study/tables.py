@@ -5,6 +5,8 @@ from dataclasses import replace
 
 from gacd.report.tables import Cell, Column, Table, heading
 from gacd.study.arms import (
+    NO_TEACHER,
+    UNDEFENDED,
     WEIGHTINGS,
     Pair,
     alone,
@@ -55,8 +57,8 @@ def pair_tables(results: Results, study: str, stand_ins: StandIns) -> Iterator[T
                 teacher(results, pair),
                 accuracies("table3", "pgd-at", teacher=t, dataset=str(pair.dataset)),
             ),
-            ("undefended", alone(here, pair, "natural"), {}),
-            ("no teacher", alone(here, pair), {}),
+            (UNDEFENDED, alone(here, pair, "natural"), {}),
+            (NO_TEACHER, alone(here, pair), {}),
         ]
         for method in methods(here, pair):
             arm = student(here, (study,), method, pair)
@@ -94,7 +96,7 @@ def ablation_tables(results: Results, stand_ins: StandIns) -> Iterator[Table]:
     here = [result for result in results if result.study == "ablation"]
     for pair in pairs(here, ("ablation",), None, stand_ins):
         where = dict(zip(("teacher", "student"), pair.standing, strict=True))
-        rows: list[Row] = [("no teacher", alone(here, pair), {})]
+        rows: list[Row] = [(NO_TEACHER, alone(here, pair), {})]
         for method in methods(here, pair):
             for reweight in WEIGHTINGS:
                 arm = student(results, ("ablation", "table1"), method, pair, reweight)
@@ -129,16 +131,15 @@ def rival_tables(results: Results, stand_ins: StandIns) -> Iterator[Table]:
     for pair, arms in rival_arms(results):
         rows: list[Row] = [("teacher", teacher(results, pair), {})]
         rows += [(name, arm, {}) for name, arm in arms.items()]
-        yield pair_table(pair, stand_ins, rows, arms.get("no teacher"))
+        yield pair_table(pair, stand_ins, rows, arms.get(NO_TEACHER))
 
 
 def difference_tables(results: Results) -> Iterator[Table]:
     """What every method adds to the same student trained adversarially alone, image by image."""
     for pair, arms in rival_arms(results):
-        baseline = arms.get("no teacher")
-        others = {name: arm for name, arm in arms.items() if arm is not baseline}
+        baseline = arms.get(NO_TEACHER)
         if baseline is not None and baseline.done("natural"):
-            yield difference_table(f"Differences from no teacher, {pair}", others, baseline)
+            yield difference_table(f"Differences from {NO_TEACHER}, {pair}", arms, baseline)
 
 
 def quoted_table() -> Table:

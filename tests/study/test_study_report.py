@@ -249,6 +249,14 @@ def test_a_claim_of_which_nothing_is_planned_says_so(results, tmp_path):
     assert text.count("Here: no cell of it in this study.") == 9
 
 
+def test_autoattack_stands_beside_every_headline_under_pgd(results, tmp_path):
+    write(results, tmp_path)
+    text = (tmp_path / "report.md").read_text()
+    headlines = [line for line in text.splitlines() if "Here: " in line and "PGD-20" in line]
+    assert len(headlines) >= 5
+    assert all(line.count("AutoAttack") == line.count("PGD-20") for line in headlines)
+
+
 @pytest.mark.parametrize("study", [*STUDIES, None])
 def test_each_study_by_itself_and_none(results, tmp_path, study):
     write([r for r in results if r.study == study], tmp_path, stand_ins={})

@@ -176,18 +176,17 @@ def _here(claim: Claim) -> str:
     groups: dict[str, list[Evidence]] = {}
     for each in judged:
         groups.setdefault(each.where or each.what, []).append(each)
-    if len(judged) <= 2:
-        found = (f"{heading(e.metric)} {_value(e)}" for e in known)
-        return ", ".join(found) + counted
-    if len(groups) <= _SHOWN and len(judged) <= 2 * len(groups):
-        found = (
-            "/".join(_value(each).text for each in group) + f" ({group[0].where or group[0].what})"
-            for group in groups.values()
-        )
-        return ", ".join(found) + counted
-    counts = {v: sum(e.verdict == v for e in judged) for v in (HELD, NOT_HELD, NOT_DECIDED)}
-    said = ", ".join(f"{n} {word}" for word, n in counts.items() if n)
-    return f"{len(judged)} parts, {said}{counted}"
+    if len(groups) > _SHOWN or len(judged) > 2 * len(groups):
+        counts = {v: sum(e.verdict == v for e in judged) for v in (HELD, NOT_HELD, NOT_DECIDED)}
+        said = ", ".join(f"{n} {word}" for word, n in counts.items() if n)
+        return f"{len(judged)} parts, {said}{counted}"
+    told = []
+    for name, group in groups.items():
+        of = {(each.what, each.where) for each in group}
+        shown = (each for each in claim.evidence if (each.what, each.where) in of)
+        values = ", ".join(f"{heading(e.metric)} {_value(e)}" for e in shown)
+        told.append(values + f" ({name})" * (len(groups) > 1))
+    return "; ".join(told) + counted
 
 
 def _value(each: Evidence | Side) -> Cell:

@@ -21,8 +21,9 @@ from gacd.study.results import Result, Results, StandIns
 from gacd.study.rule import RULE
 
 _LEGEND = (
-    "Natural/PGD-20 accuracies or differences in percentage points, [low, high] their 95 % "
-    "intervals. Each claim leads to its evidence; not decided is an answer."
+    "Accuracies in % or differences in percentage points, [low, high] their 95 % intervals; "
+    "AutoAttack stands beside, and judges no claim. Each claim leads to its evidence; not decided "
+    "is an answer."
 )
 _WRITTEN = {
     "table1": "Table 1",

@@ -135,8 +135,10 @@ def test_anchors_are_drawn_as_said(
         return draw(k, generator, balanced=balanced)
 
     monkeypatch.setattr(world.bank, "draw", noted)
-    total(world.method("gacd", estimator="sampled", balanced=balanced), world.batch())
+    method = world.method("gacd", estimator="sampled", balanced=balanced)
+    logs = method(world.batch(), torch.Generator().manual_seed(0), 1.0).logs
     assert asked == [balanced]
+    assert ("mi" in logs) == (not balanced)  # draws by class are none from the marginal
 
 
 @pytest.mark.parametrize("name", ["ce", "margin", "kl", "teacher-kl", "adaptive-kl"])

@@ -148,6 +148,33 @@ def test_a_teacher_of_all_runs_is_one_model(capsys: pytest.CaptureFixture[str]) 
         assert re.search(r"^\| teacher \| 61\.5 .*\| 2 \| – \|$", text, re.M)
 
 
+def test_students_of_one_teacher_are_not_taken_for_independent(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    right = []
+    for seed, file in enumerate(("one 01ab", "one 01ab", "one 9f9f", "one 9f9f", "one 77aa")):
+        gacd = ACCURACIES["gacd"] | {"pgd20": 36.0 + 4 * (seed // 2) + seed % 2}
+        right.append(make_run(Path(f"run-{seed}"), seed, ACCURACIES | {"gacd": gacd}))
+        write_json(Path(f"run-{seed}") / "run.json", RUN | {"teacher": {"checkpoint": file}})
+    runs = [f"run-{seed}" for seed in range(5)]
+    figures = json.loads(said(capsys, *runs, "--json"))
+    found = {(f["row"], f["minus"]): f for f in figures if f["attack"] == "pgd20"}
+    assert found["pgd-at", None]["interval"] == "seeds and images"
+    for row, minus in (("gacd", None), ("gacd", "pgd-at"), ("teacher", None)):
+        assert found[row, minus]["interval"] == "teachers and images"
+    each = [100 * (run["gacd"]["pgd20"] - run["pgd-at"]["pgd20"]) for run in right]
+    apart = [x.mean() - np.mean(each) for x in each]
+    sums = np.array([apart[0] + apart[1], apart[2] + apart[3], apart[4]])
+    teachers = student_t.ppf(0.975, 2) * math.sqrt(1.5 * (sums @ sums)) / 5
+    images = np.append(np.mean(each, axis=0), (-100, 100))
+    half = math.hypot(teachers, student_t.ppf(0.975, 201) * images.std(ddof=1) / math.sqrt(202))
+    row = found["gacd", "pgd-at"]
+    assert row["high"] - row["mean"] == pytest.approx(half)
+    assert teachers > student_t.ppf(0.975, 4) * np.std(apart, ddof=1) / math.sqrt(5)
+    text = said(capsys, *runs, "--markdown")
+    assert "3 teachers taught 5 runs: of students, the intervals are over teachers" in text
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

@@ -19,6 +19,8 @@ from gacd.study.rule import (
     slope,
 )
 
+_OVER = {False: "seeds and images", True: "teachers and images"}
+
 
 @dataclass(frozen=True)
 class Arm:
@@ -104,13 +106,19 @@ def contrast(terms: Sequence[tuple[float, Arm]], metric: str) -> Measured | None
     weights = [weight for weight, _ in terms]
     found = _images(weights, runs, metric)
     by_seed = np.asarray(weights) @ np.asarray(found.accuracies)
-    seed_part = over_seeds(by_seed.tolist())
+    taught = [each for (_, arm), each in zip(terms, runs, strict=True) if not arm.fixed]
+    teachers = [
+        frozenset(each[i].teacher for each in taught) - {None} or seed
+        for i, seed in enumerate(seeds)
+    ]
+    shared = 1 < len(set(teachers)) < len(seeds)
+    seed_part = over_seeds(by_seed.tolist(), teachers if shared else ())
     return Measured(
         mean=float(by_seed.mean()),
         variances=(found.variance, *([seed_part] if seed_part else [])),
         seeds=tuple(seeds),
         n=found.n,
-        basis=("seeds and images" if seed_part else "images alone, one seed")
+        basis=(_OVER[shared] if seed_part else "images alone, one seed")
         + found.unpaired
         + ", one teacher" * any(arm.fixed and len(seeds) > 1 for _, arm in terms),
         alone=seed_part is None,

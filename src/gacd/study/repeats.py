@@ -8,7 +8,7 @@ from typing import Any
 from gacd.commands.identity import FREE, STARTS, differing, flat, read_run, used
 from gacd.commands.rows import TEACHER
 from gacd.errors import UserError
-from gacd.methods.registry import method_order
+from gacd.methods.registry import METHODS, method_order
 from gacd.report.records import read_record
 from gacd.study.measure import Arm
 from gacd.study.results import Result
@@ -33,6 +33,7 @@ def read_arms(runs: Sequence[Path]) -> dict[str, Arm]:
     if len({run.resolve() for run in runs}) < len(runs):
         raise UserError("a run is given twice: give one folder for each seed")
     folders: dict[str, dict[int, Path]] = {}
+    teachers = teachers_of(runs)
     for number, run in enumerate(runs):
         paths = sorted(run.rglob("record.json"))
         if not paths:
@@ -45,26 +46,32 @@ def read_arms(runs: Sequence[Path]) -> dict[str, Arm]:
                 raise UserError(f"{run / row} holds several records: give a run's own folder")
             folders[row][number] = path.parent
     order = [TEACHER] * (TEACHER in folders) + method_order(folders.keys() - {TEACHER})
-    arms = {name: arm(name, folders[name]) for name in order}
+    arms = {name: arm(name, folders[name], teachers) for name in order}
     for each in arms.values():
         _check(each.results)
     _check_attacked([result for each in arms.values() for result in each.results])
     return arms
 
 
-def arm(name: str, folders: Mapping[int, Path]) -> Arm:
-    """One model by several seeds, numbered: the folders of its row."""
-    results = (
-        Result(
-            study="",
-            labels={},
-            seed=number,
-            key=name,
-            folder=folder,
-            record=read_record(folder / "record.json"),
+def arm(name: str, folders: Mapping[int, Path], teachers: Sequence[str | None] = ()) -> Arm:
+    """One model by several seeds, numbered: the folders of its row, and what taught each run."""
+    results = []
+    for number, folder in folders.items():
+        record = read_record(folder / "record.json")
+        terms = str(record["method"]).split("+")
+        taught = name == TEACHER or any(t not in METHODS or METHODS[t].needs_teacher for t in terms)
+        teacher = teachers[number] if taught and teachers else None
+        results.append(
+            Result(
+                study="",
+                labels={},
+                seed=number,
+                key=name,
+                folder=folder,
+                record=record,
+                teacher=teacher,
+            )
         )
-        for number, folder in folders.items()
-    )
     return Arm(name, tuple(results))
 
 
@@ -124,7 +131,6 @@ def one_model(results: Sequence[Result]) -> bool:
     return len(set(files)) == 1
 
 
-def one_teacher(runs: Sequence[Path]) -> bool:
-    """Whether several runs began with the same teacher's file, as far as they say."""
-    teachers = {_start(run, "teacher.checkpoint") for run in runs}
-    return len(runs) > 1 and len(teachers) == 1 and None not in teachers
+def teachers_of(runs: Sequence[Path]) -> list[str | None]:
+    """The teacher's file that each run began with, where it was given one and says so."""
+    return [_start(run, "teacher.checkpoint") for run in runs]

@@ -21,6 +21,8 @@ class Result:
     """Of its files: record.json, outcomes.safetensors, ..., or analysis.json."""
     record: Mapping[str, Any] | None
     """None: not done yet."""
+    teacher: str | None = None
+    """Its teacher's file, where other seeds may have the same; None: no teacher, or its own."""
 
 
 Results = Sequence[Result]

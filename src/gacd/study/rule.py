@@ -6,7 +6,8 @@ stands for the other: more images say nothing of the seeds, more seeds nothing o
 """
 
 import math
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Hashable, Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -42,11 +43,27 @@ class Variance(NamedTuple):
     df: float
 
 
-def over_seeds(values: Sequence[float]) -> Variance | None:
-    """Of the mean of one value a seed; None for a single seed, which does not vary."""
-    if len(values) < 2:
+def over_seeds(values: Sequence[float], groups: Sequence[Hashable] = ()) -> Variance | None:
+    """Of the mean of one value a seed; None for a single seed, which does not vary.
+
+    Seeds of one of G `groups`, such as the students of one teacher, are more alike than others:
+
+        v = G / (G - 1) sum_g (sum_{i in g} (x_i - mean))^2 / n^2, of G - 1 degrees of freedom,
+
+    or that of seeds by themselves where its interval is wider: few groups may be close by chance.
+    """
+    n = len(values)
+    if n < 2:
         return None
-    return Variance(float(np.var(values, ddof=1)) / len(values), len(values) - 1)
+    alone = Variance(float(np.var(values, ddof=1)) / n, n - 1)
+    sums: dict[Hashable, float] = defaultdict(float)
+    for deviation, group in zip(values - np.mean(values), groups, strict=False):
+        sums[group] += float(deviation)
+    df = len(sums) - 1
+    if df < 1:
+        return alone
+    grouped = Variance((df + 1) / df * sum(x * x for x in sums.values()) / n**2, df)
+    return max(alone, grouped, key=lambda variance: half_width([variance]))
 
 
 def over_images(values: Float[np.ndarray, " n"], extremes: tuple[float, float]) -> Variance:

@@ -15,10 +15,13 @@ from gacd.report.tables import Table
 from gacd.storage import write_bytes
 from gacd.study.figures import differences_figure
 from gacd.study.measure import Arm, contrast, differences
-from gacd.study.repeats import one_model, one_teacher, read_arms
+from gacd.study.repeats import one_model, read_arms, teachers_of
 from gacd.study.rows import INTERVALS, Row, difference_table, on, row_table
 
 _ONE_TEACHER = "One teacher taught them all: nothing is known of another's students."
+_SHARED = (
+    "{} teachers taught {} runs: of students, the intervals are over teachers and test images."
+)
 
 
 def seeds(cfg: c.Seeds) -> None:
@@ -29,10 +32,14 @@ def seeds(cfg: c.Seeds) -> None:
     if cfg.minus is not None and cfg.minus not in arms:
         raise unknown("row of these runs", cfg.minus, arms)
     notes = []
-    if one_teacher(cfg.runs):  # it is one model, whatever each run measured of it
-        notes.append(_ONE_TEACHER)
+    teachers = teachers_of(cfg.runs)
+    files = {file for file in teachers if file is not None}
+    if len(files) == 1 < len(teachers) and None not in teachers:
+        notes.append(_ONE_TEACHER)  # it is one model, whatever each run measured of it
         if taught := arms.get(TEACHER):
             arms[TEACHER] = replace(taught, results=taught.results[:1], fixed=True)
+    elif len(files) < len(teachers) - teachers.count(None):
+        notes.append(_SHARED.format(len(files) + teachers.count(None), len(teachers)))
     for name, each in arms.items():
         if one_model(each.results):
             notes.append(f"{name}: one model in all runs, whose training tells of no other.")

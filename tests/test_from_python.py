@@ -13,7 +13,6 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
-from gacd import models
 from gacd.anchors import AnchorBank, Fingerprint
 from gacd.attacks.objectives import kl
 from gacd.attacks.pgd import pgd
@@ -28,7 +27,7 @@ from gacd.linear import fit_head
 from gacd.losses.contrastive import gacd_loss
 from gacd.losses.soft_labels import soft_kl
 from gacd.methods import METHODS, Teacher, Term, TrainingAttack, create_method, register_method
-from gacd.models import create_model, register_model
+from gacd.models import create_model
 from gacd.models.adapted import Adapted
 from gacd.models.base import Backbone
 from gacd.models.checkpoints import save_model
@@ -384,47 +383,6 @@ def test_a_teacher_that_keeps_a_tensor_of_its_first_pass_can_be_attacked_through
     x = digits.test.float_images().requires_grad_()
     teacher(x).sum().backward()
     assert x.grad is not None
-
-
-@pytest.fixture
-def nothing_registered(monkeypatch):
-    monkeypatch.setattr(models, "_REGISTERED", {})
-    kept = dict(METHODS)
-    yield
-    METHODS.clear()
-    METHODS.update(kept)
-
-
-@pytest.mark.usefixtures("nothing_registered")
-def test_a_cell_of_a_notebook_may_run_twice():
-    """What registers a class or a function under a name may do so again with its next self."""
-    cell = """
-class Again(Term):
-    objective = "ce"
-    def losses(self, step):
-        return {factor} * step.adv_logits.logsumexp(1)
-register_method("again", Again)
-
-def build_again(num_classes, channels):
-    return nn.Sequential(nn.Flatten(), nn.Linear(64, {factor}), nn.Linear({factor}, num_classes))
-register_model("again", build_again, classifier="2")
-"""
-    scope = {"__name__": "__main__", "Term": Term, "nn": nn}
-    scope |= {"register_method": register_method, "register_model": register_model}
-    for factor in (1, 2):
-        exec(cell.format(factor=factor), scope)
-    assert METHODS["again"] is scope["Again"]
-    made = create_model("again", num_classes=10, channels=1, seed=0)
-    assert made.num_features == 2
-    for factor in (4, 5):  # of one place, but not of one name
-        made = type("Made", (Term,), {"objective": "ce", "__qualname__": "make.<locals>.Made"})
-        if factor == 4:
-            register_method("made", made)
-    with pytest.raises(UserError, match="the method 'made' exists already"):
-        register_method("made", made)
-    scope["__name__"] = "another"
-    with pytest.raises(UserError, match="the method 'again' exists already"):
-        exec(cell.format(factor=3), scope)
 
 
 def test_meta_that_is_no_json_is_refused_and_nothing_is_written(tmp_path):

@@ -136,7 +136,7 @@ def test_anchors_are_drawn_as_said(
 
     monkeypatch.setattr(world.bank, "draw", noted)
     method = world.method("gacd", estimator="sampled", balanced=balanced)
-    logs = method(world.batch(), torch.Generator().manual_seed(0), 1.0).logs
+    logs = method(world.batch(), torch.Generator().manual_seed(0), 1.0).parts
     assert asked == [balanced]
     assert ("mi" in logs) == (not balanced)  # draws by class are none from the marginal
 

@@ -10,14 +10,15 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from command_line import TRAIN, refusal
-from gacd import cli
+from gacd import cli, models
 from gacd import config as c
 from gacd.commands import run
 from gacd.errors import UserError
 from gacd.methods import METHODS, Step, Term, register_method
+from gacd.models import create_model, register_model
 from gacd.shapes import PerSample
 from gacd.storage import read_json
 from methods.world import World, attacked, known_attack, total
@@ -196,3 +197,35 @@ def test_a_setting_that_it_does_not_have_is_refused(
     assert "unknown setting of brightness 'reweigh': did you mean 'reweight'" in (
         capsys.readouterr().err
     )
+
+
+def test_a_cell_of_a_notebook_may_run_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What registers a class or a function under a name may do so again with its next self."""
+    monkeypatch.setattr(models, "_REGISTERED", {})
+    cell = """
+class Again(Term):
+    objective = "ce"
+    def losses(self, step):
+        return {factor} * step.adv_logits.logsumexp(1)
+register_method("again", Again)
+
+def build_again(num_classes, channels):
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, {factor}), nn.Linear({factor}, num_classes))
+register_model("again", build_again, classifier="2")
+"""
+    scope = {"__name__": "__main__", "Term": Term, "nn": nn}
+    scope |= {"register_method": register_method, "register_model": register_model}
+    for factor in (1, 2):
+        exec(cell.format(factor=factor), scope)
+    assert METHODS["again"] is scope["Again"]
+    made = create_model("again", num_classes=10, channels=1, seed=0)
+    assert made.num_features == 2
+    for factor in (4, 5):  # of one place, but not of one name
+        made = type("Made", (Term,), {"objective": "ce", "__qualname__": "make.<locals>.Made"})
+        if factor == 4:
+            register_method("made", made)
+    with pytest.raises(UserError, match="the method 'made' exists already"):
+        register_method("made", made)
+    scope["__name__"] = "another"
+    with pytest.raises(UserError, match="the method 'again' exists already"):
+        exec(cell.format(factor=3), scope)

@@ -57,7 +57,7 @@ def over_seeds(values: Sequence[float], groups: Sequence[Hashable] = ()) -> Vari
         return None
     alone = Variance(float(np.var(values, ddof=1)) / n, n - 1)
     sums: dict[Hashable, float] = defaultdict(float)
-    for deviation, group in zip(values - np.mean(values), groups, strict=False):
+    for deviation, group in zip(np.asarray(values) - np.mean(values), groups, strict=False):
         sums[group] += float(deviation)
     df = len(sums) - 1
     if df < 1:

@@ -241,6 +241,7 @@ def test_words_and_flags_in_the_order_that_people_write_them() -> None:
         "a --minus=ard b,c --json=true",
         "--json --runs a b,c --minus ard",
         "a --json true b,c --minus ard --markdown false",
+        "--runs=a b,c --minus ard --json",
     ],
 )
 def test_runs_stand_where_people_write_them(line: str) -> None:
@@ -290,6 +291,9 @@ def test_paths_may_begin_at_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     cfg = cli.parse("distill", ["--config=~/mine.yaml", "--out=~/runs", "--bank=~nobody-here/b"])
     assert (cfg.out, cfg.data.root) == (tmp_path / "runs", tmp_path / "pets")
     assert cfg.bank == Path("~nobody-here/b")
+    study = cli.parse("study", ["list", "--second_data={name: cifar100, root: ~/pets}"])
+    assert c.other_data(study.data, study.second_data).root == tmp_path / "pets"
+    assert cli.parse("seeds", ["--runs=~/a", "~/b"]).runs == [tmp_path / "a", tmp_path / "b"]
 
 
 def test_parse_raises_what_main_prints() -> None:

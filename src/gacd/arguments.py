@@ -207,6 +207,8 @@ def _runs(words: Sequence[str]) -> list[str]:
     for word in given:
         if word in ("--minus", "--figure", "--config"):
             flags += [word, *islice(given, 1)]
+        elif word.startswith("--runs=") and not word.startswith("--runs=["):
+            runs.append(word.partition("=")[2])
         elif word.startswith("-"):
             flags += [word] * (word != "--runs")
         else:
@@ -259,6 +261,8 @@ def paths_from_home(value: Any) -> Any:
     """Settings with every `~` of a path as the folder that it means: shells leave `--out=~/x`."""
     if isinstance(value, Path):
         return from_home(value)
+    if isinstance(value, list):
+        return [paths_from_home(item) for item in value]
     if is_dataclass(value) or isinstance(value, Namespace):
         for name, item in vars(value).items():
             setattr(value, name, paths_from_home(item))
@@ -329,5 +333,4 @@ def explained(text: str, settings: Iterable[str]) -> str:
 
 def one_line(text: str) -> str:
     """What a parser's error says, on one line."""
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return " ".join(lines)
+    return " ".join(text.split())

@@ -210,20 +210,7 @@ def parse(command: str, arguments: list[str]) -> Any:
 
     set_parsing_settings(docstring_parse_attribute_docstrings=True)  # --help shows them
 
-    configs: dict[str, type] = {
-        "quickstart": c.Distill,
-        "speedrun": c.Distill,
-        "train": c.Train,
-        "distill": c.Distill,
-        "finetune": c.Finetune,
-        "evaluate": c.Evaluate,
-        "compare": c.Compare,
-        "seeds": c.Seeds,
-        "transfer": c.Transfer,
-        "analyze": c.Analyze,
-        "study": c.Study,
-        "report": c.Report,
-    }
+    config: type = getattr(c, "Distill" if command in DISTILLING else command.capitalize())
     parser = ArgumentParser(
         prog=f"gacd {command}",
         usage=f"gacd {command} {_WORDS.get(command, '')}[--config FILE] [--KEY VALUE ...]",
@@ -232,10 +219,10 @@ def parse(command: str, arguments: list[str]) -> Any:
     )
     ours = f", or one of: {', '.join(recipes())}" if command in DISTILLING else ""
     parser.add_argument("--config", action=ActionConfigFile, help=f"a YAML file{ours}")
-    parser.add_class_arguments(configs[command], as_group=False)
-    words = prepared(command, configs[command], arguments)
+    parser.add_class_arguments(config, as_group=False)
+    words = prepared(command, config, arguments)
     try:
-        parser.set_defaults(defaults(configs[command], words))
+        parser.set_defaults(defaults(config, words))
         namespace = parser.parse_args(words)
         made = paths_from_home(parser.instantiate(namespace))
     except SystemExit as stop:  # --help, --print_config
@@ -249,7 +236,7 @@ def parse(command: str, arguments: list[str]) -> Any:
         raise UserError(explained(one_line(str(error)), settings)) from None
     values = {k: v for k, v in vars(made).items() if k != "config"}
     try:
-        return configs[command](**values)
+        return config(**values)
     except ValueError as error:
         raise UserError(one_line(str(error))) from None
 

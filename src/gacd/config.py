@@ -36,6 +36,7 @@ from gacd.sections import (
     not_negative,
     positive,
 )
+from gacd.storage import from_home
 
 Precision = Literal["bf16-mixed", "32-true"]
 """What training computes in."""
@@ -213,6 +214,7 @@ class Distill(Run):
         super().__post_init__()
         if not self.methods:
             raise ValueError("methods is empty, but at least one is needed, such as gacd")
+        self.methods = list(dict.fromkeys(self.methods))
         not_negative(**{f"weights.{name}": weight for name, weight in self.weights.items()})
 
 
@@ -308,6 +310,12 @@ class Analyze:
             raise ValueError(f"classes are {self.classes}, but must be two different ones")
 
 
+def other_data(data: Data, other: dict[str, Any]) -> Data:
+    """Data that differ in the settings that a study's recipe says of others."""
+    root = {"root": from_home(Path(other["root"]))} if other.get("root") else {}
+    return replace(data, **other | root)
+
+
 @dataclass(kw_only=True)
 class Study:
     """The paper's tables and figures, and its modern rivals, as a grid of resumable cells."""
@@ -378,7 +386,7 @@ class Study:
             if odd := other.keys() - known:
                 raise ValueError(f"'{min(odd)}' is no setting of data: {', '.join(sorted(known))}")
             try:
-                replace(self.data, **other)  # refuses what is impossible
+                other_data(self.data, other)  # refuses what is impossible
             except TypeError as error:
                 raise ValueError(f"{other} are no settings of data ({error})") from None
         pairs = [self.main_pair, *self.table1_pairs, *self.table2_pairs]

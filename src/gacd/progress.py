@@ -6,9 +6,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Protocol, SupportsFloat
 
-_LINE_EVERY = 20.0  # seconds between plain lines: a log is read later, a bar now
-_BAR_EVERY = 0.25
-
 
 class Progress(Protocol):
     """One loop's progress."""
@@ -31,12 +28,17 @@ def progress(
     if not enabled:
         yield _Silent()
     elif sys.stderr.isatty():
-        with _Bar(total, description, unit, done) as bar:
-            yield bar
+        bar = _Bar(total, description, unit, done)
+        with bar.bar:
+            try:
+                yield bar
+            finally:
+                bar.say()
     else:
         lines = _Lines(total, description, unit, done)
         yield lines
-        lines.close()
+        if lines.unsaid:
+            lines.say()
 
 
 def _text(values: dict[str, SupportsFloat]) -> str:
@@ -59,6 +61,8 @@ class _Silent:
 
 
 class _Lines:
+    every = 20.0  # seconds between plain lines: a log is read later, a bar now
+
     def __init__(self, total: int, description: str, unit: str, done: int) -> None:
         self.total, self.description, self.unit = total, description, unit
         self.before = self.done = done
@@ -70,18 +74,16 @@ class _Lines:
         self.done += n
         self.values.update(values)
         self.unsaid = True
-        if time.monotonic() - self.last > _LINE_EVERY:
-            self._print()
+        if time.monotonic() - self.last > self.every:
+            self.say()
 
-    def close(self) -> None:
-        if self.unsaid:
-            self._print()
-
-    def _print(self) -> None:
+    def say(self) -> None:
         self.unsaid = False
         self.last = time.monotonic()
         spent = self.last - self.start
-        rate = (self.done - self.before) / spent if spent > 0 else 0.0
+        self.show(spent, (self.done - self.before) / spent if spent > 0 else 0.0)
+
+    def show(self, spent: float, rate: float) -> None:
         left = _clock((self.total - self.done) / rate) if rate > 0 else "?"
         print(
             f"{self.description}: {self.done}/{self.total} {self.unit}, {_speed(rate)}, "
@@ -91,7 +93,9 @@ class _Lines:
         )
 
 
-class _Bar:
+class _Bar(_Lines):
+    every = 0.25
+
     def __init__(self, total: int, description: str, unit: str, done: int) -> None:
         from rich.console import Console
         from rich.progress import (
@@ -103,6 +107,7 @@ class _Bar:
         )
         from rich.progress import Progress as RichProgress
 
+        super().__init__(total, description, unit, done)
         self.bar = RichProgress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=24),
@@ -115,28 +120,8 @@ class _Bar:
             console=Console(stderr=True),
         )
         self.task = self.bar.add_task(description, total=total, completed=done, rate="", values="")
-        self.values: dict[str, SupportsFloat] = {}
-        self.pending = self.done = 0
-        self.start = self.last = time.monotonic()
 
-    def __enter__(self) -> "_Bar":
-        self.bar.start()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._refresh()
-        self.bar.stop()
-
-    def advance(self, n: int = 1, **values: SupportsFloat) -> None:
-        self.pending += n
-        self.values.update(values)
-        if time.monotonic() - self.last > _BAR_EVERY:
-            self._refresh()
-
-    def _refresh(self) -> None:
-        self.last = time.monotonic()
-        self.done += self.pending
-        spent = self.last - self.start
-        rate = _speed(self.done / spent) if spent > 0 else ""
-        self.bar.update(self.task, advance=self.pending, rate=rate, values=_text(self.values))
-        self.pending = 0
+    def show(self, spent: float, rate: float) -> None:
+        self.bar.update(
+            self.task, completed=self.done, rate=_speed(rate), values=_text(self.values)
+        )

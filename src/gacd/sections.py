@@ -5,6 +5,7 @@ is made. Budgets may be written as fractions: `8/255`.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -29,11 +30,21 @@ def fraction(value: Budget) -> float:
         raise ValueError(f"'{value}' is no number: write it like 0.03 or 8/255") from None
 
 
-def positive(**values: int | float) -> None:
-    """Refuse numbers that are not above 0, by name."""
-    for name, value in values.items():
-        if not 0 < value < math.inf:
-            raise ValueError(f"{name} is {value}, but must be above 0")
+def _each(fits: Callable[[float], bool], wanted: str) -> Callable[..., None]:
+    """A check that refuses, by name, numbers that are not as wanted."""
+
+    def check(**values: int | float) -> None:
+        for name, value in values.items():
+            if not fits(value):
+                raise ValueError(f"{name} is {value}, but must be {wanted}")
+
+    return check
+
+
+positive = _each(lambda x: 0 < x < math.inf, "above 0")
+not_negative = _each(lambda x: 0 <= x < math.inf, "0 or more")
+_from_0_to_1 = _each(lambda x: 0 <= x <= 1, "from 0 to 1")
+_share = _each(lambda x: 0 <= x < 1, "at least 0 and below 1")
 
 
 def check_seeds(*seeds: int) -> None:
@@ -41,25 +52,6 @@ def check_seeds(*seeds: int) -> None:
     for seed in seeds:
         if not 0 <= seed < 2**32:
             raise ValueError(f"a seed is {seed}, but must be from 0 to {2**32 - 1}")
-
-
-def not_negative(**values: int | float) -> None:
-    """Refuse numbers that are below 0, by name."""
-    for name, value in values.items():
-        if not 0 <= value < math.inf:
-            raise ValueError(f"{name} is {value}, but must be 0 or more")
-
-
-def _from_0_to_1(**values: int | float) -> None:
-    for name, value in values.items():
-        if not 0 <= value <= 1:
-            raise ValueError(f"{name} is {value}, but must be from 0 to 1")
-
-
-def _share(**values: int | float) -> None:
-    for name, value in values.items():
-        if not 0 <= value < 1:
-            raise ValueError(f"{name} is {value}, but must be at least 0 and below 1")
 
 
 @dataclass(kw_only=True)

@@ -168,7 +168,7 @@ def test_what_cannot_run_is_refused(honest, images) -> None:
 def test_bar_of_one_of_several_ranks_ends_where_the_work_does(
     honest, images, threat, quick_autoattack, capsys, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(gacd.progress, "_LINE_EVERY", -1.0)
+    monkeypatch.setattr(gacd.progress._Lines, "every", -1.0)
     x, labels = images
     for size in (1, 2):  # three batches: the first rank has two of them
         found = autoattack(

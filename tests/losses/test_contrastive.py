@@ -291,6 +291,27 @@ def test_crd_equals_its_loop(generator: torch.Generator) -> None:
     torch.testing.assert_close(loss_B, expected_B)
 
 
+def test_crd_has_the_gradient_of_its_queries_alone_and_no_order_of_negatives(
+    generator: torch.Generator,
+) -> None:
+    student, teacher, memory_s, memory_t = (
+        F.normalize(torch.randn(*shape, generator=generator, dtype=DOUBLE), dim=-1)
+        for shape in ((3, 5), (3, 5), (3, 8, 5), (3, 8, 5))
+    )
+    setting = {"dataset_size": 50, "temperature": 0.2}
+    setting |= {"student_log_z": torch.tensor(3.0), "teacher_log_z": torch.tensor(4.0)}
+    queries = student.requires_grad_(), teacher.requires_grad_()
+    assert torch.autograd.gradcheck(
+        lambda s, t: crd_nce(s, t, memory_s, memory_t, **setting), queries
+    )
+    order = torch.tensor([0, 3, 1, 7, 2, 6, 5, 4])
+    loss_B = crd_nce(student, teacher, memory_s, memory_t, **setting)
+    other_B = crd_nce(student, teacher, memory_s[:, order], memory_t[:, order], **setting)
+    torch.testing.assert_close(loss_B, other_B)
+    one_B = crd_nce(student[:1], teacher[:1], memory_s[:1], memory_t[:1], **setting)
+    torch.testing.assert_close(one_B, loss_B[:1])
+
+
 def test_projected_anchors_give_the_same_loss() -> None:
     p, weight, bias = raw_problem()
     weight.requires_grad_()  # what is projected beforehand is a constant

@@ -182,8 +182,9 @@ def test_names_that_are_taken_or_unfit_are_refused(name: str, message: str) -> N
 
 
 def test_no_section_of_the_configuration_can_be_a_methods_name() -> None:
-    sections = {field.name for config in (c.Distill, c.Train) for field in fields(config)}
-    for name in sections - METHODS.keys() - {"model", "method"}:
+    configs = (c.Distill, c.Train, c.Finetune, c.Evaluate, c.Transfer)
+    sections = {field.name for config in configs for field in fields(config)}
+    for name in sections - METHODS.keys():
         with pytest.raises(UserError):
             register_method(name, Brightness)
 

@@ -85,10 +85,10 @@ def test_an_accuracy_ends_at_0_and_100_percent() -> None:
     rest: Any = {"seeds": (0, 1), "n": 9, "basis": "", "alone": False}
     wide = (Variance(400.0, 30),)
     for mean in (1.0, 99.0):
-        found = Measured(mean=mean, variances=wide, **rest)
-        low, high = found.interval()
+        low, high = Measured(mean=mean, variances=wide, **rest).interval()
         assert low < 0 or high > 100
-        assert found.accuracy_interval() == (max(low, 0.0), min(high, 100.0))
+        found = Measured(mean=mean, variances=wide, within=(0.0, 100.0), **rest)
+        assert found.interval() == (max(low, 0.0), min(high, 100.0))
 
 
 def test_the_parts_of_a_claim_share_the_chance_to_refute_it() -> None:

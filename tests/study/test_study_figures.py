@@ -31,7 +31,7 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Canvas]:
 def interval(arm: Arm, metric: str) -> tuple[float, float]:
     found = contrast([(1.0, arm)], metric)
     assert found is not None
-    return found.accuracy_interval()
+    return found.interval()
 
 
 def test_a_sweep_stands_at_its_values_with_its_intervals(maker: Maker, drawn: list[Canvas]) -> None:

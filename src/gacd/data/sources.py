@@ -1,6 +1,5 @@
 """The public data sets: scikit-learn's digits, and torchvision's from their original files."""
 
-from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -34,76 +33,27 @@ def read_digits() -> tuple[ArrayDataset, ArrayDataset]:
     return digits.subset(~test), digits.subset(test)
 
 
-class _Raw(NamedTuple):
-    """What a file reader gives: bytes [N, C, H, W], labels [N], class names."""
-
-    pixels: Any
-    labels: Any
-    classes: tuple[str, ...]
-
-
 class _Source(NamedTuple):
     """A data set that torchvision reads, and the remedy where its files are missing."""
 
-    read: Callable[[Path, bool], _Raw]
+    name: str
     title: str
     put: str
-    download: str
-
-
-def _cifar10(root: Path, train: bool) -> _Raw:
-    from torchvision.datasets import CIFAR10
-
-    raw = CIFAR10(root, train=train, download=False)
-    return _Raw(raw.data.transpose(0, 3, 1, 2), raw.targets, tuple(raw.classes))
-
-
-def _cifar100(root: Path, train: bool) -> _Raw:
-    from torchvision.datasets import CIFAR100
-
-    raw = CIFAR100(root, train=train, download=False)
-    return _Raw(raw.data.transpose(0, 3, 1, 2), raw.targets, tuple(raw.classes))
-
-
-def _stl10(root: Path, train: bool) -> _Raw:
-    from torchvision.datasets import STL10
-
-    raw = STL10(root, split="train" if train else "test", download=False)
-    return _Raw(raw.data, raw.labels, _STL10)
-
-
-def _svhn(root: Path, train: bool) -> _Raw:
-    from torchvision.datasets import SVHN
-
-    raw = SVHN(root, split="train" if train else "test", download=False)
-    return _Raw(raw.data, raw.labels, _DIGITS)
+    classes: tuple[str, ...] | None = None
+    """Where torchvision does not say; these sets call their parts train and test."""
 
 
 TORCHVISION = {
     "cifar10": _Source(
-        _cifar10,
-        "CIFAR-10",
-        "unpack cifar-10-python.tar.gz there (it makes cifar-10-batches-py)",
-        "d.CIFAR10({root}, download=True)",
+        "CIFAR10", "CIFAR-10", "unpack cifar-10-python.tar.gz there (it makes cifar-10-batches-py)"
     ),
     "cifar100": _Source(
-        _cifar100,
-        "CIFAR-100",
-        "unpack cifar-100-python.tar.gz there (it makes cifar-100-python)",
-        "d.CIFAR100({root}, download=True)",
+        "CIFAR100", "CIFAR-100", "unpack cifar-100-python.tar.gz there (it makes cifar-100-python)"
     ),
     "stl10": _Source(
-        _stl10,
-        "STL-10",
-        "unpack stl10_binary.tar.gz there (it makes stl10_binary)",
-        "d.STL10({root}, download=True)",
+        "STL10", "STL-10", "unpack stl10_binary.tar.gz there (it makes stl10_binary)", _STL10
     ),
-    "svhn": _Source(
-        _svhn,
-        "SVHN",
-        "put train_32x32.mat and test_32x32.mat there",
-        "[d.SVHN({root}, part, download=True) for part in ('train', 'test')]",
-    ),
+    "svhn": _Source("SVHN", "SVHN", "put train_32x32.mat and test_32x32.mat there", _DIGITS),
 }
 
 
@@ -113,11 +63,20 @@ def read_torchvision(name: str, root: Path, *, train: bool) -> ArrayDataset:
     Nothing is downloaded; torchvision checks every file's MD5. Raises UserError with the remedy
     where a file is missing or differs.
     """
+    from torchvision import datasets
+
     source = TORCHVISION[name]
+    make = getattr(datasets, source.name)
     try:
-        return _dataset(*source.read(root, train), name)
+        if source.classes is not None:
+            raw = make(root, split="train" if train else "test")
+            return _dataset(raw.data, raw.labels, source.classes, name)
+        raw = make(root, train=train)
+        return _dataset(raw.data.transpose(0, 3, 1, 2), raw.targets, tuple(raw.classes), name)
     except (RuntimeError, OSError):  # torchvision's word for missing and for damaged alike
-        download = source.download.format(root=repr(str(root)))
+        download = f"d.{source.name}({str(root)!r}, download=True)"
+        if source.name == "SVHN":  # STL-10's archive holds all its parts
+            download = f"[d.SVHN({str(root)!r}, p, download=True) for p in ('train', 'test')]"
         raise UserError(
             f"{root}: no whole copy of {source.title}, files are missing or have a wrong checksum: "
             f'{source.put}, or run: python -c "import torchvision.datasets as d; {download}"'

@@ -18,7 +18,7 @@ from torch import Tensor
 
 import gacd
 from gacd.attacks.objectives import cross_entropy, margin
-from gacd.attacks.pgd import pgd
+from gacd.attacks.pgd import fgsm, pgd
 from gacd.attacks.threat import ThreatModel
 from gacd.data.batches import iterate
 from gacd.data.dataset import ArrayDataset
@@ -106,9 +106,8 @@ def evaluate(
     for attack in wanted:
         rows = torch.arange(len(dataset))
         if attack.kind == "autoattack" and autoattack_limit is not None:
-            rows = stratified(dataset.labels.cpu(), autoattack_limit, seed=_SUBSET_SEED).nonzero()[
-                :, 0
-            ]
+            chosen = stratified(dataset.labels.cpu(), autoattack_limit, seed=_SUBSET_SEED)
+            rows = chosen.nonzero().flatten()
         candidates = torch.zeros_like(right)
         candidates[rows] = (alive if cascade else right)[rows]
         # Whom an attack is given decides its noise, so that belongs to what its outcomes are for.
@@ -273,16 +272,17 @@ class _Run:
             return x
         if attack.kind == "noise":
             return self.threat.random_start(x, generator)
-        fgsm = attack.kind == "fgsm"
         target = self.source if attack.kind == "transfer" else self.model
         assert target is not None  # _check saw to it
+        objective = (margin if attack.kind == "cw" else cross_entropy)(target, labels)
+        if attack.kind == "fgsm":
+            return fgsm(objective, x, self.threat)
         return pgd(
-            (margin if attack.kind == "cw" else cross_entropy)(target, labels),
+            objective,
             x,
             self.threat,
             steps=attack.steps,
-            step_size=self.threat.eps if fgsm else self.step_size,
-            random_start=not fgsm,
+            step_size=self.step_size,
             generator=generator,
         )
 

@@ -6,8 +6,7 @@ and normalisation as in `soft_labels`: float32 or wider, KL summed over the clas
 
 import torch
 
-from gacd.errors import UserError
-from gacd.losses.soft_labels import cross_entropy, log_probs, soft_kl
+from gacd.losses.soft_labels import check_beta, cross_entropy, log_probs, soft_kl
 from gacd.shapes import Labels, Logits, PerSample
 
 
@@ -21,7 +20,7 @@ def trades(
     Source: Zhang et al. 2019 (arXiv:1901.08573), equation 5, where beta is 1/lambda.
     UserError if beta < 0.
     """
-    _check_beta(beta)
+    check_beta(beta)
     return cross_entropy(natural_logits, labels) + beta * soft_kl(adv_logits, natural_logits)
 
 
@@ -36,7 +35,7 @@ def mart(
     misclassified examples"), the MART objective, where beta is lambda. In the log domain it needs
     neither the 1.0001 nor the 1e-12 of the published code. UserError if beta < 0.
     """
-    _check_beta(beta)
+    check_beta(beta)
     log_adv = log_probs(adv_logits)
     margin = -_log_one_minus(log_adv, _strongest_other(log_adv, labels))
     unsure = -torch.expm1(-cross_entropy(natural_logits, labels))
@@ -52,8 +51,3 @@ def _strongest_other(log_p: Logits, labels: Labels) -> Labels:
 def _log_one_minus(log_p: Logits, classes: Labels) -> PerSample:
     """`log(1 - p_c)`, as the sum of the other probabilities: exact where p_c rounds to 1."""
     return log_p.scatter(1, classes[:, None], -torch.inf).logsumexp(1)
-
-
-def _check_beta(beta: float) -> None:
-    if beta < 0:
-        raise UserError(f"beta must be 0 or above, not {beta:g}")

@@ -26,6 +26,12 @@ def log_probs(logits: Logits, *, temperature: float = 1.0) -> Logits:
     return torch.log_softmax(wide / temperature, dim=1)
 
 
+def check_beta(beta: float) -> None:
+    """Refuse a negative weight."""
+    if beta < 0:
+        raise UserError(f"beta must be 0 or above, not {beta:g}")
+
+
 def cross_entropy(logits: Logits, labels: Labels) -> PerSample:
     """`-log softmax(logits)[y]`."""
     return F.nll_loss(log_probs(logits), labels.long(), reduction="none")
@@ -90,18 +96,16 @@ def rslad(
     teacher_logits: Logits,
     *,
     adv_weight: float = 5 / 6,
-    clean_weight: float = 1 / 6,
 ) -> PerSample:
     """Robust soft labels: the teacher's clean output is the only target, of x' and of x.
 
-    `adv_weight KL(T(x) || S(x')) + clean_weight KL(T(x) || S(x))`
+    `adv_weight KL(T(x) || S(x')) + (1 - adv_weight) KL(T(x) || S(x))`
 
     Source: Zi et al. 2021 (arXiv:2108.07969), the outer minimisation of RSLAD. Their code averages
     over the classes too.
     """
     adv = soft_kl(student_adv_logits, teacher_logits)
-    clean = soft_kl(student_logits, teacher_logits)
-    return adv_weight * adv + clean_weight * clean
+    return _mix(adv_weight, adv, soft_kl(student_logits, teacher_logits))
 
 
 def iad(
@@ -124,8 +128,7 @@ def iad(
     Source: Zhu et al. 2022 (arXiv:2106.04928), section 3. Their code leaves the first `a` out.
     UserError if beta < 0.
     """
-    if beta < 0:
-        raise UserError(f"beta must be 0 or above, not {beta:g}")
+    check_beta(beta)
     trust = (-beta * cross_entropy(teacher_adv_logits, labels)).exp().detach()
     guidance = soft_kl(student_adv_logits, teacher_logits, temperature=temperature)
     return trust * guidance + (1 - trust) * soft_kl(student_adv_logits, student_logits)

@@ -49,7 +49,8 @@ AFT = "aft"
 RESERVED = (
     "out", "seed", "data", "threat", "evaluation", "fabric", "teacher", "student", "methods",
     "weights", "bank", "training", "distillation", "finetune", "finetune_method", "linear_select",
-    "extra", "config", "source", "finetuned", "transfer", "unlabelled",
+    "extra", "config", "source", "finetuned", "transfer", "unlabelled", "model", "method",
+    "checkpoint", "mean", "std", "num_classes", "source_model", "source_mean", "source_std",
 )  # fmt: skip
 """Names of a run's settings, and of its other folders: no method can bear them."""
 _PLAIN = {key: kind for kind in (bool, int, float, str) for key in (kind, kind.__name__)}

@@ -22,5 +22,4 @@ class RSLAD(Term):
             step.student_logits,
             step.teacher_logits,
             adv_weight=self.alpha,
-            clean_weight=1 - self.alpha,
         )

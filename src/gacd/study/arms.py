@@ -110,7 +110,7 @@ def teacher(results: Sequence[Result], pair: Pair) -> Arm:
         teacher=pair.teacher,
         dataset=pair.dataset,
     )
-    return Arm(found.name, found.results, fixed=len(found.results) == 1)
+    return replace(found, fixed=len(found.results) == 1)
 
 
 def transferred(results: Sequence[Result]) -> dict[str, dict[str, Arm]]:
@@ -127,8 +127,8 @@ def transferred(results: Sequence[Result]) -> dict[str, dict[str, Arm]]:
             source=source,
             dataset=dataset,
         )
-        arms.setdefault(str(dataset), {})[source] = Arm(
-            found.name, found.results, fixed=len(found.results) == 1 and "teacher" in source
+        arms.setdefault(str(dataset), {})[source] = replace(
+            found, fixed=len(found.results) == 1 and "teacher" in source
         )
     return arms
 

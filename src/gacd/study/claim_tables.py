@@ -157,12 +157,11 @@ def _over_seeds(
 ) -> Cell:
     """The mean of a value of each record, and its interval within what can be."""
     seeds = (int(record["seed"]) for record in records)
-    found = scalar(dict(zip(seeds, map(float, values), strict=True)), 0)
+    found = scalar(dict(zip(seeds, map(float, values), strict=True)), 0, within)
     assert found is not None
     if not found.variances:
         return Cell(number(found.mean, places))
     low, high = found.interval()
-    low, high = max(within[0], low), min(within[1], high)
     return Cell(number(found.mean, places), f"[{number(low, places)}, {number(high, places)}]")
 
 

@@ -101,7 +101,7 @@ def _c6(results: Results, stand_ins: StandIns) -> Iterator[Part]:
         }
         compared = []
         for name, values in means.items():
-            found = scalar(values, n)
+            found = scalar(values, n, (0.0, 2.0))
             low, high = found.interval() if found and found.variances else (None, None)
             compared.append(
                 Side(

@@ -49,10 +49,9 @@ def _run(cfg: c.Study) -> None:
 
 def _status(cfg: c.Study) -> None:
     from rich.console import Console
-    from rich.markup import escape
 
     console, found = Console(), status(cfg)
-    console.print(table(found, f"{escape(str(cfg.out))}, scale {cfg.scale}, seeds {cfg.seeds}"))
+    console.print(table(found, f"{cfg.out}, scale {cfg.scale}, seeds {cfg.seeds}"))
     for key, reason in found.reasons.items():
         print(f"failed {key}: {reason}")
     if found.hours:

@@ -68,7 +68,7 @@ def weigh(part: Part, parts: int) -> Evidence:
     found = part.measured
     low, high = None, None
     if found and found.variances:
-        low, high = found.accuracy_interval() if part.unit == "%" else found.interval()
+        low, high = found.interval()
     decided = NOT_DECIDED
     if found and not found.alone:
         decided = verdict(
@@ -128,7 +128,7 @@ def _side(arm: Arm, metric: str, seeds: Sequence[int]) -> Side:
     kept = tuple(r for r in arm.results if arm.fixed or not seeds or r.seed in seeds)
     chosen = Arm(arm.name, kept)
     found = contrast([(1.0, chosen)], metric)
-    low, high = found.accuracy_interval() if found else (None, None)
+    low, high = found.interval() if found else (None, None)
     done = chosen.done(metric)
     return Side(
         name=arm.name,

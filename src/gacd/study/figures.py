@@ -257,5 +257,5 @@ def _sweep(ax: "Axes", label: str, metrics: Mapping[str, Mapping[float, Measured
 
 def _bars(found: Measured) -> "np.ndarray":
     """Lengths of the error bars below and above, [2, 1]."""
-    low, high = found.accuracy_interval()
+    low, high = found.interval()
     return np.array([[found.mean - low], [high - found.mean]])

@@ -151,7 +151,7 @@ def _labels(teacher: str, student: str, method: str, dataset: str, **more: Any) 
 
 
 def _second(cfg: c.Study) -> c.Data | None:
-    return None if cfg.second_data is None else replace(cfg.data, **cfg.second_data)
+    return None if cfg.second_data is None else c.other_data(cfg.data, cfg.second_data)
 
 
 def _table1(cfg: c.Study, seed: int) -> Cells:
@@ -179,7 +179,7 @@ def _table4(cfg: c.Study, seed: int) -> Cells:
         method: nets.student(teacher, student, method)
         for method in ("pgd-at", "kd", "ard", "gacd", "gacd+aft")
     }
-    for target in (replace(cfg.data, **other) for other in cfg.transfer_to):
+    for target in (c.other_data(cfg.data, other) for other in cfg.transfer_to):
         for name, cell in sources.items():
             labels = {
                 "role": "transfer", "source": name, "teacher": teacher, "student": student,

@@ -1,5 +1,6 @@
 """What several cells of a study say together: means over seeds and images, with intervals."""
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
@@ -10,7 +11,6 @@ import numpy as np
 from gacd.evaluation.outcomes import OUTCOMES, Evaluation
 from gacd.study.results import Result
 from gacd.study.rule import (
-    CONFIDENCE,
     Variance,
     half_width,
     over_images,
@@ -19,6 +19,7 @@ from gacd.study.rule import (
     slope,
 )
 
+ANY = (-math.inf, math.inf)
 _OVER = {False: "seeds and images", True: "teachers and images"}
 
 
@@ -49,22 +50,19 @@ class Measured:
     """What the interval covers."""
     alone: bool
     """One training: nothing is known of another."""
+    within: tuple[float, float] = ANY
+    """What the mean can be."""
 
-    def interval(self, confidence: float = CONFIDENCE) -> tuple[float, float]:
-        """Low and high, in the unit of the mean."""
-        half = half_width(self.variances, confidence)
-        return self.mean - half, self.mean + half
+    def interval(self) -> tuple[float, float]:
+        """Low and high of 95 %, in the unit of the mean."""
+        half, (least, most) = half_width(self.variances), self.within
+        return max(least, self.mean - half), min(most, self.mean + half)
 
     @property
     def decided(self) -> bool:
         """The whole interval is on one side of 0, with more than one training."""
         low, high = self.interval()
         return not self.alone and (low > 0 or high < 0)
-
-    def accuracy_interval(self) -> tuple[float, float]:
-        """The same within 0 and 100 %."""
-        low, high = self.interval()
-        return max(0.0, low), min(100.0, high)
 
 
 def select(results: Iterable[Result], studies: Sequence[str], name: str, **labels: Any) -> Arm:
@@ -122,6 +120,7 @@ def contrast(terms: Sequence[tuple[float, Arm]], metric: str) -> Measured | None
         + found.unpaired
         + ", one teacher" * any(arm.fixed and len(seeds) > 1 for _, arm in terms),
         alone=seed_part is None,
+        within=(0.0, 100.0) if weights == [1.0] else ANY,
     )
 
 
@@ -151,8 +150,10 @@ def trend(arms: Mapping[float, Arm], metric: str) -> Measured | None:
     return contrast(list(zip(slope(list(done)), done.values(), strict=True)), metric)
 
 
-def scalar(values: Mapping[int, float], n: int) -> Measured | None:
-    """The mean of one value a seed, of which no image's share is known."""
+def scalar(
+    values: Mapping[int, float], n: int, within: tuple[float, float] = ANY
+) -> Measured | None:
+    """The mean of one value a seed, `within` its bounds, of which no image's share is known."""
     if not values:
         return None
     seed_part = over_seeds(list(values.values()))
@@ -163,6 +164,7 @@ def scalar(values: Mapping[int, float], n: int) -> Measured | None:
         n=n,
         basis="seeds alone, on these test images" if seed_part else "one seed, no interval",
         alone=seed_part is None,
+        within=within,
     )
 
 

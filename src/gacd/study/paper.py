@@ -59,20 +59,6 @@ def published(table: str) -> list[Published]:
     ]
 
 
-def rivals() -> list[Published]:
-    """What others published for the rivals: quoted from secondary sources, +-0.5."""
-    data = paper()["rivals"]
-    return [
-        Published(
-            method=row["method"],
-            dataset=row["dataset"],
-            student=row["student"],
-            accuracies=dict(zip(data["metrics"], row["accuracies"], strict=True)),
-        )
-        for row in data["rows"]
-    ]
-
-
 def accuracies(table: str, method: str, **where: str) -> Mapping[str, float]:
     """The accuracies of one row, empty where the paper has none.
 

@@ -96,7 +96,7 @@ def _accuracy(arm: Arm, metric: str) -> Cell:
     found = contrast([(1.0, arm)], metric)
     if found is None:
         return _MISSING
-    low, high = found.accuracy_interval()
+    low, high = found.interval()
     return Cell(f"{found.mean:.1f}", f"[{low:.1f}, {high:.1f}]")
 
 

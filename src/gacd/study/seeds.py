@@ -104,7 +104,7 @@ def _figure(terms: Sequence[tuple[float, Arm]], metric: str) -> dict[str, Any]:
     found = contrast(terms, metric)
     if found is None:
         return {"mean": None}
-    low, high = found.accuracy_interval() if len(terms) == 1 else found.interval()
+    low, high = found.interval()
     return {
         "mean": found.mean,
         "low": low,

@@ -24,7 +24,6 @@ from gacd.study.paper import (
     dataset_name,
     method_name,
     paper,
-    rivals,
     written,
 )
 from gacd.study.results import Results, StandIns
@@ -147,11 +146,11 @@ def quoted_table() -> Table:
     data = paper()["rivals"]
     rows = tuple(
         (
-            Cell(method_name(row.method)),
-            Cell(dataset_name(row.dataset)),
-            *(Cell(f"{value:.2f}") for value in row.accuracies.values()),
+            Cell(method_name(row["method"])),
+            Cell(dataset_name(row["dataset"])),
+            *(Cell(f"{value:.2f}") for value in row["accuracies"]),
         )
-        for row in rivals()
+        for row in data["rows"]
     )
     columns = (
         Column("method"),

@@ -3,7 +3,7 @@
 import signal
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, cast
@@ -45,16 +45,13 @@ def fastest_convolutions(device: torch.device) -> Iterator[None]:
         flags.benchmark = before
 
 
-@contextmanager
-def tensorboard(out: Path, *, enabled: bool) -> "Iterator[SummaryWriter]":
+def tensorboard(out: Path, *, enabled: bool) -> "AbstractContextManager[SummaryWriter]":
     """A writer of TensorBoard events; only the first rank ever uses it."""
     if not enabled:
-        yield cast("SummaryWriter", None)
-        return
+        return nullcontext(cast("SummaryWriter", None))
     from torch.utils.tensorboard import SummaryWriter
 
-    with SummaryWriter(str(out)) as writer:
-        yield writer
+    return SummaryWriter(str(out))
 
 
 @contextmanager

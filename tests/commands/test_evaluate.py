@@ -13,9 +13,11 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from torch import Tensor, nn
 
 from gacd import cli
 from gacd import config as c
+from gacd import models as registered
 from gacd.attacks.threat import ThreatModel
 from gacd.commands.identity import claim
 from gacd.data.load import load_splits
@@ -23,7 +25,7 @@ from gacd.errors import UserError
 from gacd.evaluation.outcomes import Evaluation
 from gacd.evaluation.robust import evaluate
 from gacd.methods import METHODS
-from gacd.models import create_model
+from gacd.models import create_model, register_model
 from gacd.models.checkpoints import load_model, save_model
 from gacd.storage import load_meta, read_json, write_json
 
@@ -53,6 +55,32 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 def command(model: Path, out: Path, attacks: str, *more: str) -> list[str]:
     paths = ["--checkpoint", str(model), "--out", str(out)]
     return ["evaluate", *paths, "--attacks", *attacks.split(), *COMMON, *more]
+
+
+class Rounds(nn.Module):
+    """Its gradient is zero wherever it has one."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x + 0.03).round()
+
+
+def test_masked_gradients_are_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def build(num_classes: int, channels: int) -> nn.Module:
+        return nn.Sequential(Rounds(), nn.Flatten(), nn.Linear(64 * channels, num_classes))
+
+    monkeypatch.setattr(registered, "_REGISTERED", {})
+    register_model("rounds", build, classifier="2")
+    torch.save(build(10, 1).state_dict(), tmp_path / "rounds.pt")
+    for attacks, note in {
+        "pgd3 cw3": "note: model: pgd3, cw3 broke no image; autoattack tells masked gradients\n",
+        "autoattack": "note: model: gradients do not vanish: no (100.0 % of the input gradient's",
+    }.items():
+        line = command(tmp_path / "rounds.pt", tmp_path / attacks, attacks, "--model", "rounds")
+        more = ["--threat.eps", "0.02", "--evaluation.autoattack_limit", "10"]
+        assert cli.main([*line, *more]) == 0
+        assert note in capsys.readouterr().out
 
 
 def test_the_help_explains_the_settings(capsys: pytest.CaptureFixture[str]) -> None:

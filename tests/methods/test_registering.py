@@ -2,6 +2,7 @@
 
 import re
 import runpy
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import fields
@@ -187,6 +188,26 @@ def test_no_section_of_the_configuration_can_be_a_methods_name() -> None:
     for name in sections - METHODS.keys():
         with pytest.raises(UserError):
             register_method(name, Brightness)
+
+
+def test_a_log_of_the_loops_own_name_is_refused(world: World) -> None:
+    class Logs(Brightness):
+        def losses(self, step: Step) -> PerSample:
+            step.logs |= {"loss": step.student_adv_logits.detach().mean()}
+            return super().losses(step)
+
+    register_method("logs", Logs)
+    with pytest.raises(UserError, match="'loss' is a column of every log: log yours by another"):
+        total(world.method("logs"), world.batch())
+
+
+def test_a_misspelt_reweight_is_not_taken_for_the_teachers() -> None:
+    program = (  # a process of its own: here the annotation would refuse it already
+        "from gacd.methods.ard import ARD; from gacd.methods.base import Given; "
+        "ARD(Given(None), reweight='normalized')"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert "UserError: unknown reweight 'normalized': did you mean 'normalised'" in done.stderr
 
 
 def test_a_setting_that_it_does_not_have_is_refused(

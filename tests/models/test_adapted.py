@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,8 +13,11 @@ from torchvision.models import VisionTransformer, densenet121, mobilenet_v3_smal
 
 import gacd.models as models
 from gacd import cli
+from gacd.attacks.threat import ThreatModel
 from gacd.commands import run
+from gacd.data.dataset import ArrayDataset
 from gacd.errors import UserError
+from gacd.evaluation.robust import evaluate
 from gacd.models import create_model, model_names, register_model
 from gacd.models.adapted import Adapted
 from gacd.models.checkpoints import load_model, load_weights, save_model
@@ -264,6 +268,26 @@ def test_a_bad_network_is_refused_before_the_teacher_trains(
     assert cli.main([*line, "--out", str(tmp_path / "run")]) == 2
     assert "nothing may follow that layer" in capsys.readouterr().err
     assert not (tmp_path / "run" / "teacher").exists()
+
+
+def test_a_network_that_was_taken_is_not_taken_again() -> None:
+    network = resnet18()
+    Adapted(network, "fc")
+    message = "an Adapted has taken 'fc' of this ResNet already: use that one, or build the"
+    with pytest.raises(UserError, match=message):
+        Adapted(network, "fc", mean=(0.5,) * 3, std=(0.2,) * 3)
+
+
+@pytest.mark.parametrize("hides", [torch.no_grad(), torch.inference_mode()])
+def test_a_network_without_gradients_is_refused_by_the_attack(hides: Any) -> None:
+    body = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten())
+    network = nn.Sequential(body, nn.Linear(4 * 6 * 6, 3))
+    body.forward = hides(body.forward)  # type: ignore[method-assign]
+    data = ArrayDataset(
+        torch.zeros(4, 3, 8, 8, dtype=torch.uint8), torch.arange(4) % 3, ("a", "b", "c"), "four"
+    )
+    with pytest.raises(UserError, match="gradient"):
+        evaluate(Adapted(network, "1"), data, attacks=["pgd2"], threat=ThreatModel(eps=0.1))
 
 
 @pytest.mark.parametrize(

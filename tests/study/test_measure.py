@@ -7,13 +7,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from scipy.stats import binom
 
 from gacd.evaluation.outcomes import Evaluation
+from gacd.evaluation.statistics import binomial_interval
 from gacd.study.evidence import Part, weigh
 from gacd.study.measure import Arm, Measured, contrast, select, trend
 from gacd.study.results import Result
 from gacd.study.rows import row_table
-from gacd.study.rule import NOT_DECIDED, NOT_HELD, Variance
+from gacd.study.rule import NOT_DECIDED, NOT_HELD, Variance, over_images
 from made_up import Maker
 
 
@@ -89,6 +91,40 @@ def test_an_accuracy_ends_at_0_and_100_percent() -> None:
         assert low < 0 or high > 100
         found = Measured(mean=mean, variances=wide, within=(0.0, 100.0), **rest)
         assert found.interval() == (max(low, 0.0), min(high, 100.0))
+
+
+@pytest.mark.parametrize("n", [30, 100, 250])
+def test_accuracies_near_0_are_covered(n: int) -> None:
+    """By Wilson's ends: the symmetric interval alone ends too soon there."""
+    rest: Any = {"n": n, "basis": "", "within": (0.0, 100.0)}
+    for share in (0.01, 0.02, 0.04, 0.08):
+        covered, symmetric = 0.0, 0.0
+        for right in range(n + 1):
+            chance = float(binom.pmf(right, n, share))
+            outcomes = np.repeat([1.0, 0.0], [right, n - right])
+            image = over_images(outcomes, (0.0, 1.0))
+            known = (Variance(1e4 * image.value, image.df),)
+            mean, ends = 100 * right / n, binomial_interval(right, n)
+            one = Measured(
+                mean=mean, variances=known, seeds=(0,), alone=True, binomial=ends, **rest
+            )
+            assert one.interval() == ends
+            several = dataclasses.replace(one, alone=False)  # whose seeds agree on every image
+            low, high = several.interval()
+            covered += chance * (low <= 100 * share <= high)
+            low, high = dataclasses.replace(several, binomial=None).interval()
+            symmetric += chance * (low <= 100 * share <= high)
+        assert covered >= symmetric
+        assert covered > 0.9, share
+
+
+def test_one_seed_has_the_interval_of_its_own_record(maker: Maker) -> None:
+    result = maker("rivals", 0, {"pgd20": 1.0}, method="kd")
+    assert result.record is not None
+    found = contrast([(1.0, Arm("KD", (result,)))], "pgd20")
+    row = result.record["evaluation"]["pgd20"]
+    assert found is not None
+    assert found.interval() == pytest.approx((row["low"], row["high"]))
 
 
 def test_the_parts_of_a_claim_share_the_chance_to_refute_it() -> None:

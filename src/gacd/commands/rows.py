@@ -14,9 +14,10 @@ import torch
 from gacd import build
 from gacd import config as c
 from gacd.data.dataset import ArrayDataset
-from gacd.evaluation.diagnosis import diagnose
+from gacd.evaluation.diagnosis import Check, diagnose
 from gacd.evaluation.examples import attacked_examples
-from gacd.evaluation.outcomes import OUTCOMES
+from gacd.evaluation.names import parse_attack
+from gacd.evaluation.outcomes import OUTCOMES, Evaluation
 from gacd.evaluation.record import make_record
 from gacd.evaluation.robust import answered_alike, epsilon_curve, evaluate
 from gacd.methods.cost import Cost
@@ -167,6 +168,8 @@ def measure_row(
     if checks:
         write_json(out / "diagnosis.json", [asdict(check) for check in checks])
     found.save(out / OUTCOMES)
+    for doubt in _doubts(found, checks):
+        print(f"note: {row.name}: {doubt}", flush=True)
     table = found.to_record()
     alike = answered_alike(model, test, batch_size=settings.batch_size)
     record = make_record(
@@ -189,6 +192,17 @@ def measure_row(
         },
     )
     write_json(out / "record.json", record)
+
+
+def _doubts(found: Evaluation, checks: Sequence[Check]) -> list[str]:
+    """Signs of masked gradients: such a robust accuracy may not be real."""
+    doubts = [f"{check.name}: no ({check.text})" for check in checks if not check.passed]
+    doubts += found.settings.get("autoattack", {}).get("notes", [])
+    names = [name for name in found.robust if parse_attack(name).kind in ("fgsm", "pgd", "cw")]
+    blind = len({found.accuracy(name) for name in ("natural", *names)}) == 1 and bool(names)
+    if blind and not checks and found.settings["eps"] > 0 and found.accuracy("natural") > 0:
+        doubts.append(f"{', '.join(names)} broke no image; autoattack tells masked gradients")
+    return doubts
 
 
 def measure_row_elsewhere(cfg: c.Run, row: Row) -> None:

@@ -30,6 +30,7 @@ from gacd.data.dataset import ArrayDataset
 from gacd.errors import UserError
 from gacd.evaluation.autoattack import check_autoattack
 from gacd.evaluation.names import parse_attack
+from gacd.evaluation.record import source
 from gacd.models.base import Backbone
 from gacd.models.checkpoints import method_of, save_model
 from gacd.progress import progress
@@ -42,6 +43,7 @@ class Run:
     """One run folder: its test images, its threat model, its models and their rows."""
 
     def __init__(self, cfg: c.Run, goal: Goal = "report") -> None:
+        source()  # before the tree can change
         if cfg.fabric.precision == "auto":  # a run goes on as it began, on another machine too
             precision = begun_in(cfg.out) or build.precision(cfg.fabric)
             cfg = replace(cfg, fabric=replace(cfg.fabric, precision=precision))

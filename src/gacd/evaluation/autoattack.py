@@ -114,9 +114,9 @@ def autoattack(
         with progress(total, "autoattack", unit="image attacks", enabled=show_progress) as bar:
             done = 0
 
-            def reach(place: int, **values: float) -> None:
+            def reach(place: int, standing: int) -> None:
                 nonlocal done
-                bar.advance(min(place, total) - done, **values)
+                bar.advance(min(place, total) - done, standing=standing)
                 done = min(place, total)
 
             for position, name in enumerate(names):
@@ -132,9 +132,9 @@ def autoattack(
                     nonlocal broken
                     lost = value["robust"].count("0") * ranks.size
                     broken = min(broken + lost, len(survivors))  # noqa: B023
-                    left = 100 * (len(survivors) - broken) / len(robust)  # noqa: B023
                     # A broken image meets no later attack: that share of the work is done as well.
-                    reach(done + len(rows) * ranks.size + lost * later, robust=left)
+                    ahead = len(rows) * ranks.size + lost * later
+                    reach(done + ahead, len(survivors) - broken)  # noqa: B023
 
                 batches = list(chunks(survivors, batch_size))
                 found = shared_out(
@@ -144,8 +144,9 @@ def autoattack(
                     robust[rows] = from_bits(value["robust"])
                     notes |= dict.fromkeys(value["notes"])
                     seconds += value["seconds"]
-                after[name] = 100.0 * int(robust.sum()) / len(robust)
-                reach(total - later * int(robust.sum()), robust=after[name])
+                left = int(robust.sum())
+                after[name] = 100.0 * left / len(robust)
+                reach(total - later * left, left)
 
     # One image of 100 is more than the limit and shows nothing: the interval's lower end decides.
     added = round((list(after.values())[-2] - after["square"]) * len(robust) / 100)

@@ -6,6 +6,7 @@ import re
 import subprocess
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path, PurePath, PurePosixPath, PureWindowsPath
 from typing import Any
@@ -30,7 +31,7 @@ def environment() -> dict[str, Any]:
     """Commit, versions, hardware and platform of this run; no host name and no path."""
     return {
         "gacd": gacd.__version__,
-        **_source(Path(gacd.__file__).parent),
+        **source(),
         "python": platform.python_version(),
         "versions": {"torch": str(torch.__version__)} | {n: _version(n) for n in _PACKAGES},
         "platform": f"{platform.system()} {platform.machine()}",
@@ -102,10 +103,13 @@ def _last_component(text: str) -> str:
     return re.sub(r"(?<=[\s=:'\"(\[])[~/](?!/)(?:[^\s/]*/)+", "", text)
 
 
-def _source(folder: Path) -> dict[str, Any]:
+@cache
+def source(folder: Path = Path(gacd.__file__).parent) -> dict[str, Any]:
     """Commit of the tree that holds this package, and whether it was changed since.
 
-    Both are None for an installed package, also where it is installed inside somebody's repository.
+    As they are when a process asks first, which a run does as it begins: the tree may be another
+    when its record is written. Both are None for an installed package, also where it is installed
+    inside somebody's repository.
     """
     if _git(folder, "ls-files", "--error-unmatch", "__init__.py") is None:
         return {"commit": None, "dirty": None}

@@ -170,22 +170,25 @@ def epsilon_curve(
     """
     points = []
     alive = torch.arange(len(dataset))
-    for eps in sorted(eps_values):
-        if len(alive):
-            found = evaluate(
-                model,
-                dataset.subset(alive.to(dataset.images.device)),
-                attacks=[f"pgd{steps}"] if eps else [],
-                threat=replace(threat, eps=eps),
-                batch_size=batch_size,
-                seed=seed,
-                cache=cache,
-                show_progress=show_progress,
-                ranks=ranks,
-            )
-            alive = alive[found.outcomes("worst")[0]]
-        accuracy = 100.0 * len(alive) / len(dataset)
-        points.append(CurvePoint(eps, accuracy, *binomial_interval(len(alive), len(dataset))))
+    shown = show_progress and len(eps_values) > 0
+    with progress(len(eps_values), "curve over eps", unit="eps", enabled=shown) as bar:
+        for eps in sorted(eps_values):
+            if len(alive):
+                found = evaluate(
+                    model,
+                    dataset.subset(alive.to(dataset.images.device)),
+                    attacks=[f"pgd{steps}"] if eps else [],
+                    threat=replace(threat, eps=eps),
+                    batch_size=batch_size,
+                    seed=seed,
+                    cache=cache,
+                    show_progress=False,
+                    ranks=ranks,
+                )
+                alive = alive[found.outcomes("worst")[0]]
+            accuracy = 100.0 * len(alive) / len(dataset)
+            points.append(CurvePoint(eps, accuracy, *binomial_interval(len(alive), len(dataset))))
+            bar.advance(robust=accuracy)
     return points
 
 

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from copy import copy
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple, get_args
 
 import torch
 from torch import Generator, Tensor, nn
@@ -185,6 +185,8 @@ class Term(nn.Module, ABC):
 
     def __init__(self, given: Given, *, reweight: Reweight = "none") -> None:
         super().__init__()
+        if reweight not in get_args(Reweight):
+            raise unknown("reweight", reweight, get_args(Reweight))
         self.reweight = reweight
 
     def begin(self) -> None:

@@ -17,6 +17,9 @@ from gacd.models.base import Backbone, check_fits
 from gacd.models.frozen import frozen
 from gacd.shapes import Batch, Images, Logits
 
+COLUMNS = {"epoch", "lr", "loss", "grad_norm", "val_natural", "val_robust", "seconds"}
+"""What the loop logs of every stage."""
+
 
 class Method(nn.Module):
     """mean_i sum_m lambda_m l_m(x_i, x'_i): terms m that share one attacked batch, reduced last.
@@ -99,6 +102,8 @@ class Method(nn.Module):
         else:
             step = attacked
         losses = {name: self.weights[name] * term(step) for name, term in self.terms.items()}
+        if taken := COLUMNS & step.logs.keys():
+            raise UserError(f"'{min(taken)}' is a column of every log: log yours by another name")
         if len(losses) > 1:
             step.logs |= {f"loss_{name}": loss.detach().mean() for name, loss in losses.items()}
         idle = [name for name, loss in losses.items() if not loss.requires_grad]

@@ -17,6 +17,10 @@ from gacd.shapes import Features, Images, Logits
 _BODY, _HEAD = "body.", "head."
 
 
+class _Taken(nn.Identity):
+    """Stands where the last layer was."""
+
+
 class Adapted(Backbone):
     """A classifier whose forward pass ends in a linear layer, cut before it.
 
@@ -43,6 +47,11 @@ class Adapted(Backbone):
         if isinstance(network, Adapted):
             raise UserError("this network is Adapted already: use it as it is")
         found = dict(network.named_modules()).get(classifier)
+        if isinstance(found, _Taken):
+            raise UserError(
+                f"an Adapted has taken '{classifier}' of this {type(network).__name__} already: "
+                "use that one, or build the network anew"
+            )
         if not isinstance(found, nn.Linear):
             linear = [name for name, part in network.named_modules() if isinstance(part, nn.Linear)]
             raise UserError(
@@ -56,7 +65,7 @@ class Adapted(Backbone):
             )
         self.num_classes, self.num_features = found.out_features, found.in_features
         self.channels, self.folds = channels, True
-        network.set_submodule(classifier, nn.Identity())
+        network.set_submodule(classifier, _Taken())
         self.body, self.head = network, found
         self.classifier = classifier
         self.register_state_dict_post_hook(_as_the_network_says)  # type: ignore[no-untyped-call]
@@ -105,7 +114,7 @@ class Adapted(Backbone):
         try:
             return self.body(self.normalise(x))
         finally:
-            self.body.set_submodule(self.classifier, nn.Identity())
+            self.body.set_submodule(self.classifier, _Taken())
 
     def _training(self, x: Images) -> Any:
         return copy.deepcopy(self).train()(x)

@@ -142,7 +142,8 @@ def find_pairs(model: nn.Module, x: Images) -> list[Pair]:
 
     def note(name: str) -> Any:
         def hook(module: nn.Module, inputs: Any, output: Tensor) -> None:
-            maker[output.grad_fn] = name
+            if output.grad_fn is not None:  # or the attack refuses it, in its own words
+                maker[output.grad_fn] = name
             calls[name] += 1
 
         return hook

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from gacd.evaluation.outcomes import OUTCOMES, Evaluation
+from gacd.evaluation.statistics import binomial_interval
 from gacd.study.results import Result
 from gacd.study.rule import (
     Variance,
@@ -52,11 +53,23 @@ class Measured:
     """One training: nothing is known of another."""
     within: tuple[float, float] = ANY
     """What the mean can be."""
+    binomial: tuple[float, float] | None = None
+    """Of an accuracy: Wilson's interval over the images, as if they had seen one model."""
 
     def interval(self) -> tuple[float, float]:
-        """Low and high of 95 %, in the unit of the mean."""
+        """Low and high of 95 %, in the unit of the mean.
+
+        An accuracy near 0 or 100 % leaves the symmetric one, which is too short there: where that
+        would pass them, Wilson's ends count, too, and of one training alone.
+        """
         half, (least, most) = half_width(self.variances), self.within
-        return max(least, self.mean - half), min(most, self.mean + half)
+        low, high = self.mean - half, self.mean + half
+        if self.binomial is not None:
+            if self.alone:
+                return self.binomial
+            if low < least or high > most:
+                low, high = min(low, self.binomial[0]), max(high, self.binomial[1])
+        return max(least, low), min(most, high)
 
     @property
     def decided(self) -> bool:
@@ -121,7 +134,12 @@ def contrast(terms: Sequence[tuple[float, Arm]], metric: str) -> Measured | None
         + ", one teacher" * any(arm.fixed and len(seeds) > 1 for _, arm in terms),
         alone=seed_part is None,
         within=(0.0, 100.0) if weights == [1.0] else ANY,
+        binomial=_binomial(float(by_seed.mean()), found.n) if weights == [1.0] else None,
     )
+
+
+def _binomial(accuracy: float, n: int) -> tuple[float, float]:
+    return binomial_interval(round(accuracy * n / 100), n)
 
 
 def differences(

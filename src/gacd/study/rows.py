@@ -76,10 +76,18 @@ def difference_table(
 ) -> Table:
     """What every other arm has more than this one, in percentage points, seed by seed."""
     rows = tuple(
-        (Cell(name), *(_difference(found.get(metric)) for metric in metrics))
+        (
+            Cell(name),
+            *(_difference(found.get(metric)) for metric in metrics),
+            Cell(str(max((len(each.seeds) for each in found.values()), default=0))),
+        )
         for name, found in differences(arms, other, metrics).items()
     )
-    columns = Column("method"), *(Column(heading(metric), True) for metric in metrics)
+    columns = (
+        Column("method"),
+        *(Column(heading(metric), True) for metric in metrics),
+        Column("seeds", True),
+    )
     return Table(caption, columns, rows, (_DIFFERENCES,))
 
 

@@ -371,6 +371,8 @@ class GACD(Reweighted):
     balanced: bool = False
     """With `sampled`: draw every class equally often, whatever its size."""
     normaliser: Literal["none", "first-batch", "running", "exact"] = "exact"
+    """Z of the estimate: 1, as printed; the first batch's, as in CRD's code; a running mean; or
+    each image's own, over the anchors."""
     positive: Literal["bank", "view"] = "view"
     """The teacher's feature of the stored image, or of the augmented view (one forward more)."""
     teacher_projection: Literal["live", "refreshed", "pca", "identity"] = "live"

@@ -5,10 +5,14 @@ import jaxtyping
 # Before anything imports the package: only modules imported afterwards have their shapes checked.
 jaxtyping.install_import_hook("gacd", "beartype.beartype")
 
+from collections.abc import Callable  # noqa: E402
 from pathlib import Path  # noqa: E402
+from typing import Any  # noqa: E402
 
 import pytest  # noqa: E402
 import torch  # noqa: E402
+
+from gacd import linear  # noqa: E402
 
 torch.set_num_threads(1)
 
@@ -23,3 +27,24 @@ def generator() -> torch.Generator:
 def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Relative paths of outputs end in the test's own folder."""
     monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def attacked(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], int]:
+    """How many linear layers were attacked since the last call; the n-th from now is not."""
+    count, stop, attack = 0, 0, linear.count_right
+
+    def counted(*given: Any, **more: Any) -> Any:
+        nonlocal count
+        count += 1
+        if count == stop:
+            raise KeyboardInterrupt
+        return attack(*given, **more)
+
+    def attacked(next_stop: int = 0) -> int:
+        nonlocal count, stop
+        before, count, stop = count, 0, next_stop
+        return before
+
+    monkeypatch.setattr(linear, "count_right", counted)
+    return attacked

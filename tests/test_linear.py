@@ -1,6 +1,10 @@
 """The linear layer: optimal for its objective, the same as scikit-learn's on the same features."""
 
+from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,10 +14,12 @@ from sklearn.linear_model import LogisticRegression
 
 from gacd.attacks.threat import ThreatModel
 from gacd.data.dataset import ArrayDataset, Splits
+from gacd.errors import UserError
 from gacd.evaluation.robust import evaluate
 from gacd.linear import STRENGTHS, extract, fit_head
 from gacd.models import create_model
 from gacd.models.base import Backbone
+from gacd.storage import load_tensors, save_tensors
 
 
 def network(classes: int) -> Backbone:
@@ -135,3 +141,71 @@ def test_a_layer_without_a_bias_is_fitted_without_one() -> None:
     with torch.no_grad():
         found = model.get_classifier()(z).softmax(1).numpy()
     np.testing.assert_allclose(found, fit.predict_proba(scaled), atol=1e-4)
+
+
+THREAT = ThreatModel(eps=0.06)
+
+
+@pytest.mark.parametrize("threat", [THREAT, None])
+@pytest.mark.usefixtures("elsewhere")
+def test_an_interrupted_fit_goes_on_and_gives_the_same(
+    tmp_path: Path, attacked: Callable[..., int], capsys: pytest.CaptureFixture[str], threat: Any
+) -> None:
+    data, model, whole = splits((0, 1, 2)), network(3), network(3)
+    expected = fit_head(whole, data, threat)
+    assert not list(tmp_path.iterdir())
+    assert attacked(3) == 6
+    with pytest.raises(KeyboardInterrupt):
+        fit_head(model, data, threat, cache="kept")
+    assert attacked() == 3
+    first, _ = files = sorted(Path("kept").iterdir())
+    layer, figures = load_tensors(first)
+    save_tensors(first, layer, figures | {"seconds": 5000.0})
+    capsys.readouterr()
+    found = fit_head(model, data, threat, cache="kept")
+    assert attacked() == 4
+    assert (": 360/360 images" in capsys.readouterr().err) == (threat is not None)
+    assert 5000 < found.seconds < 5600
+    assert replace(found, seconds=0.0) == replace(expected, seconds=0.0)
+    for key, value in whole.state_dict().items():
+        assert torch.equal(model.state_dict()[key], value), key
+    assert set(files) < set(Path("kept").iterdir())
+
+
+def test_nothing_is_taken_from_a_fit_of_anything_else(
+    tmp_path: Path, attacked: Callable[..., int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, model = splits((0, 1, 2)), network(3)
+
+    def tried(model: Backbone = model, data: Splits = data, threat: Any = THREAT) -> int:
+        attacked()
+        fit_head(deepcopy(model), data, threat, (0.01, 1.0), cache=tmp_path)
+        return attacked()
+
+    assert [tried(), tried()] == [2, 0]
+    other = network(3)
+    with torch.no_grad():
+        next(other.parameters())[0] += 0.1
+    assert tried(model=other) == 2
+    assert tried(data=replace(data, val=data.test)) == 2
+    assert tried(data=replace(data, train=data.test)) == 2
+    assert tried(threat=ThreatModel(eps=0.05)) == tried(threat=None) == 2
+    assert tried() == 0
+    monkeypatch.setattr("gacd.__version__", "another")
+    assert tried() == 2
+
+
+def test_a_damaged_file_of_a_fit_is_named(tmp_path: Path) -> None:
+    data, model = splits((0, 1, 2)), network(3)
+    fit_head(model, data, None, (1.0,), cache=tmp_path)
+    (path,) = tmp_path.iterdir()
+    layer, figures = load_tensors(path)
+    save_tensors(path, layer, figures | {"natural": 101})
+    remedy = "delete it and run"
+    with pytest.raises(UserError, match=rf"{path}: not written by .*; {remedy}.*natural is 101"):
+        fit_head(model, data, None, (1.0,), cache=tmp_path)
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(UserError, match=rf"{path}: truncated .*; {remedy}"):
+        fit_head(model, data, None, (1.0,), cache=tmp_path)
+    path.unlink()
+    fit_head(model, data, None, (1.0,), cache=tmp_path)

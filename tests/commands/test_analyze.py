@@ -1,5 +1,6 @@
 """`gacd transfer` and `gacd analyze` from end to end, in miniature."""
 
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
@@ -198,6 +199,27 @@ def test_transfer_to_other_classes(saved: Path, tmp_path: Path) -> None:
     before = (out / "transfer" / "record.json").read_bytes()
     assert cli.main(command) == 0  # nothing is done twice
     assert (out / "transfer" / "record.json").read_bytes() == before
+
+
+def test_an_interrupted_transfer_goes_on(
+    saved: Path, tmp_path: Path, attacked: Callable[..., int]
+) -> None:
+    command = ["transfer", "--checkpoint", str(saved / "gacd.safetensors"), *SMALL]
+    command += ["--data.classes", "[5, 6, 7]", "--data.train_limit", "150", "--attacks", "natural"]
+    assert cli.main([*command, "--out", str(tmp_path / "whole")]) == 0
+    assert attacked(3) == 6
+    again = [*command, "--out", str(tmp_path / "again")]
+    assert cli.main(again) == 130
+    attacked()
+    assert cli.main(again) == 0
+    assert attacked() == 4
+    whole, resumed = (tmp_path / name / "transfer" for name in ("whole", "again"))
+    files = [{file.name for file in folder.iterdir()} for folder in (whole, resumed)]
+    assert files[0] == files[1] and "linear" not in files[0]
+    networks = [(folder / "model.safetensors").read_bytes() for folder in (whole, resumed)]
+    assert networks[0] == networks[1]
+    fits = [read_json(folder / "linear.json") | {"seconds": 0} for folder in (whole, resumed)]
+    assert fits[0] == fits[1] and len(fits[0]["val_robust"]) == 6
 
 
 def test_a_public_checkpoint_needs_its_network_and_classes(

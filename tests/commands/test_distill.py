@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable
 from copy import deepcopy
 from pathlib import Path
-from shutil import copy
+from shutil import copy, copytree
 from typing import Any
 
 import pyautoattack
@@ -21,7 +21,7 @@ from gacd.errors import UserError
 from gacd.models import create_model
 from gacd.models.checkpoints import load_model
 from gacd.models.projection import Projection
-from gacd.storage import load_meta, read_json
+from gacd.storage import load_meta, load_tensors, read_json
 
 
 def test_results_have_a_row_for_every_model(finished: Path) -> None:
@@ -267,3 +267,31 @@ def test_the_order_of_the_methods_does_not_matter(finished: Path, tmp_path: Path
     for row in (again, before):
         del row["train_seconds"], row["timestamp"]
     assert again == before
+
+
+@pytest.mark.usefixtures("no_page")
+def test_an_interrupted_linear_layer_goes_on(
+    finished: Path, tmp_path: Path, attacked: Callable[..., int]
+) -> None:
+    out = tmp_path / "run"
+    row = copytree(finished, out) / "gacd"
+    for name in ("linear.json", "model.safetensors"):
+        (row / name).unlink()
+    attacked(3)
+    assert distill(out, "gacd") == 130
+    assert len(list((row / "linear").iterdir())) == 2
+    attacked()
+    assert distill(out, "gacd") == 0
+    assert attacked() == 4
+    whole = finished / "gacd"
+    files = [{file.name for file in folder.iterdir()} for folder in (row, whole)]
+    assert files[0] == files[1] and "linear" not in files[0]
+    now, before = (read_json(folder / "linear.json") for folder in (row, whole))
+    assert now | {"seconds": 0} == before | {"seconds": 0}
+    now, before = (load_tensors(folder / "model.safetensors")[0] for folder in (row, whole))
+    assert now.keys() == before.keys()
+    assert all(torch.equal(now[key], value) for key, value in before.items())
+
+    (row / "linear").mkdir()  # killed between the network and its removal
+    assert distill(out, "gacd") == 0
+    assert not (row / "linear").exists() and not attacked()

@@ -83,9 +83,9 @@ class Seen:
             self.sets[name] = splits.train
             return fit(fabric, method, splits, plan, out=out, name=name)
 
-        def headed(student: Any, splits: Any, threat: Any) -> Any:
+        def headed(student: Any, splits: Any, threat: Any, **more: Any) -> Any:
             self.sets["linear layer"] = splits.train
-            return head(student, splits, threat)
+            return head(student, splits, threat, **more)
 
         patch.setattr(training, "fit", fitted)
         patch.setattr(command, "fit_head", headed)

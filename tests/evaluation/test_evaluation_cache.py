@@ -13,8 +13,8 @@ import gacd.evaluation.robust as robust_module
 from evaluation.running import run
 from gacd.attacks.threat import ThreatModel
 from gacd.errors import UserError
-from gacd.evaluation.batches import model_fingerprint
 from gacd.models import create_model
+from gacd.models.base import model_fingerprint
 
 
 def test_interrupted_run_goes_on_and_gives_the_same(

@@ -1,6 +1,6 @@
 """`gacd distill`: from a robust teacher to evaluated students."""
 
-import time
+import shutil
 from dataclasses import asdict
 from pathlib import Path
 
@@ -16,11 +16,10 @@ from gacd.commands.unlabelled import answered, read_unlabelled
 from gacd.data.batches import iterate
 from gacd.data.dataset import Splits
 from gacd.errors import UserError
-from gacd.evaluation.batches import model_fingerprint
 from gacd.linear import fit_head
 from gacd.methods import Teacher
 from gacd.methods.registry import Named, parse_method
-from gacd.models.base import Backbone
+from gacd.models.base import Backbone, model_fingerprint
 from gacd.models.checkpoints import load_weights, method_of, names_itself, said_of
 from gacd.storage import write_json
 from gacd.training.ranks import refuse_memory
@@ -166,15 +165,14 @@ def _head(
 ) -> Spent:
     """Fit the linear layer of distilled features, once for a method with and without +aft."""
     folder = run.cfg.out / name
-    path = folder / MODEL
+    path, cache = folder / MODEL, folder / "linear"
     if run.fabric.is_global_zero and not path.is_file():
-        started = time.monotonic()
         print(f"{name}: fitting the linear layer on frozen features", flush=True)
-        fit = fit_head(student, splits, build.linear_threat(cfg))
-        seconds = time.monotonic() - started
-        write_json(folder / "linear.json", {**asdict(fit), "seconds": seconds})
-        run.keep(folder, student, cfg.student, name, spent + Spent(seconds))
+        fit = fit_head(student, splits, build.linear_threat(cfg), cache=cache)
+        write_json(folder / "linear.json", asdict(fit))
+        run.keep(folder, student, cfg.student, name, spent + Spent(fit.seconds))
     run.fabric.barrier()
+    shutil.rmtree(cache, ignore_errors=True)  # also what a kill left just here
     load_weights(student, path)
     return Spent.read(path)
 

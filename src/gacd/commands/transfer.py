@@ -1,6 +1,6 @@
 """`gacd transfer`: do frozen features serve other data?"""
 
-import time
+import shutil
 from dataclasses import asdict
 
 from gacd import build
@@ -26,15 +26,15 @@ def transfer(cfg: c.Transfer, *, goal: Goal = "report") -> None:
     build.check_size(cfg.checkpoint, about, run.splits.train, cfg.data.size)
     name, method = str(about["architecture"]), str(about.get("method", cfg.checkpoint.stem))
     out = cfg.out / _NAME
+    cache = out / "linear"
     if run.fabric.is_global_zero and not (out / MODEL).is_file():
-        started = time.monotonic()
         print("transfer: fitting a linear layer on frozen features", flush=True)
         model.to(run.fabric.device)
-        fitted, fit = transferred(model, run.splits, build.linear_threat(cfg))
-        seconds = time.monotonic() - started
-        write_json(out / "linear.json", {**asdict(fit), "seconds": seconds})
+        fitted, fit = transferred(model, run.splits, build.linear_threat(cfg), cache=cache)
+        write_json(out / "linear.json", asdict(fit))
         run.keep(out, fitted, name, method)
     run.fabric.barrier()
+    shutil.rmtree(cache, ignore_errors=True)  # also what a kill left just here
     remedy = f"delete it and the {MODEL} beside it, and run again"
     seconds = read_json(out / "linear.json", {"seconds": is_number}, remedy=remedy)["seconds"]
     run.measure(Row(_NAME, name, method, "frozen, new linear layer", Spent(seconds)))

@@ -79,19 +79,6 @@ def batch_seed(*parts: object) -> int:
     return int(fingerprint(str(part) for part in parts), 16) >> 1
 
 
-def model_fingerprint(model: nn.Module) -> str:
-    """A hash of a network's structure, parameters and buffers."""
-
-    def parts() -> Iterator[str | bytes]:
-        yield repr(model)
-        for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
-            yield f"{name} {tensor.dtype} {tuple(tensor.shape)}"
-            flat = tensor.detach().cpu().contiguous().flatten()
-            yield flat.view(torch.uint8).numpy().tobytes()
-
-    return fingerprint(parts())
-
-
 def is_right(model: nn.Module, x: Images, labels: Labels) -> Bool[Tensor, " B"]:
     """Whether the largest logit is the label's; never where a logit is not finite."""
     with torch.no_grad():

@@ -31,14 +31,13 @@ from gacd.evaluation.batches import (
     chunks,
     from_bits,
     is_right,
-    model_fingerprint,
     shared_out,
     to_bits,
 )
 from gacd.evaluation.names import Attack, parse_attack
 from gacd.evaluation.outcomes import Evaluation
 from gacd.evaluation.statistics import binomial_interval
-from gacd.models.base import Backbone, check_backbone, check_fits
+from gacd.models.base import Backbone, check_backbone, check_fits, model_fingerprint
 from gacd.models.modes import evaluating
 from gacd.progress import progress
 from gacd.ranks import ALONE, Ranks

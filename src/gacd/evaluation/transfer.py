@@ -1,6 +1,7 @@
 """Do the features serve other classes? A frozen network with a new linear layer (Table 4)."""
 
 import copy
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -13,13 +14,17 @@ from gacd.models.base import Backbone, check_backbone
 
 
 def transfer(
-    model: Backbone, splits: Splits, threat: ThreatModel | None
+    model: Backbone,
+    splits: Splits,
+    threat: ThreatModel | None,
+    *,
+    cache: Path | str | None = None,
 ) -> tuple[Backbone, LinearFit]:
     """A copy of `model`, all but its last layer as it was, that answers the classes of `splits`.
 
     The new layer is a logistic regression on clean features, its strength chosen on validation,
-    clean and attacked within `threat`, if any (`fit_head`). The result is an ordinary network:
-    attacks go through the frozen features too.
+    clean and attacked within `threat`, if any; `cache` keeps what a kill should not cost
+    (`fit_head`). The result is an ordinary network: attacks go through the frozen features too.
     Raises UserError where images and model differ in their channels.
     """
     check_backbone(model)
@@ -30,7 +35,7 @@ def transfer(
             "choose a data set with as many"
         )
     transferred = with_new_head(model, data.num_classes)
-    return transferred, fit_head(transferred, splits, threat)
+    return transferred, fit_head(transferred, splits, threat, cache=cache)
 
 
 def with_new_head(model: Backbone, num_classes: int) -> Backbone:

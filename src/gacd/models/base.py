@@ -1,13 +1,14 @@
 """What every network here can do: give logits, or the features that lead to them."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from gacd.errors import UserError
 from gacd.shapes import Features, Images, Logits
+from gacd.storage import fingerprint
 
 
 class Backbone(nn.Module, ABC):
@@ -112,6 +113,19 @@ def check_statistics(
     if not all(0 <= m <= 1 and s <= 1 for m, s in zip(mean, std, strict=True)):
         said = f"mean {list(mean)} and std {list(std)} must be of images in [0, 1]"
         raise UserError(f"{said}: divide those of 0 to 255 by 255")
+
+
+def model_fingerprint(model: nn.Module) -> str:
+    """A hash of a network's structure, parameters and buffers."""
+
+    def parts() -> Iterator[str | bytes]:
+        yield repr(model)
+        for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+            yield f"{name} {tensor.dtype} {tuple(tensor.shape)}"
+            flat = tensor.detach().cpu().contiguous().flatten()
+            yield flat.view(torch.uint8).numpy().tobytes()
+
+    return fingerprint(parts())
 
 
 def _per_channel(values: Sequence[float] | None) -> Tensor | None:

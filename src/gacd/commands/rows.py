@@ -200,8 +200,10 @@ def measure_row_elsewhere(cfg: c.Run, row: Row) -> None:
     """`measure_row` in a process of its own, which loads for itself what it needs."""
     if cfg.fabric.threads is not None:
         torch.set_num_threads(cfg.fabric.threads)
-    trains = not isinstance(cfg, c.Evaluate)  # then what was read with them decides on the size
-    test = build.splits(cfg.data, cfg.seed).test if trains else build.test_part(cfg.data)
+    if isinstance(cfg, c.Evaluate):
+        test = build.test_part(cfg.data, cfg.checkpoint)
+    else:  # what was read with them decides on the size
+        test = build.splits(cfg.data, cfg.seed).test
     measure_row(cfg, row, test, torch.device("cpu"), show_progress=False)
 
 

@@ -74,7 +74,8 @@ class Run:
 
     def read(self) -> tuple[ArrayDataset, str]:
         """The test images, and the fingerprint of all images that this run is of."""
-        test = build.test_part(self.cfg.data)
+        assert isinstance(self.cfg, c.Evaluate)  # other commands train, and read more
+        test = build.test_part(self.cfg.data, self.cfg.checkpoint)
         return test, test.fingerprint()
 
     def _claim(self, images: str) -> None:

@@ -105,9 +105,13 @@ def splits(cfg: c.Data, seed: int) -> Splits:
     return parts if cfg.title is None else parts.named(cfg.title)
 
 
-def test_part(cfg: c.Data) -> ArrayDataset:
-    """The test images alone, for a command that does not train."""
-    test = load_test(cfg.name, **_images(cfg))
+def test_part(cfg: c.Data, network: Path | None = None) -> ArrayDataset:
+    """The test images alone, for a command that does not train.
+
+    A folder's may lack some of the classes that the `network` knows, where its file names them.
+    """
+    known = None if network is None else said_of(network).get("classes")
+    test = load_test(cfg.name, **_images(cfg), known=known or ())
     _check_side(test)
     return test if cfg.title is None else test.named(cfg.title)
 
@@ -254,10 +258,19 @@ def from_checkpoint(
             f"{path}: knows {len(known)} classes, and the data lack {len(lacking)} of them (such "
             f"as {lacking[0]}): choose data of all its classes, or a checkpoint of these alone"
         )
+    strange = sorted(set(ours) - known)
+    if strange and len(strange) < len(ours) != len(theirs):
+        raise UserError(
+            f"{path}: does not know the class {strange[0]} of the data: choose a checkpoint of "
+            f"these classes, or leave images of others out by --data.classes {' '.join(theirs)}"
+        )
     if (loaded.num_classes, loaded.channels) != (num_classes, channels):
+        unnamed = loaded.num_classes > num_classes and not meta.get("classes")
+        also = " (or name the classes that it does not, by folders in train/, empty ones too)"
         raise UserError(
             f"{path}: a model of {loaded.num_classes} classes and {loaded.channels} channels, but "
             f"the data has {num_classes} and {channels}: choose a checkpoint of this data set"
+            f"{also * unnamed}"
         )
     check_size(path, meta, data, size)
     loaded.check(data.size, trains=False)

@@ -99,7 +99,7 @@ def test_a_run_older_than_a_setting_is_still_this_run(tmp_path: Path) -> None:
     write_json(tmp_path / "run.json", older)
     claim(tmp_path, cfg)
     for other in (
-        c.Evaluate(checkpoint=Path("a.pt"), evaluation=c.Evaluation(cascade=True)),
+        c.Evaluate(checkpoint=Path("a.pt"), source=Path("b.pt")),
         c.Train(),
         c.Distill(),
     ):

@@ -192,6 +192,15 @@ def test_the_command_on_two_processes_and_again_on_one(
     assert cli.main(command) == 0
     assert record.read_bytes() == before
 
+    more = [*two, "--attacks", "natural", "pgd2", "pgd3"]  # and measured again, on two
+    done = subprocess.run(
+        [sys.executable, "-m", "gacd.cli", *more],
+        capture_output=True, text=True, timeout=300, env=environment(),
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("measured again") == 1
+    assert "pgd3" in read_json(record)
+
 
 def test_what_several_ranks_cannot_do_is_refused() -> None:
     assert per_rank(12, 3) == 4

@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from gacd import config as c
-from gacd.commands.rows import MODEL, TEACHER
+from gacd.commands.rows import EARLIER, MODEL, RECORD, TEACHER
 from gacd.errors import UserError
 from gacd.evaluation.record import without_paths
 from gacd.methods import METHODS
+from gacd.report.records import read_record
 from gacd.storage import fingerprint, is_whole, read_json, write_json
 
 Goal = Literal["model", "record", "report"]
@@ -32,13 +33,15 @@ _RUN = {
 STARTS = ("checkpoint", "source", "teacher.checkpoint")  # of a study's cell, its address knows
 
 
-def claim(out: Path, cfg: c.Run, *, images: str | None = None, goal: Goal = "report") -> None:
+def claim(out: Path, cfg: c.Run, *, images: str | None = None, goal: Goal = "report") -> list[str]:
     """Make `out` this run's folder, or refuse the folder of another run.
 
     A run that has not begun its first stage may be replaced: its command may have been mistyped.
     So may the settings of methods that have not begun; `run.json` grows by what is new.
     The data may lie elsewhere than before, but the fingerprint of their `images` must be the same.
     What a study's cell starts from may have been made anew, on a machine that rounds otherwise.
+    Another evaluation is no other run, as no network depends on it (but another cell of a study):
+    returned are the rows that it is to measure again.
 
     Raises:
         UserError: `out` holds a run with another configuration (the first difference is named), or
@@ -48,21 +51,42 @@ def claim(out: Path, cfg: c.Run, *, images: str | None = None, goal: Goal = "rep
     ours = _identity(cfg) | ({} if images is None else {"images": images})
     if not refuse_foreign(out, path.name):
         write_json(path, ours)
-        return
+        return []
     theirs = read_run(path)
     # A setting that is newer than the run had its default there.
-    here, there = flat(ours), flat(_identity(type(cfg)())) | flat(theirs)
+    defaults = _identity(type(cfg)())
+    here, there = flat(ours), flat(defaults) | flat(theirs)
     here.setdefault("images", there.setdefault("images", images))  # older runs did not note it
     begun = used((folder.name for folder in out.iterdir() if folder.is_dir()), there)
-    key = differing(here, there, FREE if goal == "report" else FREE + STARTS, begun)
+    evaluation = *_evaluation(here), *_evaluation(there)
+    key = differing(here, there, FREE + (evaluation if goal == "report" else STARTS), begun)
     if key is not None:
         raise UserError(
             f"{out} holds another run ({key} is {there.get(key)} there and {here.get(key)} here): "
             f"choose another --out{_reusable(out, cfg, key)}, or delete that folder"
         )
     grown = _grown(theirs, ours, begun)
+    if goal == "report":
+        grown["evaluation"] = ours["evaluation"]
     if grown != theirs:
         write_json(path, grown)
+    return _set_aside(out, ours, defaults) if goal == "report" else []
+
+
+def _set_aside(out: Path, ours: dict[str, Any], defaults: dict[str, Any]) -> list[str]:
+    """Take rows that were measured by another evaluation out of the table; their names."""
+    here, names = _evaluation(flat(ours)), []
+    for path in sorted(out.glob(f"*/{RECORD}")):
+        there = _evaluation(flat(defaults) | flat(read_record(path)["config"]))
+        if differing(here, there, FREE, ()) is not None:
+            path.replace(path.with_name(EARLIER))
+            names.append(path.parent.name)
+    return names
+
+
+def _evaluation(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Of flat settings, those of how models are measured."""
+    return {k: v for k, v in settings.items() if k.partition(".")[0] == "evaluation"}
 
 
 def read_run(

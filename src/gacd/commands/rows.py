@@ -3,7 +3,7 @@
 import os
 import signal
 import threading
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from multiprocessing import parent_process
 from pathlib import Path
@@ -30,6 +30,9 @@ from gacd.report.run import sorted_paths
 from gacd.storage import is_number, is_whole, write_json
 
 MODEL = "model.safetensors"
+RECORD = "record.json"
+EARLIER = "earlier.json"
+"""The record that a row had by other evaluation settings, before it was measured again."""
 TEACHER = "teacher"
 SOURCE = "source"
 _LAYOUT = {"cuda": torch.channels_last}
@@ -167,6 +170,8 @@ def measure_row(
     write_json(out / "examples.json", examples)
     if checks:
         write_json(out / "diagnosis.json", [asdict(check) for check in checks])
+    else:  # an earlier evaluation's
+        (out / "diagnosis.json").unlink(missing_ok=True)
     found.save(out / OUTCOMES)
     for doubt in _doubts(found, checks):
         print(f"note: {row.name}: {doubt}", flush=True)
@@ -191,7 +196,7 @@ def measure_row(
             "eps_curve": [list(point) for point in curve],
         },
     )
-    write_json(out / "record.json", record)
+    write_json(out / RECORD, record)
 
 
 def _doubts(found: Evaluation, checks: Sequence[Check]) -> list[str]:
@@ -209,8 +214,10 @@ def measure_row_elsewhere(cfg: c.Run, row: Row) -> None:
     """`measure_row` in a process of its own, which loads for itself what it needs."""
     if cfg.fabric.threads is not None:
         torch.set_num_threads(cfg.fabric.threads)
-    trains = not isinstance(cfg, c.Evaluate)  # then what was read with them decides on the size
-    test = build.splits(cfg.data, cfg.seed).test if trains else build.test_part(cfg.data)
+    if isinstance(cfg, c.Evaluate):
+        test = build.test_part(cfg.data, cfg.checkpoint)
+    else:  # what was read with them decides on the size
+        test = build.splits(cfg.data, cfg.seed).test
     measure_row(cfg, row, test, torch.device("cpu"), show_progress=False)
 
 
@@ -228,9 +235,21 @@ def _end_with_parent() -> None:
         os._exit(1)
 
 
+def set_aside(out: Path, pending: Container[str]) -> list[Row]:
+    """The rows that had a record by other evaluation settings, and have none by this run's."""
+    rows = []
+    for path in sorted_paths(out, f"*/{EARLIER}", ()):
+        folder = path.parent
+        if folder.name not in pending and not (folder / RECORD).is_file():
+            said, spent = read_record(path), Spent.read(folder / MODEL)
+            role, unlabelled = said.get("role") or "", said.get("unlabelled", 0)
+            rows.append(Row(folder.name, said["model"], said["method"], role, spent, unlabelled))
+    return rows
+
+
 def find_records(out: Path, names: Sequence[str]) -> list[dict[str, Any]]:
     """Every record in a run folder: rows of these names first, in this order."""
-    return [read_record(path) for path in sorted_paths(out, "*/record.json", names)]
+    return [read_record(path) for path in sorted_paths(out, f"*/{RECORD}", names)]
 
 
 def summary(record: dict[str, Any]) -> dict[str, Any]:
@@ -242,5 +261,5 @@ def summary(record: dict[str, Any]) -> dict[str, Any]:
 
 def row_order(out: Path) -> list[str]:
     """The rows of a run folder in the order of its table: the teacher, then method by method."""
-    names = (path.parent.name for path in out.glob("*/record.json"))
+    names = (path.parent.name for path in out.glob(f"*/{RECORD}"))
     return [TEACHER, *method_order(name for name in names if name != TEACHER)]

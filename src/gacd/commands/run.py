@@ -15,7 +15,9 @@ from gacd import build
 from gacd import config as c
 from gacd.commands.identity import Goal, begun_in, claim, refuse_missing, starts
 from gacd.commands.rows import (
+    EARLIER,
     MODEL,
+    RECORD,
     SOURCE,
     Row,
     Spent,
@@ -24,6 +26,7 @@ from gacd.commands.rows import (
     measure_row,
     measure_row_elsewhere,
     row_order,
+    set_aside,
     summary,
 )
 from gacd.data.dataset import ArrayDataset
@@ -73,7 +76,8 @@ class Run:
 
     def read(self) -> tuple[ArrayDataset, str]:
         """The test images, and the fingerprint of all images that this run is of."""
-        test = build.test_part(self.cfg.data)
+        assert isinstance(self.cfg, c.Evaluate)  # other commands train, and read more
+        test = build.test_part(self.cfg.data, self.cfg.checkpoint)
         return test, test.fingerprint()
 
     def _claim(self, images: str) -> None:
@@ -97,13 +101,18 @@ class Run:
         except NotImplementedError:  # a file system without locks
             self.lock = None
         try:
-            claim(self.cfg.out, self.cfg, images=images, goal=self.goal)
+            again = claim(self.cfg.out, self.cfg, images=images, goal=self.goal)
         except UserError:
             if self.lock is not None:
                 self.lock.release()
                 if new:  # somebody else's folder stays as it was
                     path.unlink(missing_ok=True)
             raise
+        if again:
+            self.note(
+                f"measured again, as the evaluation settings are others than before: "
+                f"{', '.join(again)} (what was found then stays in {EARLIER})"
+            )
         if self.lock is not None:
             sweep(self.cfg.out)
 
@@ -178,7 +187,7 @@ class Run:
 
         With `evaluation.workers` this happens in another process, while the next model trains.
         """
-        done = (self.cfg.out / row.name / "record.json").is_file()
+        done = (self.cfg.out / row.name / RECORD).is_file()
         if self.fabric.broadcast(done or self.goal == "model"):
             return
         if self.cfg.evaluation.workers == 0:
@@ -214,7 +223,14 @@ class Run:
                 self.pool.terminate()
 
     def finish(self, title: str) -> None:
-        """Write `results.json` and `report.html`, and print the table."""
+        """Write `results.json` and `report.html`, and print the table.
+
+        Of other commands' rows, too: no table has figures by two evaluations.
+        """
+        others: list[Row] = []
+        self.once(lambda: others.extend(set_aside(self.cfg.out, self.pending)))
+        for row in self.fabric.broadcast(others):
+            self.measure(row)
         if not self.fabric.is_global_zero:
             return
         self._wait()

@@ -51,7 +51,7 @@ def read_folder(root: Path, size: int | None = None) -> tuple[ArrayDataset, Arra
 
 def read_test_folder(root: Path, size: int | None = None) -> ArrayDataset:
     """The test set of `read_folder`, by itself: train/, where there is one, names the classes."""
-    classes = _classes(root, "train" if (root / "train").is_dir() else "test")
+    classes = _classes(root, "train" if (root / "train").is_dir() else "test", least=1)
     return _dataset(root, _files(root / "test", classes), classes, size)
 
 
@@ -100,12 +100,12 @@ def find_images(root: Path) -> tuple[tuple[str, ...], Files, Files]:
     return classes, _files(root / "train", classes), _files(root / "test", classes)
 
 
-def _classes(root: Path, part: str) -> tuple[str, ...]:
+def _classes(root: Path, part: str, least: int = 2) -> tuple[str, ...]:
     """The classes by the folders of a part; those in test/ must be among them."""
     if not root.is_dir():
         raise UserError(f"{root}: no such folder; it should hold train/CLASS/* and test/CLASS/*")
     classes = _folders(root / part)
-    if len(classes) < 2:
+    if len(classes) < least:
         raise UserError(
             f"{root / part}: {len(classes)} class folder(s); "
             "it needs at least two, each with the images of one class"

@@ -82,15 +82,19 @@ def load_test(
     size: int | None = None,
     classes: Sequence[str] | None = None,
     test_limit: int | None = None,
+    known: Sequence[str] = (),
 ) -> ArrayDataset:
     """The test part of `load_splits` alone.
 
     Training images are not decoded, and class folders need none: the classes are then the folders
-    of test/.
+    of test/. These may lack some of the classes that are `known`, those of a network.
     """
     root = None if root is None else Path(root)
     _check(name, root, size)
-    test = _kept(_read_test(name, root, size), classes)
+    part = _read_test(name, root, size)
+    if name == "folder":
+        part = _by_name(part, one_spelling(known), classes)
+    test = _kept(part, classes)
     return _tested(test, test_limit, size or _SIZES.get(name))
 
 
@@ -117,6 +121,20 @@ def _kept(part: Part, classes: Sequence[str] | None) -> Part:
             "it needs at least two classes"
         )
     return part if classes is None else only_classes(part, classes)
+
+
+def _by_name(part: Part, known: list[str], chosen: Sequence[str] | None) -> Part:
+    """A folder's images with labels as a network has them, where it knows all of their classes.
+
+    Where classes are chosen, those of the network are among them that no image is of.
+    """
+    if chosen is not None:
+        lacking = [n for n in one_spelling(chosen) if n in known and n not in part.classes]
+        return replace(part, classes=(*part.classes, *lacking))
+    if not set(part.classes) <= set(known):
+        return part
+    labels = torch.tensor([known.index(name) for name in part.classes])[part.labels]
+    return replace(part, labels=labels, classes=tuple(known))
 
 
 def _tested(test: Part, limit: int | None, side: int | None) -> ArrayDataset:

@@ -157,6 +157,13 @@ def test_records_and_page_say_so(finished: tuple[Path, Seen]) -> None:
     assert "Students with a teacher also trained on 60 images without labels" in page
 
 
+def test_methods_that_have_no_use_for_them_say_so(
+    folder: Path, tmp_path: Path, no_page: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(tmp_path / "run", folder, "pgd-at") == 0
+    assert "the unlabelled images train none of these methods: they" in capsys.readouterr().out
+
+
 def test_without_such_images_self_training_is_adversarial_training(tmp_path: Path) -> None:
     assert cli.main([*DISTILL, "--out", str(tmp_path / "run"), "--methods", "pgd-at", "rst"]) == 0
     ours, theirs = (

@@ -42,6 +42,8 @@ def distill(cfg: c.Distill, title: str = "", *, goal: Goal = "report") -> None:
     pixels = None if cfg.unlabelled is None else read_unlabelled(run, cfg.unlabelled)
     teacher, row = _teacher(run, cfg)
     taught = run.splits if pixels is None else answered(run, pixels, teacher)
+    if pixels is not None and not any(parse_method(m).needs_teacher for m in cfg.methods):
+        run.note("the unlabelled images train none of these methods: they have no teacher")
     if cfg.teacher.evaluate:
         run.measure(row)
     for method in cfg.methods:

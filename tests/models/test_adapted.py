@@ -272,7 +272,7 @@ def test_a_bad_network_is_refused_before_the_teacher_trains(
 
 def test_a_network_that_was_taken_is_not_taken_again() -> None:
     network = resnet18()
-    Adapted(network, "fc")
+    assert "_Taken" not in repr(Adapted(network, "fc"))
     message = "an Adapted has taken 'fc' of this ResNet already: use that one, or build the"
     with pytest.raises(UserError, match=message):
         Adapted(network, "fc", mean=(0.5,) * 3, std=(0.2,) * 3)

@@ -20,6 +20,9 @@ _BODY, _HEAD = "body.", "head."
 class _Taken(nn.Identity):
     """Stands where the last layer was."""
 
+    def _get_name(self) -> str:  # of which a fingerprint is made: banks keep fitting their teacher
+        return "Identity"
+
 
 class Adapted(Backbone):
     """A classifier whose forward pass ends in a linear layer, cut before it.

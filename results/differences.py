@@ -32,8 +32,8 @@ def panels() -> dict[str, dict[str, dict[str, Measured]]]:
     teacher = "a teacher of four times the size"
     return {
         f"10,000 images, with labels; {teacher}": _of(small, NO_TEACHER),
-        "all of CIFAR-10 (JPEG), with labels; a teacher of fifteen times the size; 2.0 to 2.8 times "
-        "the FLOPs": _runs("strong-teacher-cifar10"),
+        "all of CIFAR-10 (JPEG), with labels; a teacher of fifteen times the size; 2.0 to 2.8 "
+        "times the FLOPs": _runs("strong-teacher-cifar10"),
         f"1,000 images, with labels; {teacher} that has seen 10,000": _runs("few-images"),
         "the same 1,000 images and 8,700 without labels; the same teacher": _runs("unlabelled"),
     }

@@ -57,6 +57,8 @@ def test_a_network_of_ones_own_is_measured(capsys: pytest.CaptureFixture[str]) -
     assert 0 <= low <= accuracy <= high <= 100
 
 
+# PyTorch 2.11 says so of the bytes that its own loader reads.
+@pytest.mark.filterwarnings("ignore:The given buffer is not writable:UserWarning")
 def test_a_finished_network_is_exported(tmp_path: Path) -> None:
     (path,) = re.findall(r'load_model\("(.*?)"\)', EXPORT)
     model = create_model("digits-cnn-2", num_classes=10, channels=1, seed=0)

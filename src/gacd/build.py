@@ -259,7 +259,7 @@ def from_checkpoint(
             f"as {lacking[0]}): choose data of all its classes, or a checkpoint of these alone"
         )
     strange = sorted(set(ours) - known)
-    if strange and len(strange) < len(ours) != len(theirs):
+    if strange and known & set(ours) and len(ours) != len(theirs):
         raise UserError(
             f"{path}: does not know the class {strange[0]} of the data: choose a checkpoint of "
             f"these classes, or leave images of others out by --data.classes {' '.join(theirs)}"

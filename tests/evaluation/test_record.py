@@ -95,8 +95,8 @@ def test_environment_names_code_and_machine() -> None:
 
 
 def test_installed_inside_a_strangers_repository_has_no_commit(tmp_path: Path) -> None:
-    from gacd.evaluation.record import source
+    from gacd.evaluation.record import revision
 
     subprocess.run(["git", "init", "-q", str(tmp_path)], check=True)
     (tmp_path / "__init__.py").touch()
-    assert source(tmp_path) == {"commit": None, "dirty": None}
+    assert revision(tmp_path) == {"commit": None, "dirty": None}

@@ -16,6 +16,7 @@ from torch import Generator, Tensor
 from gacd.data.batches import iterate
 from gacd.errors import UserError
 from gacd.methods import Loss, Method, Step
+from gacd.methods.method import COLUMNS
 from gacd.randomness import keyed_generator
 from gacd.shapes import Batch
 from gacd.storage import load_tensors, read_json, read_json_lines
@@ -63,6 +64,7 @@ def test_two_steps_are_nesterovs_by_hand(stage: Any, tmp_path: Path) -> None:
                 p.sub_(rates[step] * (g + 0.7 * v))
     assert len(batches) == 2
     [row] = read_json_lines(tmp_path / "log.jsonl")
+    assert row.keys() == COLUMNS  # names that no method may log by
     assert row["grad_norm"] == pytest.approx(sum(norms) / 2, rel=1e-5)  # before it is clipped
     for name, value in twin.state_dict().items():
         torch.testing.assert_close(method.state_dict()[name], value, msg=name)

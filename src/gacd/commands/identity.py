@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from gacd import config as c
-from gacd.commands.rows import EARLIER, MODEL, RECORD, TEACHER
+from gacd.commands.rows import EARLIER, MODEL, TEACHER
 from gacd.errors import UserError
 from gacd.evaluation.record import without_paths
 from gacd.methods import METHODS
-from gacd.report.records import read_record
+from gacd.report.records import RECORD, read_record
 from gacd.storage import fingerprint, is_whole, read_json, write_json
 
 Goal = Literal["model", "record", "report"]

@@ -25,12 +25,11 @@ from gacd.methods.registry import method_order
 from gacd.models.base import Backbone
 from gacd.models.checkpoints import check_said, load_model, said_of
 from gacd.ranks import ALONE, Ranks
-from gacd.report.records import read_record
+from gacd.report.records import RECORD, read_record
 from gacd.report.run import sorted_paths
 from gacd.storage import is_number, is_whole, write_json
 
 MODEL = "model.safetensors"
-RECORD = "record.json"
 EARLIER = "earlier.json"
 """The record that a row had by other evaluation settings, before it was measured again."""
 TEACHER = "teacher"
@@ -235,7 +234,7 @@ def _end_with_parent() -> None:
         os._exit(1)
 
 
-def set_aside(out: Path, pending: Container[str]) -> list[Row]:
+def rows_set_aside(out: Path, pending: Container[str]) -> list[Row]:
     """The rows that had a record by other evaluation settings, and have none by this run's."""
     rows = []
     for path in sorted_paths(out, f"*/{EARLIER}", ()):

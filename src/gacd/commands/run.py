@@ -17,7 +17,6 @@ from gacd.commands.identity import Goal, begun_in, claim, refuse_missing, starts
 from gacd.commands.rows import (
     EARLIER,
     MODEL,
-    RECORD,
     SOURCE,
     Row,
     Spent,
@@ -26,17 +25,18 @@ from gacd.commands.rows import (
     measure_row,
     measure_row_elsewhere,
     row_order,
-    set_aside,
+    rows_set_aside,
     summary,
 )
 from gacd.data.dataset import ArrayDataset
 from gacd.errors import UserError
 from gacd.evaluation.autoattack import check_autoattack
 from gacd.evaluation.names import parse_attack
-from gacd.evaluation.record import source
+from gacd.evaluation.record import revision
 from gacd.models.base import Backbone
 from gacd.models.checkpoints import method_of, save_model
 from gacd.progress import progress
+from gacd.report.records import RECORD
 from gacd.report.run import write_run_report
 from gacd.report.tables import comparison_table
 from gacd.storage import sweep, write_json
@@ -46,7 +46,7 @@ class Run:
     """One run folder: its test images, its threat model, its models and their rows."""
 
     def __init__(self, cfg: c.Run, goal: Goal = "report") -> None:
-        source()  # before the tree can change
+        revision()  # before the tree can change
         if cfg.fabric.precision == "auto":  # a run goes on as it began, on another machine too
             precision = begun_in(cfg.out) or build.precision(cfg.fabric)
             cfg = replace(cfg, fabric=replace(cfg.fabric, precision=precision))
@@ -228,7 +228,7 @@ class Run:
         Of other commands' rows, too: no table has figures by two evaluations.
         """
         others: list[Row] = []
-        self.once(lambda: others.extend(set_aside(self.cfg.out, self.pending)))
+        self.once(lambda: others.extend(rows_set_aside(self.cfg.out, self.pending)))
         for row in self.fabric.broadcast(others):
             self.measure(row)
         if not self.fabric.is_global_zero:

@@ -31,7 +31,7 @@ def environment() -> dict[str, Any]:
     """Commit, versions, hardware and platform of this run; no host name and no path."""
     return {
         "gacd": gacd.__version__,
-        **source(),
+        **revision(),
         "python": platform.python_version(),
         "versions": {"torch": str(torch.__version__)} | {n: _version(n) for n in _PACKAGES},
         "platform": f"{platform.system()} {platform.machine()}",
@@ -104,7 +104,7 @@ def _last_component(text: str) -> str:
 
 
 @cache
-def source(folder: Path = Path(gacd.__file__).parent) -> dict[str, Any]:
+def revision(folder: Path = Path(gacd.__file__).parent) -> dict[str, Any]:
     """Commit of the tree that holds this package, and whether it was changed since.
 
     As they are when a process asks first, which a run does as it begins: the tree may be another

@@ -16,6 +16,8 @@ from gacd.storage import (
     read_json_lines,
 )
 
+RECORD = "record.json"
+"""What a row's record is called."""
 ENVIRONMENT = {
     **dict.fromkeys(("gacd", "python", "platform", "cpu", "cores", "threads"), object),
     "commit": str | None,

@@ -16,7 +16,7 @@ from gacd.report.figures import (
 )
 from gacd.report.page import Check, Checks, Section, write_report
 from gacd.report.pictures import Pictures, attacked_pictures
-from gacd.report.records import read_checks, read_examples, read_log, read_record
+from gacd.report.records import RECORD, read_checks, read_examples, read_log, read_record
 from gacd.report.tables import (
     Cell,
     Column,
@@ -42,7 +42,7 @@ def write_run_report(out: Path, title: str | None = None, *, order: Sequence[str
     Raises:
         UserError: the folder holds no record, a file in it is damaged, or it cannot be written to.
     """
-    folders = [path.parent for path in sorted_paths(out, "*/record.json", order)]
+    folders = [path.parent for path in sorted_paths(out, f"*/{RECORD}", order)]
     if not folders:
         raise UserError(f"{out}: no evaluated model in this folder (no */record.json) to report on")
     kept = out / "report.json"
@@ -51,7 +51,7 @@ def write_run_report(out: Path, title: str | None = None, *, order: Sequence[str
     elif kept.is_file():
         title = read_json(kept, {"title": str})["title"]
 
-    every = [read_record(folder / "record.json") for folder in folders]
+    every = [read_record(folder / RECORD) for folder in folders]
     names = [str(method_cell(record)) for record in every]
     records = dict(zip(names, every, strict=True))
     examples = _beside(folders, names, "examples.json", read_examples)

@@ -10,6 +10,7 @@ from typing import Any
 from gacd import config as c
 from gacd.commands.rows import MODEL
 from gacd.evaluation.record import without_paths
+from gacd.report.records import RECORD
 from gacd.storage import fingerprint
 
 Config = c.Train | c.Distill | c.Finetune | c.Transfer | c.Analyze
@@ -57,7 +58,7 @@ class Cell:
     @property
     def record(self) -> Path:
         """The file that says it is done, within the cell's folder."""
-        return self.row / ("analysis.json" if self.command == "analyze" else "record.json")
+        return self.row / ("analysis.json" if self.command == "analyze" else RECORD)
 
     @property
     def model(self) -> Path:

@@ -9,7 +9,7 @@ from gacd.commands.identity import FREE, STARTS, differing, flat, read_run, used
 from gacd.commands.rows import TEACHER
 from gacd.errors import UserError
 from gacd.methods.registry import METHODS, method_order
-from gacd.report.records import read_record
+from gacd.report.records import RECORD, read_record
 from gacd.study.measure import Arm
 from gacd.study.results import Result
 
@@ -35,7 +35,7 @@ def read_arms(runs: Sequence[Path]) -> dict[str, Arm]:
     folders: dict[str, dict[int, Path]] = {}
     teachers = teachers_of(runs)
     for number, run in enumerate(runs):
-        paths = sorted(run.rglob("record.json"))
+        paths = sorted(run.rglob(RECORD))
         if not paths:
             raise UserError(f"{run}: no evaluated model in this folder (no record.json)")
         if paths[0].parent == run:
@@ -57,7 +57,7 @@ def arm(name: str, folders: Mapping[int, Path], teachers: Sequence[str | None] =
     """One model by several seeds, numbered: the folders of its row, and what taught each run."""
     results = []
     for number, folder in folders.items():
-        record = read_record(folder / "record.json")
+        record = read_record(folder / RECORD)
         terms = str(record["method"]).split("+")
         taught = name == TEACHER or any(t not in METHODS or METHODS[t].needs_teacher for t in terms)
         teacher = teachers[number] if taught and teachers else None

@@ -177,8 +177,8 @@ class Distill(Run):
     crd+kd, also with igdm, such as adaad+igdm; after any with a teacher adversarial fine-tuning, as
     in gacd+aft, gacd+rslad+aft."""
     unlabelled: Path | None = None
-    """A folder of images without labels, at any depth: methods with a teacher train on them, too,
-    as on images of the class that it answers. What is in the data already is left out."""
+    """Images without labels, anywhere in a folder or `image` of an .npz: methods with a teacher
+    train on them as on images of the class that it answers. What the data hold is left out."""
     weights: dict[str, float] = field(default_factory=dict)
     """Of the methods in combinations, by name; 1 where not given."""
     bank: Path | None = None

@@ -16,6 +16,7 @@ from gacd.anchors import AnchorBank
 from gacd.commands import distill as command
 from gacd.commands import training
 from gacd.data.dataset import ArrayDataset, Splits
+from gacd.data.folder import read_pictures
 from gacd.data.load import load_splits
 from gacd.models.checkpoints import load_model
 from gacd.storage import load_tensors, read_json
@@ -216,10 +217,43 @@ def _broken(root: Path) -> Path:
     return root / "broken"
 
 
+def archive(file: Path, **arrays: Any) -> Path:
+    np.savez_compressed(file, **arrays)
+    return file
+
+
+def _cut_short(root: Path) -> Path:
+    whole = archive(root / "cut.npz", image=np.zeros((9, 8, 8, 1), np.uint8)).read_bytes()
+    (root / "cut.npz").write_bytes(whole[: len(whole) // 2])
+    return root / "cut.npz"
+
+
 @pytest.mark.parametrize(
     ("make", "said"),
     [
         (lambda root: root / "nowhere", "nowhere: no such folder; images are looked for in it"),
+        (lambda root: root / "nowhere.npz", "nowhere.npz: no such file"),
+        (_cut_short, "cut.npz: cannot be read as a NumPy archive ("),
+        (
+            lambda root: archive(root / "a.npz", image=np.array([{}], dtype=object)),
+            "a.npz: cannot be read as a NumPy archive (Object arrays cannot be loaded",
+        ),
+        (
+            lambda root: archive(root / "a.npz", images=np.zeros(3), label=np.zeros(3)),
+            "a.npz: has no array 'image', but images, label",
+        ),
+        (
+            lambda root: archive(root / "a.npz", image=np.zeros((2, 1, 8, 8), np.float32)),
+            "a.npz: its 'image' is float32 (2, 1, 8, 8): save bytes [N, H, W, C]",
+        ),
+        (
+            lambda root: archive(root / "a.npz", image=np.zeros((0, 8, 8, 1), np.uint8)),
+            "a.npz: its 'image' holds no images: (0, 8, 8, 1)",
+        ),
+        (
+            lambda root: archive(root / "a.npz", image=np.zeros((2, 8, 8, 3), np.uint8)),
+            "a.npz: its images are in colour, and the data are grey: convert them",
+        ),
         (_empty, "empty: no images in it or below (.bmp, "),
         (_colour, "colour: its images are in colour, and the data are grey: convert them"),
         (_known, "known: no image that the data have not: give others as unlabelled"),
@@ -236,9 +270,35 @@ def test_refused_before_the_teacher_trains(
 
 
 def test_grey_images_serve_where_the_data_are_in_colour(tmp_path: Path) -> None:
-    from gacd.data.folder import read_pictures
-
     pictures(tmp_path / "grey", torch.full((3, 1, 12, 12), 7, dtype=torch.uint8))
     assert (
         read_pictures(tmp_path / "grey", size=8, channels=3).tolist() == [[[[7] * 8] * 8] * 3] * 3
     )
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("size", [12, 8])
+def test_an_archive_of_images_is_a_folder_of_them(size: int, channels: int, tmp_path: Path) -> None:
+    images = torch.randint(256, (5, 12, 12, channels), dtype=torch.uint8, generator=_seeded())
+    (tmp_path / "folder").mkdir()
+    for i, image in enumerate(images.numpy().squeeze()):
+        Image.fromarray(image).save(tmp_path / "folder" / f"{i}.png")
+    file = archive(tmp_path / "images.npz", image=images.numpy(), label=np.arange(5))
+    found, wanted = (
+        read_pictures(source, size=size, channels=3) for source in (file, tmp_path / "folder")
+    )
+    assert found.shape == (5, 3, size, size)
+    assert torch.equal(found, wanted)
+
+
+def test_an_archive_is_answered_as_its_folder_is(
+    folder: Path, finished: tuple[Path, Seen], tmp_path: Path, no_page: None
+) -> None:
+    images = read_pictures(folder, size=8, channels=1)
+    file = archive(tmp_path / "images.npz", image=images.permute(0, 2, 3, 1).numpy())
+    assert run(tmp_path / "run", file, "kd") == 0
+    found, wanted = (
+        load_tensors(out / "unlabelled.safetensors") for out in (tmp_path / "run", finished[0])
+    )
+    assert torch.equal(found[0]["labels"], wanted[0]["labels"])
+    assert found[1] == wanted[1]  # the fingerprint of the images

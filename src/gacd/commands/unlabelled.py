@@ -21,15 +21,15 @@ from gacd.storage import load_tensors, save_tensors
 _ANSWERS = "unlabelled.safetensors"
 
 
-def read_unlabelled(run: TrainingRun, folder: Path) -> PixelArray:
-    """The images below a folder that are in no part of the data, as these are: [U, C, S, S].
+def read_unlabelled(run: TrainingRun, source: Path) -> PixelArray:
+    """The images of a folder or an .npz that no part of the data has, as these are: [U, C, S, S].
 
     Raises UserError where the training images are not in memory, or none is left.
     """
     train = run.splits.train
     if not isinstance(train, ArrayDataset):
         raise UserError("unlabelled images are read into memory: leave data.stream out")
-    pixels = read_pictures(folder, size=train.size, channels=train.channels)
+    pixels = read_pictures(source, size=train.size, channels=train.channels)
     every = replace(run.cfg.data, test_limit=None)  # others may be measured on later
     test = run.test if run.cfg.data == every else build.test_part(every)
     parts = {"train": train, "validation": run.splits.val, "test": test}
@@ -42,7 +42,7 @@ def read_unlabelled(run: TrainingRun, folder: Path) -> PixelArray:
         found = ", ".join(f"{places.count(name):,} in {name}" for name in parts if name in places)
         run.note(f"unlabelled images that the data have are left out: {found}")
     if not kept.any():
-        raise UserError(f"{folder}: no image that the data have not: give others as unlabelled")
+        raise UserError(f"{source}: no image that the data have not: give others as unlabelled")
     return pixels[kept]
 
 

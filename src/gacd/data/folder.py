@@ -19,7 +19,7 @@ from PIL import Image, ImageOps
 
 from gacd import storage
 from gacd.data.dataset import ArrayDataset, one_spelling
-from gacd.errors import UserError, unknown
+from gacd.errors import UserError, first_line, unknown
 from gacd.progress import progress
 from gacd.shapes import PixelArray
 
@@ -55,20 +55,56 @@ def read_test_folder(root: Path, size: int | None = None) -> ArrayDataset:
     return _dataset(root, _files(root / "test", classes), classes, size)
 
 
-def read_pictures(folder: Path, *, size: int, channels: int) -> PixelArray:
-    """Every image below a folder, in the order of their paths: bytes [N, channels, size, size].
+def read_pictures(source: Path, *, size: int, channels: int) -> PixelArray:
+    """Every image below a folder, in the order of their paths, or every one in an .npz archive.
 
-    Raises UserError where there is none, or where they are in colour and the data are grey.
+    Bytes [N, channels, size, size], scaled and centre-cropped. An archive has an array `image`,
+    bytes [N, H, W, C] with one or three channels, as public sets of generated images do; what else
+    it holds is not read. Raises UserError where there is no image, or where they are in colour and
+    the data are grey.
     """
+    pixels = _archive(source, size) if source.suffix == ".npz" else _pictures(source, size)
+    if pixels.shape[1] > channels:
+        raise UserError(f"{source}: its images are in colour, and the data are grey: convert them")
+    return pixels.expand(-1, channels, -1, -1).contiguous()
+
+
+def _pictures(folder: Path, size: int) -> PixelArray:
     if not folder.is_dir():
-        raise UserError(f"{folder}: no such folder; images are looked for in it and below")
+        raise UserError(
+            f"{folder}: no such folder; images are looked for in it and below, or in an .npz file"
+        )
     paths = list(_below(folder))
     if not paths:
         raise UserError(f"{folder}: no images in it or below ({', '.join(sorted(SUFFIXES))})")
-    pixels = _load(paths, folder, size)
-    if pixels.shape[1] > channels:
-        raise UserError(f"{folder}: its images are in colour, and the data are grey: convert them")
-    return pixels.expand(-1, channels, -1, -1).contiguous()
+    return _load(paths, folder, size)
+
+
+def _archive(file: Path, size: int) -> PixelArray:
+    if not file.is_file():
+        raise UserError(f"{file}: no such file")
+    try:
+        with file.open("rb") as opened, np.load(opened) as arrays:  # pickles are refused
+            names = arrays.files
+            images = arrays["image"] if "image" in names else None
+    except Exception as error:  # a damaged file can raise anything
+        raise UserError(
+            f"{file}: cannot be read as a NumPy archive ({first_line(error)}); replace the file"
+        ) from None
+    if images is None:
+        raise UserError(f"{file}: has no array 'image', but {', '.join(names) or 'nothing'}")
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] not in (1, 3):
+        raise UserError(
+            f"{file}: its 'image' is {images.dtype} {images.shape}: save bytes [N, H, W, C], "
+            "with one channel or three"
+        )
+    if not images.size:
+        raise UserError(f"{file}: its 'image' holds no images: {images.shape}")
+    if images.shape[1:3] == (size, size):
+        return torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))
+    grey = images.shape[3] == 1
+    pictures = (Image.fromarray(image[..., 0] if grey else image) for image in images)
+    return torch.from_numpy(np.stack([fitted(picture, size) for picture in pictures]))
 
 
 def _below(folder: Path) -> Iterator[Path]:

@@ -178,7 +178,7 @@ class Distill(Run):
     in gacd+aft, gacd+rslad+aft."""
     unlabelled: Path | None = None
     """Images without labels, anywhere in a folder or `image` of an .npz: methods with a teacher
-    train on them as on images of the class that it answers. What the data hold is left out."""
+    train on them, labelled by the teacher. Images already in the data are left out."""
     weights: dict[str, float] = field(default_factory=dict)
     """Of the methods in combinations, by name; 1 where not given."""
     bank: Path | None = None
@@ -372,7 +372,7 @@ class Study:
     finetune: Training = field(default_factory=Training)
     """Of +aft."""
     epochs: dict[str, int] = field(default_factory=dict)
-    """By method, where they are not their stage's: so many that all cost the same compute."""
+    """By method, in place of its stage's: chosen so that all cost the same compute."""
     gacd: GACD = field(default_factory=GACD)
     crd: CRD = field(default_factory=CRD)
     linear_select: LinearSelect = "both"

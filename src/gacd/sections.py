@@ -120,9 +120,9 @@ class Attack:
     objective: Literal[
         "default", "ce", "margin", "kl", "teacher-kl", "adaptive-kl", "cosine", "transport"
     ] = "default"
-    """What it maximises; default: what the method asks for, of a combination the first that asks.
-    Divergences from the student's own clean output (kl), from the teacher's (teacher-kl), from the
-    teacher's on the attacked image (adaptive-kl); of features: cosine, transport."""
+    """What it maximises; default: the method's own, in a combination the first one's that has any.
+    kl: divergence from the student's clean output; teacher-kl: from the teacher's; adaptive-kl:
+    from the teacher's on the attacked image. cosine and transport look at features."""
 
     def __post_init__(self) -> None:
         positive(steps=self.steps, step_size=fraction(self.step_size))
@@ -199,7 +199,7 @@ class Evaluation:
     steps), cw<steps>, cw<steps>x<restarts>, transfer (pgd20 images made on another model),
     autoattack. In short: --attacks natural autoattack."""
     step_size: Budget | None = None
-    """Of PGD; by default eps/4 (2/255 at 8/255)."""
+    """Of pgd, cw and transfer; by default eps/4 (2/255 at 8/255)."""
     autoattack_limit: int | None = None
     """AutoAttack on so many test images (a fixed stratified subset, stated in the record); by
     default on all."""
@@ -276,7 +276,7 @@ class IAD(Reweighted):
 
     temperature: float = 1.0
     beta: float = 0.1
-    """How fast trust in the teacher falls with its probability of the true class; 0: never."""
+    """How fast trust in the teacher falls as its probability of the true class does; 0: never."""
     warmup: float = 0.3
     """Share of the training in which the teacher is trusted everywhere."""
 

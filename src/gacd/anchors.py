@@ -1,8 +1,8 @@
 """The anchor bank: a frozen teacher's features of a whole training set, computed once.
 
-Features are kept raw (before the projection, which is still learned), in half precision by
-choice, with labels and the teacher's confidence. A bank lives on a device, in host memory, or in a
-file that is mapped rather than read, so that a draw touches only the rows it draws.
+Features are kept raw (before the projection, which is still learned), in bfloat16 by default, with
+labels and the teacher's confidence. A bank lives on a device, in host memory, or in a file that is
+mapped rather than read, so that a draw touches only the rows it draws.
 """
 
 from collections.abc import Iterable
@@ -51,7 +51,7 @@ class AnchorBank:
     A row's weight is the teacher's softmax probability of its true class, in float32; 1 where there
     are no labels. Row j belongs to the image of index j. Nothing here is ever differentiated.
 
-    Source: Bai et al. 2020 (arXiv:2009.09922), Eq. 9 for the weights.
+    Source: Bai et al. 2020 (arXiv:2009.09922), Algorithm 1 for the weights.
     """
 
     def __init__(
@@ -181,9 +181,10 @@ class AnchorBank:
         expected: Fingerprint | None = None,
         device: torch.device | None = None,
     ) -> "AnchorBank":
-        """A saved bank on `device`; mapped from the file, not read, where no device is given.
+        """A saved bank on `device`; mapped from the file, not read, for the CPU or no device.
 
-        Raises a UserError where the bank was made of another teacher, data set or preprocessing.
+        Raises UserError where the file is no bank, or one of another teacher, data set or
+        preprocessing than `expected`.
         """
         tensors, meta = load_tensors(path, kept=False)
         if not {"features", "weights"} <= tensors.keys() or not meta.keys() >= set(
@@ -202,7 +203,7 @@ class AnchorBank:
         return cls(tensors["features"], tensors.get("labels"), tensors["weights"], found)
 
     def to(self, device: torch.device) -> "AnchorBank":
-        """The bank on another device; on the CPU, in memory."""
+        """The bank on another device. On the CPU a bank mapped from a file stays mapped."""
         labels_M = None if self.labels_M is None else self.labels_M.to(device)
         return AnchorBank(
             self.features_MD.to(device), labels_M, self.weights_M.to(device), self.fingerprint
@@ -276,6 +277,7 @@ def principal_projection(
     """Weight and bias of a projection onto the leading principal components: a frozen P_t.
 
     features W' + b = (features - mean) V, V the `width` leading eigenvectors of the covariance.
+    Raises UserError where `width` is more than the features have.
     """
     check_width(width, features_MD.shape[1])
     wide_D = features_MD.new_zeros(features_MD.shape[1], dtype=torch.float64)

@@ -71,12 +71,13 @@ def fit_head(
     """Fit the model's last layer by multinomial logistic regression on its frozen features.
 
     Minimises sum_i CE(W z_i + b, y_i) + |W|^2 / (2 C) by L-BFGS on standardised clean features of
-    train (no augmentation), for every C in `strengths`. The layer with the best mean of clean
-    accuracy and accuracy under PGD-10 within `threat`, through the whole network, on validation
-    images is kept; without a threat, the best on clean ones. Ties go to the stronger penalty, and
-    a layer no better on clean images than the most frequent class is kept only if all are so.
-    With `cache`, a folder, the strengths that were tried survive a kill; as in `evaluate` it knows
-    a model by its structure, parameters and buffers.
+    train (no augmentation), for every C in `strengths`; with two classes the penalty is |W|^2 / C,
+    as sklearn fits one row. Kept is the layer with the best mean of clean accuracy and accuracy
+    under PGD-10 within `threat`, through the whole network, on validation images; without a threat,
+    the best on clean ones. Ties go to the stronger penalty, and a layer no better on clean images
+    than the most frequent class is kept only if all are so. With `cache`, a folder, the strengths
+    that were tried survive a kill; as in `evaluate` it knows a model by its structure, parameters
+    and buffers. Raises UserError without strengths, or for data of other classes than the model's.
     """
     check_backbone(model)
     if not strengths:

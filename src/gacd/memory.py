@@ -1,6 +1,6 @@
 """State that a contrastive loss reads and a training step writes: nothing here moves in a forward.
 
-Every buffer is persistent, so a state dict resumes exactly.
+Every buffer that moves is persistent, so a state dict resumes exactly.
 """
 
 import math
@@ -27,7 +27,9 @@ class Normaliser(nn.Module):
     | `exact` | None: each image its own, over the anchors at hand |
 
     `write` what `losses.contrastive.log_partition` gives, then `read`. `wants_write` says whether a
-    write would change anything, so that the figure need not be computed for nothing.
+    write would change anything, so that the figure need not be computed for nothing. `running`:
+    log Z <- m log Z + (1 - m) log mean_i Z_i, m the `momentum`. Raises UserError for an unknown
+    kind, or m outside [0, 1).
     """
 
     def __init__(self, kind: str = "exact", *, momentum: float = 0.99) -> None:

@@ -141,6 +141,25 @@ def test_anchors_are_drawn_as_said(
     assert ("mi" in logs) == (not balanced)  # draws by class are none from the marginal
 
 
+@pytest.mark.parametrize("estimator", ["exact", "memory"])
+def test_balanced_is_refused_where_nothing_is_drawn(world: World, estimator: str) -> None:
+    with pytest.raises(UserError, match=f"estimator {estimator} draws none"):
+        world.method("gacd", estimator=estimator, normaliser="first-batch", balanced=True)
+
+
+@pytest.mark.parametrize("estimator", ["exact", "sampled"])
+def test_a_bank_elsewhere_serves_where_rows_are_drawn_and_copied(
+    world: World, estimator: str, generator: torch.Generator
+) -> None:
+    anchors, elsewhere = world.method("gacd", estimator=estimator).terms["gacd"].anchors, "meta"
+    if estimator == "sampled":
+        drawn = anchors.draw(generator, torch.device(elsewhere))
+        assert drawn.features_MD.device.type == elsewhere
+    else:
+        with pytest.raises(UserError, match="the bank is on cpu and the student on meta: move"):
+            anchors.draw(generator, torch.device(elsewhere))
+
+
 @pytest.mark.parametrize("name", ["ce", "margin", "kl", "teacher-kl", "adaptive-kl"])
 def test_gacd_refuses_attacks_on_a_head_that_it_does_not_train(world: World, name: str) -> None:
     attack = replace(ATTACK, objective=name)

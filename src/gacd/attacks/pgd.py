@@ -79,7 +79,10 @@ def pgd(
 
 
 def fgsm(objective: Objective, x: Images, threat: ThreatModel) -> Images:
-    """One step of length eps from `x` itself: x + eps sign(grad) (Goodfellow et al. 2015)."""
+    """One step of length eps from `x` itself, cut to the box (Goodfellow et al. 2015).
+
+    l_inf: x + eps sign(grad); l_2: x + eps grad / |grad|. Raises as `pgd` does.
+    """
     return pgd(objective, x, threat, steps=1, step_size=threat.eps, random_start=False)
 
 

@@ -20,7 +20,7 @@ class ThreatModel:
 
     `eps` is in units of [0, 1] images, for the norm of the whole image: 8/255 is usual for l_inf,
     0.5 for l_2. Nothing here is in place, and every result has the memory format of `x`.
-    Raises UserError for an unknown norm, a negative eps, or an l_inf eps above 1.
+    Raises UserError for an unknown norm, a negative or infinite eps, or an l_inf eps above 1.
     """
 
     norm: Norm = "linf"
@@ -37,7 +37,7 @@ class ThreatModel:
             )
 
     def check_step(self, step_size: float) -> None:
-        """Refuse a step that is negative, or, for l_inf, longer than any image is wide."""
+        """Refuse a step that is negative, or, for l_inf, above 1, the whole range of a pixel."""
         if step_size < 0 or (self.norm == "linf" and step_size > 1):
             raise UserError(
                 f"step_size is {step_size:g}: it must not be negative and is in the units of eps, "

@@ -59,7 +59,7 @@ class ImageDataset(Protocol):
         """The same data under another name."""
 
     def fingerprint(self) -> str:
-        """A hash that differs where the data do."""
+        """A hash that tells data apart; of images on disk, by their files' names and sizes."""
 
     def mean_std(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """Mean and standard deviation of each channel, in units of [0, 1]."""

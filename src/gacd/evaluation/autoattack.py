@@ -43,7 +43,10 @@ _SQUARE_SUSPICION = 0.2  # percent of the images that Square may add: pyautoatta
 
 @dataclass(frozen=True)
 class AutoAttackResult:
-    """`robust[i]`: image i survived. `after`: accuracy in percent once each attack had run."""
+    """`robust[i]`: image i survived. `after`: accuracy in percent once each attack had run.
+
+    `targets`: classes that each targeted attack tried. `notes`: pyautoattack's warnings and ours.
+    """
 
     robust: Bool[Tensor, " n"]
     after: dict[str, float]
@@ -82,8 +85,8 @@ def autoattack(
     Targeted attacks try min(9, num_classes - 1) classes. With `cache` every finished batch is
     written there and taken up again; that folder must belong to these images and settings alone.
     Several `ranks` share the batches of each attack out.
-    Raises UserError for fewer than 2 classes or others than the model's, eps 0, or l_2 on images
-    smaller than 5 pixels.
+    Raises UserError for no images or images out of [0, 1], fewer than 2 classes or another number
+    than the model's, eps 0, or l_2 on images smaller than 5 pixels.
     """
     cache = None if cache is None else Path(cache)
     names = standard_attacks(num_classes)

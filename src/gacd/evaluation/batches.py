@@ -19,7 +19,7 @@ _SLACK = 1e-6
 def remembered(
     path: Path | None, compute: Callable[[], dict[str, Any]], images: int
 ) -> dict[str, Any]:
-    """Outcomes of so many images in `path`, or else what `compute` gives, kept there from now."""
+    """Outcomes of so many images in `path`, or else what `compute` gives, then kept there."""
     if path is None:
         return compute()
     if not path.exists():

@@ -60,10 +60,10 @@ def diagnose(
     """Six or seven checks for masked gradients, on a fixed stratified subset of `limit` images.
 
     `source` is another model of the same data, for the transfer check (left out without one).
-    Where `evaluation`, which must be of this model, holds AutoAttack's verdicts on these images and
-    this threat, the subset is one of its images and they are taken from there; else AutoAttack runs
-    on `autoattack_limit` of the subset. Values and limits are percentage points. Raises what
-    `evaluate` does.
+    Where `evaluation`, which must be of this model, holds AutoAttack's verdicts for this data and
+    threat, the subset is drawn from the images judged there, and the verdicts are taken over; else
+    AutoAttack runs on `autoattack_limit` of the subset. Values and limits are percentage points.
+    Raises what `evaluate` does.
     """
     met = _met_by_autoattack(evaluation, dataset, threat)
     among = torch.arange(len(dataset)) if met is None else met

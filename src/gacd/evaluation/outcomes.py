@@ -38,7 +38,7 @@ class Evaluation:
     def outcomes(self, name: str) -> tuple[Bool[Tensor, " n"], Int[Tensor, " n"]]:
         """Outcomes under one attack, and the test images they belong to, ascending.
 
-        `worst` covers the images that met every attack; one counts only if it survived them all.
+        `worst` covers the images that met every attack; right are those that survived them all.
         """
         if name == WORST:
             common = reduce(_intersection, self.index.values())

@@ -67,13 +67,14 @@ def evaluate(
 
     `step_size` is in the units of eps, a quarter of it by default (2/255 at 8/255). AutoAttack runs
     on `autoattack_limit` images, a fixed subset stratified by class, or on all. Each attack starts
-    from every image that is right without attack; with `cascade` from those that all attacks before
-    it left, and its accuracy is then the worst case so far. `source` is the model that `transfer`
-    attacks in place of this one. With `cache`, a folder, finished batches survive a kill; it
-    knows a model by its structure, parameters and buffers, so what other code or plain attributes
-    change wants another folder. Several `ranks` share the batches out, need one cache that all of
-    them see, and return the same.
-    Raises UserError for an unknown attack or a model that does not fit the data.
+    from every image that is right without attack; with `cascade` from those still right after all
+    attacks before it, and its accuracy is then the worst case so far. `source` is the model that
+    `transfer` attacks in place of this one. With `cache`, a folder, finished batches survive a
+    kill; it knows a model by its structure, parameters and buffers, so models that differ only in
+    code or plain attributes need a folder each. Several `ranks` share the batches out, need one
+    cache that all of them see, and return the same.
+    Raises UserError for an unknown attack, `transfer` without a source, several ranks without a
+    cache, or a model that does not fit the data.
     """
     wanted = [parse_attack(name) for name in dict.fromkeys(["natural", *attacks])]
     _check(model, source, dataset, wanted, batch_size, autoattack_limit)
@@ -162,7 +163,7 @@ def epsilon_curve(
     show_progress: bool = True,
     ranks: Ranks = ALONE,
 ) -> list[CurvePoint]:
-    """Accuracy under PGD (steps of eps / 4) against eps, ascending; of `threat` the norm counts.
+    """Accuracy under PGD (steps of eps / 4) against eps, ascending; of `threat` only the norm.
 
     An image broken at one eps is broken at every larger one, whose ball contains the smaller, and
     is not attacked again: the curve never rises.
@@ -254,7 +255,7 @@ class _Run:
 
     def attack(self, attack: Attack, number: int, x: Images, labels: Labels) -> Bool[Tensor, " B"]:
         """Which images of one batch survive all restarts; only survivors meet the next one."""
-        # Not by steps and restarts: pgd20 and pgd100x5 share their first start, so more never help.
+        # Not by restarts: pgd20 and pgd20x5 share their first start, so more never help the model.
         seed = batch_seed(self.seed, attack.kind, number)
         generator = torch.Generator(self.device).manual_seed(seed)
         rows = torch.arange(len(x), device=x.device)

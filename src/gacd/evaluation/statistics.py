@@ -27,6 +27,7 @@ def mcnemar(a: Bool[Tensor, " n"], b: Bool[Tensor, " n"]) -> float:
 
     Only images on which the two disagree count; under the null hypothesis each falls to either
     side with probability 1/2 (McNemar, Psychometrika 12, 1947). 1 where they never disagree.
+    Raises UserError where the two have different numbers of images.
     """
     if a.shape != b.shape:
         raise UserError(

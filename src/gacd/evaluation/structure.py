@@ -1,4 +1,4 @@
-"""What a network's outputs look like, and how alike two networks are (Figures 3 to 5)."""
+"""What a network's outputs look like, and how alike two are (Bai et al. 2020, Figures 3 to 5)."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -139,9 +139,9 @@ class Geometry:
     silhouette: float
     """Mean over the clean images of (b - a) / max(a, b), in [-1, 1] (Rousseeuw 1987)."""
     inter_intra: float
-    """Distance of the two centroids, by the mean distance of clean images to their own."""
+    """Distance of the two centroids over the mean distance of clean images to their own."""
     nearer_true: float
-    """Share of the attacked images nearer to the centroid of their true class, in percent."""
+    """Percent of attacked images nearer to their true class's centroid, with Wilson's interval."""
     nearer_true_low: float
     nearer_true_high: float
 

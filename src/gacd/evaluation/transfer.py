@@ -1,4 +1,4 @@
-"""Do the features serve other classes? A frozen network with a new linear layer (Table 4)."""
+"""Do features serve other classes? A frozen network, a new linear layer (Bai et al., Table 4)."""
 
 import copy
 from pathlib import Path

@@ -80,8 +80,8 @@ def gacd_loss(
         UserError: on a temperature or a k that is not positive, on shapes that do not fit, or where
             a gradient is asked of anchors, their weights or the temperature, which are constants.
 
-    There is a first derivative alone, and none for torch.func. Source: Bai et al. 2020
-    (arXiv:2009.09922), Eq. 7 to 10; Z as in CRD's code.
+    Only first derivatives exist, and torch.func's transforms do not apply. Source: Bai et al. 2020
+    (arXiv:2009.09922), Eq. 7 to 10, and "Estimation Model h" for h, which has no Z there.
     """
     return Pairs(student_BE, positive_BE, anchors_MD, **setting).gacd_loss(
         labels_B=labels_B,
@@ -124,7 +124,7 @@ def log_partition(
     e^{t_i.s_i/T} / Z_i is then a softmax over the data set. With `index_B` an image's own anchor is
     told from the others (`anchor_index_M` defaults to 0 to M - 1, the whole bank in order) and the
     positive stands in for it, so a sample of anchors need not contain it. All anchors at hand, N of
-    them, give Z itself.
+    them, give Z itself. Arguments and errors are those of `gacd_loss`.
     """
     return Pairs(student_BE, positive_BE, anchors_MD, **setting).log_partition()
 
@@ -142,11 +142,12 @@ def nce(
 
     l_i = - w_i0 log h_i0 - sum_{j=1..k} w_ij log(1 - h_ij),    k = J - 1
 
-    `weights_BJ` are those of the pairs: the anchor's, w_i or w_j, as the teacher is query or
-    candidate. Given memories of student and teacher this is the paper's estimator `memory`.
+    `weights_BJ` are those of the pairs, which are the teacher's: w_i where it is the query, w_j
+    where it is the candidate. `crd_nce` adds the two up: GACD's estimator `memory`.
 
-    Raises UserError without a negative, or for a temperature that is not positive. Source: Tian et
-    al. 2020 (arXiv:1910.10699), Eq. 17 and 18, without the 1e-7 of its code.
+    Raises UserError without a negative, for a temperature that is not positive, or for shapes that
+    do not fit. Source: Tian et al. 2020 (arXiv:1910.10699), Eq. 17 and 18, without the 1e-7 of its
+    code.
     """
     if candidates_BJE.shape[1] < 2:
         raise UserError("nce needs a positive and at least one negative of each image")

@@ -1,8 +1,8 @@
 """Lower bounds on the mutual information between teacher's and student's features, in nats.
 
 Monitors, apart from the loss: without weights, over anchors of every class, without gradient. The
-loss itself bounds nothing (weights below 1 make its negative term too small, and its negatives are
-not drawn from the product of the marginals).
+loss itself bounds nothing (weights below 1 bring its logarithms, which are negative, nearer to 0,
+and its negatives are not drawn from the product of the marginals).
 """
 
 import math
@@ -44,11 +44,11 @@ def info_nce_bound(
 
 @torch.no_grad()
 def info_nce_bound_of(pairs: Pairs, positive_BE: Embeddings | None = None) -> Bound:
-    """The same of pairs at hand; for nothing more where a loss has needed their partition.
+    """`info_nce_bound` of pairs at hand; it shares their partition function with the loss.
 
-    `positive_BE` stand in for the pairs' own positives, where those are of another kind than the
-    anchors: features of augmented views are told from features of plain images by what has nothing
-    to do with the image, so with them there would be no bound.
+    `positive_BE` replace the pairs' own positives where those are of another kind than the anchors:
+    features of augmented views differ from those of plain images in ways that have nothing to do
+    with the image, so with them there would be no bound.
     """
     lse_B, terms_B = pairs.log_sum_exp()
     positive_B = pairs.positive_B if positive_BE is None else pairs.scores_of(positive_BE)

@@ -23,12 +23,12 @@ ProjectionBias = Float[Tensor, " E"]
 
 
 class Projected(TypedDict):
-    """What every estimate over anchors can be told, and what it assumes if not.
+    """What every estimate over anchors can be told; after "default", what holds if it is not.
 
-    projection_weight_ED: linear projection of raw anchors; they are embeddings already.
-    projection_bias_E: its bias; none.
-    temperature: T, a number that is not learnt; 0.1.
-    dataset_size: N, how many anchors those at hand stand for; as many as there are.
+    projection_weight_ED: linear projection of raw anchors; default: they are embeddings already.
+    projection_bias_E: the projection's bias; default: none.
+    temperature: T, a number that is not learnt; default: 0.1.
+    dataset_size: N, how many anchors those at hand stand for; default: their own number.
     """
 
     projection_weight_ED: NotRequired[ProjectionWeight | None]

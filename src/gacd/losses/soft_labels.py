@@ -2,11 +2,14 @@
 
 `KL(p || q) = sum_k p_k log(p_k / q_k)`: summed over the classes, never divided by their number.
 The teacher is always the reference p, whichever way round a paper prints its arguments: that is
-what the published codes compute, and it is Hinton's soft cross-entropy less a constant. `S`, `T`
-are the student's and the teacher's logits, `x'` is the adversarial image, `y` the label.
+what the published codes compute, and it is Hinton's soft cross-entropy less a constant. `S(x)`,
+`T(x)` are the student's and the teacher's logits, `T` alone is the temperature, and KL is of their
+softmax; `x'` is the adversarial image, `y` the label.
 
 Everything is computed in float32 or wider, whatever the logits' type and under any autocast. The
 teacher's logits are used as they come: detach them (or compute them without gradients) beforehand.
+UserError is raised for a temperature that is not positive, a mixing weight (alpha, adv_weight)
+outside [0, 1], a negative beta, or outputs of different shapes.
 """
 
 import torch
@@ -40,7 +43,7 @@ def cross_entropy(logits: Logits, labels: Labels) -> PerSample:
 def soft_kl(logits: Logits, target_logits: Logits, *, temperature: float = 1.0) -> PerSample:
     """`T^2 KL(softmax(target_logits / T) || softmax(logits / T))`.
 
-    T^2 keeps the gradient's size as T grows (Hinton et al. 2015, section 2.1).
+    T^2 keeps the gradient's size as T grows (Hinton et al. 2015, section 2).
     """
     if logits.shape != target_logits.shape:
         raise UserError(

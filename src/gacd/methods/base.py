@@ -32,7 +32,10 @@ class Loss(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingAttack:
-    """The attack in the training loop: a budget, and `steps` steps of PGD from a random start."""
+    """The attack in the training loop: a budget, and `steps` steps of PGD from a random start.
+
+    `step_size` is in the units of `threat.eps`. Raises UserError for an unknown objective.
+    """
 
     threat: ThreatModel
     steps: int
@@ -47,8 +50,8 @@ class TrainingAttack:
 class Teacher:
     """The frozen teacher. It is shared, not copied, by copies of the methods that hold it.
 
-    `module` itself is frozen: put in evaluation mode, its parameters without gradients. A student
-    that begins as its copy is copied before.
+    `module` itself is frozen: put in evaluation mode, its parameters without gradients. To begin a
+    student as its copy, copy it first. Raises UserError for a network that is no `Backbone`.
     """
 
     def __init__(self, module: Backbone) -> None:

@@ -48,11 +48,11 @@ class Cost:
 def measure(method: Method, data: ImageDataset, *, batch_size: int) -> Cost:
     """The cost per image of `method` in batches of `batch_size`, its warm-ups over.
 
-    Steps of a copy on the first images of `data`, as many as tell them apart (over again where they
-    are fewer): neither the method, nor its statistics and memories, nor any random state moves.
-    What a step costs whatever its size (a projected anchor bank) is told from what each image costs
-    by the line through both, and shared out over `batch_size` images; the transport plan's B x B
-    products, the only ones that are not linear, are thereby left out, mostly.
+    A copy takes steps of 2 and of 4 images, the first of `data` (repeated where there are fewer):
+    neither the method, nor its statistics and memories, nor any random state moves. The line
+    through both tells what each image costs from what a step costs whatever its size (a projected
+    anchor bank), which is shared out over `batch_size` images. The transport plan's B x B products,
+    the only cost that is not linear in the batch, are thereby mostly left out.
     """
     data = data.to(next(method.parameters()).device)
     index = torch.arange(_SIZES[1], device=data.labels.device) % len(data)

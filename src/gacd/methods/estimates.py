@@ -14,7 +14,7 @@ from gacd.shapes import Batch, PerSample
 
 
 class OverAnchors(nn.Module):
-    """GACD's estimate (Eq. 9): over the whole bank, or, `sampled`, over `negatives` rows of it."""
+    """GACD's estimate (Eq. 10): over the whole bank, or, `sampled`, over `negatives` rows of it."""
 
     def __init__(
         self,
@@ -31,8 +31,13 @@ class OverAnchors(nn.Module):
         self.normaliser = Normaliser(normaliser)
 
     def draw(self, generator: Generator, device: torch.device) -> Anchors:
-        """The anchors of one step."""
+        """The anchors of one step. Raises UserError where all of them lie on another device."""
         if not self.sampled:
+            if (there := self.bank.features_MD.device) != device:
+                raise UserError(
+                    f"the bank is on {there} and the student on {device}: move the bank (`to`), or "
+                    "use estimator 'sampled', which copies what it draws"
+                )
             return self.bank.all()
         rows = self.bank.draw(self.negatives, generator, balanced=self.balanced)
         return self.bank.rows(rows, device=device)
@@ -92,7 +97,7 @@ class TwoMemories(nn.Module):
         generator: Generator,
         weights_M: Tensor | None = None,
     ) -> PerSample:
-        """Both sides of the loss (Eq. 17, 18); the memories move after scoring, as CRD's do."""
+        """Both sides of CRD's loss (`crd_nce`); the memories move after scoring, as CRD's do."""
         drawn = self.others.draw(batch.labels, self.negatives, generator)
         rows_BJ = torch.cat([batch.index[:, None], drawn], dim=1)
         student_BJE, teacher_BJE = self.memory.read(rows_BJ)

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import torch
 
-from gacd.errors import unknown
+from gacd.errors import UserError, unknown
 from gacd.losses.information import info_nce_bound_of
 from gacd.methods.anchoring import Anchoring
 from gacd.methods.base import Given, Reweight, Step, Term
@@ -19,11 +19,13 @@ CHOICES = {"estimator": ("exact", "sampled", "memory"), "positive": ("bank", "vi
 class GACD(Term):
     """The student's attacked features, told apart from the teacher's anchors of other classes.
 
-    E_i[ -w_i log h(t_i, s_i) ] - k E_j[ w_j log(1 - h(t_j, s_i)) ], see `gacd_loss`: s_i the
-    projected features of the attacked image, t_i the teacher's of the clean one. The student and
-    both projections train, the student's own head does not: fit it afterwards. Logged is InfoNCE's
-    lower bound on mutual information over the anchors at hand, `mi` in nats, and its ceiling; with
-    `balanced` it is not, as what is drawn class by class bounds nothing.
+    l_i = -w_i log h(t_i, s_i) - k E_j[ w_j log(1 - h(t_j, s_i)) ], see `gacd_loss`: s_i the
+    projected features of the attacked image, t_i the teacher's of the clean one, j of other
+    classes. With the estimator `memory` the loss is `crd_nce`. The student and its projection
+    train, the teacher's projection as `Anchoring` says, the student's head does not: fit it
+    afterwards. InfoNCE's lower bound on mutual information over the anchors at hand is logged as
+    `mi`, in nats, and its ceiling as `mi_ceiling`; not with `balanced`, as anchors drawn class by
+    class give no bound.
     """
 
     objective = "transport"
@@ -51,6 +53,8 @@ class GACD(Term):
         for name, value in {"estimator": estimator, "positive": positive}.items():
             if value not in CHOICES[name]:
                 raise unknown(name, value, CHOICES[name])
+        if balanced and estimator != "sampled":
+            raise UserError(f"balanced draws anchors, but estimator {estimator} draws none")
         self.bank = given.bank.normalised() if reweight == "normalised" else given.bank
         self.temperature, self.positive = temperature, positive
         self.anchoring = Anchoring(

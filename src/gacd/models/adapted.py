@@ -32,8 +32,8 @@ class Adapted(Backbone):
     dict has the names that `network` gives, so that checkpoints of it fit as they are. The network
     is changed, not copied. `mean` and `std` (a number a channel, of images in [0, 1]) are what it
     was trained with, unless it normalises by itself. Raises UserError where `classifier` is no
-    linear layer of it, or where these do not fit; `check`, which every door of this package calls,
-    where the network is not what this class takes it for.
+    linear layer of the network, or `mean` and `std` do not fit; `check`, which training and
+    evaluation call, where the network is not what this class takes it for.
     """
 
     def __init__(
@@ -76,11 +76,11 @@ class Adapted(Backbone):
 
     @torch.no_grad()
     def check(self, size: int, *, trains: bool = True) -> None:
-        """Refuse a network that fails on images [2, channels, size, size], or is not what it was.
+        """Refuse a network that fails on images [2, channels, size, size], or that the cut changes.
 
-        Raises UserError where its forward pass raises, gives anything but logits [2, K], or other
-        ones than those of the classifier: where something follows it, or reads its weights; of one
-        that `trains` also where it cannot. Notes whether batch normalisation may be folded.
+        Raises UserError where its forward pass raises, gives anything but logits [2, K], or gives
+        others than the classifier does (something follows that layer, or reads its weights); where
+        it `trains`, also if it cannot. Notes whether batch normalisation may be folded.
         """
         x = torch.rand(2, self.channels, size, size, generator=torch.Generator().manual_seed(0))
         x = x.to(next(self.parameters()).device, memory_format=torch.channels_last)

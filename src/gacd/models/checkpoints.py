@@ -90,7 +90,7 @@ def method_of(path: Path) -> str:
 
 
 def names_itself(path: Path) -> bool:
-    """Whether a file says what network it holds: whether `load_model` takes it. Raises as that."""
+    """Whether a file says what network it holds, as `load_model` needs. Raises as `said_of`."""
     return "architecture" in said_of(path)
 
 
@@ -131,8 +131,8 @@ def load_weights(model: Backbone, path: Path | str, *, told: tuple[str, str] = _
     """Fill `model` with the weights in a file: `.safetensors`, or PyTorch's `.pt` and `.pth`.
 
     Of a training checkpoint it takes the student, its averaged weights where there are any. Raises
-    UserError, naming the first entry that differs, where the file is not of this network. By the
-    two flags `told` the command line is given a network's mean and std, where a refusal says so.
+    UserError, naming the first entry that differs, where the file is not of this network. `told`
+    are the command line's flags for a network's mean and std, for a refusal to name.
     """
     check_backbone(model)
     path = Path(path)

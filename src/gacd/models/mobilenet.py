@@ -23,7 +23,10 @@ _STAGES = (
 
 
 class MobileNetV2(Backbone):
-    """MobileNetV2 (Sandler et al. 2018) at CIFAR strides, with the common CIFAR parameter names."""
+    """MobileNetV2 (Sandler et al. 2018) at CIFAR strides, with the common CIFAR parameter names.
+
+    As in that common code, ReLU stands for ReLU6, and every block of stride 1 has a shortcut.
+    """
 
     def __init__(
         self,

@@ -15,7 +15,7 @@ class WideResNet(Backbone):
     """WRN-depth-width (Zagoruyko & Komodakis 2016, Table 1), without dropout.
 
     Three stages of (depth - 4) / 6 pre-activation blocks, 16, 32 and 64 times `width` wide. Raises
-    UserError where that number of blocks is not a positive integer.
+    UserError where the number of blocks is not a positive integer, or width < 1.
     """
 
     def __init__(

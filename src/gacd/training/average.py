@@ -15,7 +15,7 @@ def averaged(method: Method) -> Method:
 
 @torch.no_grad()
 def update(average: Method, method: Method, *, decay: float) -> None:
-    """a <- decay a + (1 - decay) w, for weights and BatchNorm statistics; counters are copied."""
+    """a <- decay a + (1 - decay) w, for weights and floating-point buffers; others are copied."""
     pairs = list(
         zip(
             chain(average.parameters(), average.buffers()),

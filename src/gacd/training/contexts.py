@@ -56,10 +56,10 @@ def tensorboard(out: Path, *, enabled: bool) -> "AbstractContextManager[SummaryW
 
 @contextmanager
 def interruptible(impatient: bool) -> Iterator[threading.Event]:
-    """Turn the first Ctrl-C into a flag that is read between steps; a second one stops at once.
+    """Turn Ctrl-C into a flag that is read between steps; if `impatient`, a second stops at once.
 
-    Not so unless `impatient`: with several ranks the launcher passes one Ctrl-C on again, and a
-    rank that leaves alone lets the others wait.
+    Several ranks must not be: their launcher passes one Ctrl-C on again, and a rank that leaves
+    alone keeps the others waiting.
     """
     flag = threading.Event()
     if threading.current_thread() is not threading.main_thread():

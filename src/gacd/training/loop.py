@@ -60,7 +60,8 @@ class Plan:
     steps on any number of them; `sync_batch_norm` normalises over all of these (GPUs only).
     `ema` is the decay of the weight average that is validated and kept (0: none); `select` says
     which checkpoint is kept, one that is no better than always giving one answer only if all are
-    so; `pad` and `flip` are the augmentation.
+    so; `pad` and `flip` are the augmentation, `schedule` and `warmup` the `learning_rate`'s;
+    `clip_norm` is the longest gradient. Raises UserError for settings out of range.
     """
 
     epochs: int
@@ -94,7 +95,7 @@ class Plan:
 
 @dataclass(frozen=True, kw_only=True)
 class Summary:
-    """What a finished stage was: the checkpoint kept, its validation accuracies, the cost."""
+    """What a finished stage was: the checkpoint kept, its validation accuracies in %, the cost."""
 
     selected_epoch: int
     val_natural: float

@@ -8,8 +8,9 @@ from lightning_fabric.plugins.precision import MixedPrecision
 class Bf16Autocast(MixedPrecision):
     """bf16-mixed without Fabric's cast of the inputs.
 
-    Between 1/2 and 1 a bf16 number has steps of 1/256: an attack's steps of 2/255 would be rounded
-    away, and the eps ball with them. The networks' own products are in bf16 all the same.
+    Between 1/2 and 1 bf16 numbers are 1/256 apart: an attack's steps of 2/255 would be off by up to
+    a quarter, and its images could leave the eps ball. The networks' own products are in bf16 all
+    the same.
     """
 
     def __init__(self, device: str) -> None:

@@ -9,9 +9,9 @@ Schedule = Literal["cosine", "one-cycle", "constant"]
 def learning_rate(progress: float, *, peak: float, schedule: Schedule, warmup: float) -> float:
     """The learning rate at `progress` in [0, 1) through training.
 
-    cosine: peak (1 + cos(pi p)) / 2; one-cycle: a triangle that peaks at `warmup` (at least 0.3)
-    and ends at 0 (Smith 2018); constant: the peak. A linear rise over the first `warmup` share
-    comes first.
+    First comes a linear rise over the share `warmup`; p runs from 0 to 1 over what follows it.
+    cosine: peak (1 + cos(pi p)) / 2; one-cycle: a triangle, peak (1 - p) after a `warmup` of at
+    least 0.3 (Smith 2018); constant: the peak.
     """
     if schedule == "one-cycle":
         warmup = max(warmup, 0.3)

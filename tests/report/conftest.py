@@ -80,7 +80,7 @@ def page(
         sections=[
             Section("Accuracies", ["What is left under attack."], [comparison_table(results)]),
             Section("Pictures", (), [attacked_digits]),
-            Section("Curves", (), [figures.accuracy_against_eps(against_eps, 0.1)]),
+            Section("Curves", (), [figures.accuracy_against_eps(against_eps, 0.1, False)]),
             Section("Curves", (), [figures.training_curves(curves)]),
             Section("Masking", (), [Checks(checks)]),
         ],

@@ -74,7 +74,7 @@ def test_the_same_records_give_the_same_bytes():
 
 def test_accuracy_against_eps_gives_both_ends_in_words():
     points = [(8 / 255, 30.0, 25.0, 35.0), (0.0, 90.0, 85.0, 95.0)]
-    figure = figures.accuracy_against_eps({"gacd": points}, 8 / 255)
+    figure = figures.accuracy_against_eps({"gacd": points}, 8 / 255, False)
     assert is_svg(figure.image)
     assert "gacd: 90.0 % at ε = 0, 30.0 % at 0.0314." in figure.alt
 
@@ -111,7 +111,7 @@ def test_lines_are_called_by_what_they_show(curves, drawn):
 
 def test_a_curve_runs_through_its_points_inside_its_band(drawn):
     points = [(8 / 255, 30.0, 25.0, 36.0), (0.0, 90.0, 85.0, 95.0), (4 / 255, 60.0, 54.0, 65.0)]
-    figures.accuracy_against_eps({"gacd": points}, 4 / 255)
+    figures.accuracy_against_eps({"gacd": points}, 4 / 255, True)
     (ax,) = drawn[0].axes
     line, mark = ax.lines
     assert list(line.get_xdata()) == pytest.approx([0, 4, 8])
@@ -186,8 +186,8 @@ def test_heatmaps_of_many_classes_say_their_range():
     ("draw", "message"),
     [
         (lambda: figures.training_curves({"a": []}), "no stage has a recorded epoch"),
-        (lambda: figures.accuracy_against_eps({}), "no model"),
-        (lambda: figures.accuracy_against_eps({"a": []}), "no point for a"),
+        (lambda: figures.accuracy_against_eps({}, 0.1, False), "no model"),
+        (lambda: figures.accuracy_against_eps({"a": []}, 0.1, False), "no point for a"),
         (lambda: figures.natural_against_autoattack([]), "no record"),
         (lambda: pictures.heatmaps({}, ["a"], "t"), "no matrix"),
         (lambda: pictures.heatmaps({"m": np.eye(2)}, ["a"], "t"), r"m is \(2, 2\)"),

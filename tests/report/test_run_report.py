@@ -181,7 +181,7 @@ def test_the_figures_are_files_too(run):
 def test_the_intro_says_what_was_run(run):
     text = said(run)
     assert (
-        "A robust teacher, big (131,178 parameters), and a network, small (8,610 parameters), "
+        "A teacher, big (131,178 parameters), and a network, small (8,610 parameters), "
         "on digits; seed 0. The attacker knows the whole model and may change every pixel value "
         "by up to ε = 1/5, where black is 0 and white is 1. The 540 test images took no part"
     ) in text
@@ -330,9 +330,9 @@ def test_no_torch_is_needed():
     assert subprocess.run([sys.executable, "-c", program], timeout=60).returncode == 0
 
 
-def test_the_pictures_under_attack_the_seeds_and_the_latest_machine_are_shown(tmp_path):
+def test_the_pictures_under_attack_the_seeds_and_every_machine_are_shown(tmp_path):
     pictures = []
-    late = {**ENVIRONMENT, "python": "3.12.1"}
+    late = {**ENVIRONMENT, "python": "3.12.1", "cpu": "another", "gpus": ["a GPU", "a GPU"]}
     for attacked in ("attacked", "clean"):
         out = tmp_path / attacked
         for seed, environment in enumerate((ENVIRONMENT, late)):
@@ -344,5 +344,8 @@ def test_the_pictures_under_attack_the_seeds_and_the_latest_machine_are_shown(tm
         write(out / "net-0" / "examples.json", {**shown, "attacked": shown[attacked]})
         write_run_report(out)
         pictures.append((out / "figures" / "attacked-images.png").read_bytes())
-        assert "seed 0, 1." in said(out) and "python 3.12.1" in said(out)
+        text = said(out)
+        assert "seed 0, 1." in text and "python 3.11.7; 3.12.1" in text
+        assert "processor a processor, 2 cores, 1 used; another, 2 cores, 1 used" in text
+        assert "gpus a GPU, a GPU figures" in text
     assert pictures[0] != pictures[1]

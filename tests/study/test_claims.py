@@ -2,14 +2,20 @@
 
 import dataclasses
 import json
+from pathlib import Path
 
 import pytest
 from scipy.stats import t as student_t
 
 from gacd.report.tables import heading, signed
+from gacd.storage import read_json
+from gacd.study import work
 from gacd.study.claim_tables import evidence_tables, likeness_table
 from gacd.study.claims import NO_ROBUSTNESS, Claim, claims_json, judge_claims
-from made_up import STAND_INS, Maker, likeness, whole_study
+from made_up import STAND_INS, Maker, likeness, parsed, whole_study
+
+RESULTS = Path(__file__).parents[2] / "results"
+SMALL = ["--scale", "small", "--data.name", "folder", "--data.title", "CIFAR-10 (JPEG), 16x16"]
 
 EVERY = [f"C{i}" for i in range(1, 10)]
 
@@ -218,3 +224,9 @@ def test_likeness_is_of_the_view_and_its_intervals_end_where_it_does():
     assert [str(cell) for cell in row] == [
         "GACD", f"0.200 [0.000, {0.2 + half:.3f}]", "0.800 [0.000, 1.000]", "2",
     ]  # fmt: skip
+
+
+def test_the_claims_of_our_records_are_those_published() -> None:
+    cfg = parsed("report", *SMALL, "--seeds", *"012345", "--out", str(RESULTS / "small"))
+    found = claims_json(judge_claims(work.results(cfg), cfg.stand_ins))
+    assert json.loads(json.dumps(found)) == read_json(RESULTS / "small" / "claims.json")

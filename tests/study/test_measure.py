@@ -15,7 +15,7 @@ from gacd.study.evidence import Part, weigh
 from gacd.study.measure import Arm, Measured, contrast, select, trend
 from gacd.study.results import Result
 from gacd.study.rows import row_table
-from gacd.study.rule import NOT_DECIDED, NOT_HELD, Variance, over_images
+from gacd.study.rule import HELD, NOT_DECIDED, NOT_HELD, Variance, over_images
 from made_up import Maker
 
 
@@ -163,3 +163,18 @@ def test_images_that_cannot_be_told_to_be_the_same_are_not_paired(maker: Maker, 
 
 def test_one_point_has_no_trend(maker: Maker) -> None:
     assert trend({1.0: Arm("1", (maker("f", 0, {"natural": 50.0}),))}, "natural") is None
+
+
+def test_held_is_no_more_than_the_interval_shown() -> None:
+    """Three models that are right on next to none of 20 images: alike, and little is known."""
+    found = Measured(
+        mean=0.0, variances=(Variance(0.01, 2.0),), seeds=(0, 1, 2), n=20, basis="", alone=False,
+        within=(0.0, 100.0), binomial=binomial_interval(0, 20),
+    )  # fmt: skip
+    parts = (
+        Part(what="KD", metric="pgd20", measured=each, arms=(), above=False, bound=10.0)
+        for each in (found, dataclasses.replace(found, binomial=binomial_interval(0, 2000)))
+    )
+    few, many = (weigh(part, 1) for part in parts)
+    assert few.high is not None and few.high > 10 and few.verdict == NOT_DECIDED
+    assert many.high is not None and many.high < 10 and many.verdict == HELD

@@ -14,6 +14,7 @@ from scipy.stats import t as student_t
 
 from command_line import refusal
 from gacd import cli
+from gacd.commands.identity import named_by_content
 from gacd.methods import METHODS
 from gacd.storage import read_json, write_json
 from made_up import evaluation, record_of
@@ -314,3 +315,26 @@ def test_the_tables_of_our_records_are_those_in_the_readme(
             sign = "" if found["minus"] is None else "+"
             low, high = (f"{found[end]:.1f}" for end in ("low", "high"))
             assert f"{found['mean']:{sign}.1f} [{low}, {high}]" in readme
+
+
+def test_runs_that_share_no_row_with_the_other_have_nothing_to_draw(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    make_run(Path("a"), 0, {"pgd-at": ACCURACIES["pgd-at"]})
+    make_run(Path("b"), 1, {"gacd": ACCURACIES["gacd"]})
+    message = refusal(capsys, "seeds", "a", "b", "--figure", "d.svg")
+    assert message.startswith("no difference to draw: no run has both pgd-at and another row")
+
+
+def test_a_teacher_that_one_run_trained_and_others_were_given_is_one(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for seed in (0, 1, 2):
+        make_run(Path(f"run-{seed}"), seed)
+    weights = Path("run-0/teacher/model.safetensors")
+    weights.write_bytes(b"weights")
+    name = named_by_content(weights)
+    for seed, start in enumerate((None, name, name)):
+        write_json(Path(f"run-{seed}") / "run.json", RUN | {"teacher": {"checkpoint": start}})
+    shown = " ".join(said(capsys, "run-0", "run-1", "run-2").split())
+    assert "One teacher taught them all" in shown

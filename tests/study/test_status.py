@@ -108,3 +108,28 @@ def test_seconds_that_are_no_number_are_named(tmp_path: Path) -> None:
     write_json(folder.about(teacher), {**teacher.identity, "seconds": "long"})
     with pytest.raises(UserError, match=r"json: not written by .* \(seconds is \"long\"\)"):
         status(cfg)
+
+
+def test_a_model_that_cannot_be_made_again_is_told_of_though_its_cell_is_done(
+    tmp_path: Path,
+) -> None:
+    """The records travel without students' weights; what starts from these trains them anew."""
+    cfg, cells = configured(tmp_path, "rivals", "--rivals", "[gacd+aft]")
+    folder, every = work.Folder(tmp_path), cells[0]
+    tuned = next(cell for cell in every if "student" in cell.parents)
+    start = tuned.parents["student"]
+    finish(folder, start.parents["teacher"], 1.0)
+    write_json(folder.of(start) / start.record, {"seed": 0})  # measured, and its weights are gone
+    write_json(folder.failure(start), {"reason": "other images"})
+    assert status(cfg).reasons[start.key] == "other images"
+
+
+def test_data_that_differ_in_their_root_alone_are_refused(tmp_path: Path) -> None:
+    """A cell's address does not know where its data lie: two sets would be taken for one."""
+    words = ["table4", "--transfer_to"]
+    where = ["--data.name", "folder", "--data.root", "here", "--scale", "tiny"]
+    roots = "[{root: pets, classes: null}, {root: cars, classes: null}]"
+    with pytest.raises(UserError, match="cars and pets would be one data set"):
+        work.distinct(work.chosen(parsed("list", *words, roots, *where)))
+    titled = roots.replace("cars,", "cars, title: cars,")
+    assert work.distinct(work.chosen(parsed("list", *words, titled, *where)))

@@ -361,4 +361,4 @@ def test_a_cell_on_several_processes_goes_as_far_as_is_asked_and_says_why_it_fai
     cell = work.chosen(broken)[0].cell
     assert not work._do(folder, work.Task(cell, "record"), broken.fabric)
     reason = json.loads(folder.failure(cell).read_text())["reason"]
-    assert "ended with exit code 2: the loss or its gradient became infinite" in reason
+    assert "ended with exit code 2: pgd-at: the loss or its gradient became infinite" in reason

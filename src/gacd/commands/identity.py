@@ -193,8 +193,13 @@ def _identity(cfg: c.Run) -> dict[str, Any]:
     for part, key in parts:
         path = part.get(key)
         if path is not None and path.is_file():
-            part[key] = f"{path.name} {fingerprint([path.read_bytes()])}"
+            part[key] = named_by_content(path)
     return {k: without_paths(v) for k, v in values.items()}
+
+
+def named_by_content(path: Path) -> str:
+    """A checkpoint as a run's identity knows it."""
+    return f"{path.name} {fingerprint([path.read_bytes()])}"
 
 
 def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

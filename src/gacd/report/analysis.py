@@ -1,5 +1,6 @@
 """The page of `gacd analyze`, made of its `analysis.json` and of nothing else."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -185,16 +186,18 @@ def _correlations(record: Record) -> Figure:
     return heatmaps(matrices, record["classes"], title)
 
 
-def embedding_figure(record: Record) -> Figure:
-    """Two classes in every model's features, as t-SNE places them."""
+def embedding_figure(record: Record, named: Callable[[str], str] = str) -> Figure:
+    """Two classes in every model's features, as t-SNE places them; `named` renames the models."""
     joint = record["embedding"]["kind"] == "joint"
     how = "one embedding for all models" if joint else "an embedding for each model by itself"
     return embedding_scatter(
-        record["embedding"]["points"],
+        {named(name): groups for name, groups in record["embedding"]["points"].items()},
         f"t-SNE of features, {how}",
         one_scale=joint,
         notes={
-            name: f"silhouette {g['silhouette']:.2f}; {g['nearer_true']:.0f} % nearer own class"
+            named(
+                name
+            ): f"silhouette {g['silhouette']:.2f}; {g['nearer_true']:.0f} % nearer own class"
             for name, g in record["geometry"].items()
         },
     )

@@ -78,17 +78,20 @@ def training_curves(curves: Mapping[str, Sequence[Record]]) -> Figure:
         drawing,
         alt="Training curves. " + " ".join(_last_words(*item) for item in curves.items()),
         caption="Every stage by epoch. Accuracies are those on held-out training images, "
-        "the only ones that choose a checkpoint.",
+        "the only ones that choose a checkpoint; where a stage trains features alone "
+        "(…/features), of the nearest class mean.",
     )
 
 
 def accuracy_against_eps(
     curves: Mapping[str, Sequence[tuple[float, float, float, float]]],
-    eps_marked: float | None = None,
+    eps_marked: float,
+    in_255ths: bool,
 ) -> Figure:
     """Accuracy (%) of every model against the attack's budget, with its interval as a band.
 
     `curves[model]` are `(eps, accuracy, low, high)`; `eps_marked` is the budget of the table.
+    Budgets for photographs are shown in 255ths, budgets for other data as they are.
 
     Raises:
         UserError: a model without a point.
@@ -98,9 +101,6 @@ def accuracy_against_eps(
             raise UserError(f"accuracy against eps: no point for {name}")
     if not curves:
         raise UserError("accuracy against eps: no model")
-    # Budgets for photographs are written in 255ths, budgets for other data as they are.
-    budgets = [point[0] for points in curves.values() for point in points]
-    in_255ths = max(budgets) > 0 and all(abs(255 * e - round(255 * e)) < 1e-3 for e in budgets)
     unit = 255.0 if in_255ths else 1.0
 
     def drawing(narrow: bool) -> "Canvas":
@@ -112,17 +112,16 @@ def accuracy_against_eps(
             style = line_style(index)
             ax.plot(scaled, accuracy, label=name, **style._asdict())
             ax.fill_between(scaled, low, high, color=style.color, alpha=0.13, linewidth=0)
-        if eps_marked is not None:
-            ax.axvline(unit * eps_marked, color=QUIET, linewidth=1, zorder=0)
-            ax.annotate(
-                "budget of the table",
-                (unit * eps_marked, 100),
-                xytext=(4, -2),
-                textcoords="offset points",
-                va="top",
-                color=QUIET,
-                fontsize=8,
-            )
+        ax.axvline(unit * eps_marked, color=QUIET, linewidth=1, zorder=0)
+        ax.annotate(
+            "budget of the table",
+            (unit * eps_marked, 100),
+            xytext=(4, -2),
+            textcoords="offset points",
+            va="top",
+            color=QUIET,
+            fontsize=8,
+        )
         ax.set_ylim(0, 100)
         ax.set_xlim(left=0)
         ax.set_xlabel("attack budget ε" + (" (255ths)" if in_255ths else ""))
@@ -139,7 +138,8 @@ def accuracy_against_eps(
             for name, (first, last) in ends.items()
         ),
         caption="Accuracy against the attack's budget; an image broken at one counts as broken at "
-        "all above, so it may be a little below the table's. Bands: the intervals of the record.",
+        "all above, and attacks start from other noise than the table's, so the two may differ a "
+        "little. Bands: the intervals of the record.",
     )
 
 

@@ -59,7 +59,8 @@ def attacked_pictures(
         whole = canvas(width, row * (1 + len(attacked)) - _LINE)
         ax = _bare(whole)
         words = [f"clean: {name} ✗" for each in (truth, *_spoken(answers)) for name in each]
-        size = min(8.5, tile * 72 / (0.56 * max(map(len, words))))
+        size = max(6.0, min(8.5, tile * 72 / (0.56 * max(map(len, words)))))
+        room = int(tile * 72 / (0.56 * size))  # letters
 
         def label(text: str, top: float) -> None:
             middle = top + (0.15 if narrow else tile / 2)
@@ -72,7 +73,9 @@ def attacked_pictures(
             return x + tile / 2, y + tile + 0.05
 
         def say(text: str, x: float, y: float, color: str, weight: str = "normal") -> None:
-            ax.text(x, y, text, ha="center", va="top", color=color, weight=weight, fontsize=size)
+            mark = text[-2:] if text[-1] in "✓✗" else ""
+            short = text if len(text) <= room else f"{text[: room - 1 - len(mark)]}…{mark}"
+            ax.text(x, y, short, ha="center", va="top", color=color, weight=weight, fontsize=size)
 
         label("clean image", _GAP)
         for column in range(shown):

@@ -56,7 +56,16 @@ _EXAMPLES = {
     "truth": [str],
     "answers": {"clean": [str], "attacked": [str]},
 }
-_CHECKS = [{"name": str, "passed": bool, "value": is_number, "limit": is_number, "text": str}]
+_CHECKS = [
+    {
+        "name": str,
+        "passed": bool,
+        "value": is_number,
+        "limit": is_number,
+        "text": str,
+        "n?": is_count,
+    }
+]
 
 
 def read_record(path: Path) -> dict[str, Any]:

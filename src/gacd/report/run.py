@@ -2,7 +2,7 @@
 
 import base64
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -89,9 +89,12 @@ def _pictured(
         yield Section("Attacked images", [text], [pictures.named("attacked-images")])
     curves = {name: _curve(r) for name, r in records.items() if r.get("eps_curve")}
     if curves:
-        eps = next(iter(records.values()))["settings"]["eps"]  # one run has one budget
-        text = "A robust model loses little by little as the budget of PGD-20 grows."
-        figure = accuracy_against_eps(curves, eps).named("accuracy-against-eps")
+        first = next(iter(records.values()))  # one run has one budget
+        eps, in_255ths = first["settings"]["eps"], "/255" in str(first["config"]["threat"]["eps"])
+        text = (
+            "A robust model loses little by little as the budget of PGD-20 (in steps of ε/4) grows."
+        )
+        figure = accuracy_against_eps(curves, eps, in_255ths).named("accuracy-against-eps")
         yield Section("Accuracy against the budget", [text], [figure])
     if any("autoattack" in record for record in records.values()):
         figure = natural_against_autoattack(list(records.values()))
@@ -121,10 +124,10 @@ def _pixels(example: Record, which: str) -> Pictures:
 def _intro(records: Sequence[Record], *, trained: bool) -> Iterator[str]:
     """What was run: which networks on what data, and against which attacker.
 
-    Only of networks `trained` here is it known what they were trained and chosen on.
+    Only of what was `trained` here is it known what it was trained and chosen on.
     """
     first = records[0]
-    teacher = [f"a robust teacher, {_size(r)}" for r in records if r.get("role") == "teacher"]
+    teacher = [f"a teacher, {_size(r)}" for r in records if r.get("role") == "teacher"]
     counts = Counter(_size(r) for r in records if r.get("role") != "teacher")
     others = [f"{n} networks, {s}" if n > 1 else f"a network, {s}" for s, n in counts.items()]
     networks = ", and ".join([*teacher, *others])
@@ -140,7 +143,7 @@ def _intro(records: Sequence[Record], *, trained: bool) -> Iterator[str]:
         "linf": f"change every pixel value by up to {eps}",
         "l2": f"move an image by a Euclidean distance of up to {eps}",
     }[first["settings"]["norm"]]
-    apart = "took no part in training or in choosing a checkpoint"
+    apart = "took no part in whatever was trained and chosen here"
     fate = apart if trained else "are the data's own test part"
     yield (
         f"The attacker knows the whole model and may {reach}, where black is 0 and white is 1. "
@@ -220,8 +223,8 @@ def _masking(records: Records, diagnoses: Mapping[str, Sequence[Record]]) -> Ite
         "Are the gradients masked?",
         [
             "A defence can hide its gradients from an attack instead of withstanding it. These "
-            "checks on a fixed part of the test images fail where an attack is blind (Athalye et "
-            "al. 2018, Carlini et al. 2019)."
+            f"checks on a fixed part of the test images{images_checked(diagnoses.values())} fail "
+            "where an attack is blind (Athalye et al. 2018, Carlini et al. 2019)."
         ],
         [
             Checks([_summary(name, c) for name, c in diagnoses.items()]),
@@ -232,6 +235,12 @@ def _masking(records: Records, diagnoses: Mapping[str, Sequence[Record]]) -> Ite
             ),
         ],
     )
+
+
+def images_checked(diagnoses: Iterable[Sequence[Record]]) -> str:
+    """On how many test images the checks were made, as far as it is recorded."""
+    counts = sorted({check["n"] for found in diagnoses for check in found if "n" in check})
+    return f" ({' or '.join(map(str, counts))} of them)" if counts else ""
 
 
 def _summary(name: str, checks: Sequence[Record]) -> Check:
@@ -248,22 +257,32 @@ def _verdict(check: Record | None) -> Cell:
 
 
 def provenance(records: Sequence[Record], files: str) -> dict[str, object]:
-    """Commits, versions and hardware of the latest record; the dates of all; where to read more."""
+    """Commits, versions, hardware and dates of all records, each once; where to read more."""
     by_time = sorted(records, key=lambda record: str(record["timestamp"]))
-    machine = by_time[-1]["environment"]
+    machines = [record["environment"] for record in by_time]
     times = dict.fromkeys(by_time[i]["timestamp"][:16].replace("T", " ") for i in (0, -1))
     facts = {
-        "gacd": machine["gacd"],
-        "commit": list(dict.fromkeys(_commit(record["environment"]) for record in by_time)),
+        "gacd": _each(m["gacd"] for m in machines),
+        "commit": _each(map(_commit, machines), ", "),
         "measured (UTC)": " to ".join(times),
-        "python": machine["python"],
-        "versions": {k: v for k, v in machine["versions"].items() if v},
-        "platform": machine["platform"],
-        "processor": f"{machine['cpu']}, {machine['cores']} cores, {machine['threads']} used",
-        "gpus": machine["gpus"],
+        "python": _each(m["python"] for m in machines),
+        "versions": _each(
+            ", ".join(f"{name} {version}" for name, version in m["versions"].items() if version)
+            for m in machines
+        ),
+        "platform": _each(m["platform"] for m in machines),
+        "processor": _each(
+            f"{m['cpu']}, {m['cores']} cores, {m['threads']} used" for m in machines
+        ),
+        "gpus": _each(", ".join(m["gpus"]) for m in machines),
         "figures to read by machine": files,
     }
     return {name: fact for name, fact in facts.items() if fact}
+
+
+def _each(facts: Iterable[str], between: str = "; ") -> str:
+    """Every fact once, in order."""
+    return between.join(dict.fromkeys(fact for fact in facts if fact))
 
 
 def _commit(environment: Record) -> str:

@@ -124,17 +124,21 @@ def likeness_table(records: Sequence[Mapping[str, Any]], view: str) -> Table:
     return Table(f"Likeness to the teacher, {view} images", columns, tuple(rows), notes)
 
 
+def network_name(name: str) -> str:
+    """What the report calls a network of an analysis."""
+    return name if name == TEACHER else student_name(name)
+
+
 def geometry_table(records: Sequence[Mapping[str, Any]]) -> Table:
     """Two classes in every model's features, over seeds."""
     rows = []
     for name in records[0]["geometry"]:
         have = [record for record in records if name in record["geometry"]]
-        shown = name if name == TEACHER else student_name(name)
         cells = (
             _over_seeds(have, [r["geometry"][name][key] for r in have], places, within)
             for key, (places, within) in _GEOMETRY.items()
         )
-        rows.append((Cell(shown), *cells, Cell(str(len(have)))))
+        rows.append((Cell(network_name(name)), *cells, Cell(str(len(have)))))
     columns = (
         Column("model"),
         Column("silhouette", numeric=True),

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from gacd.report.tables import heading
 from gacd.study.measure import Arm, Measured, contrast
-from gacd.study.rule import NOT_DECIDED, Verdict, verdict
+from gacd.study.rule import HELD, NOT_DECIDED, Verdict, verdict
 
 METRICS = ("natural", "pgd20", "pgd7", "autoattack")
 """Accuracies, in percent."""
@@ -66,14 +66,15 @@ class Part:
 def weigh(part: Part, parts: int) -> Evidence:
     """The evidence of one of the `parts` of a claim. One seed alone decides nothing."""
     found = part.measured
-    low, high = None, None
-    if found and found.variances:
-        low, high = found.interval()
+    low, high = found.interval() if found and found.variances else (None, None)
     decided = NOT_DECIDED
     if found and not found.alone:
         decided = verdict(
             found.mean, found.variances, above=part.above, bound=part.bound, parts=parts
         )
+        low, high = found.interval()  # near 0 and 100 % the images' own: never narrower
+        if decided == HELD and not (low > part.bound if part.above else high < part.bound):
+            decided = NOT_DECIDED
     return Evidence(
         what=part.what,
         where=part.where,

@@ -116,18 +116,9 @@ def rivals_figure(arms: Mapping[str, Arm]) -> Figure | None:
                 edgecolor=style.color,
                 zorder=3,
             )
-            number = f"{index + 1}"
-            ax.annotate(
-                number,
-                (x.mean, y.mean),
-                xytext=(6, 5),
-                textcoords="offset points",
-                fontsize=8,
-                color=INK,
-                zorder=4,
-            )
-            label = f"{number}  {name}"
+            label = f"{index + 1}  {name}"
             ax.plot([], [], style.marker, color=style.color, markersize=7, label=label)
+        _numbers(ax, [(x.mean, y.mean) for x, y in points.values()])
         whole.legend(loc="outside lower left" if narrow else "outside right upper")
         ax.set_xlabel("natural accuracy, %")
         ax.set_ylabel("accuracy under AutoAttack, %")
@@ -146,6 +137,30 @@ def rivals_figure(arms: Mapping[str, Arm]) -> Figure | None:
         caption="Up and to the right is better. Bars are 95 % intervals over seeds and test "
         f"images{_unequal(points.values())}.{area}",
     )
+
+
+def _numbers(ax: "Axes", points: Sequence[tuple[float, float]]) -> None:
+    """Number the points, each at the place around it that is farthest from everything else."""
+    at = ax.transData.transform(points) * 72 / ax.figure.dpi  # in points of print
+    angles = np.linspace(0, 2 * np.pi, 16, endpoint=False)
+    around = np.concatenate([r * np.c_[np.cos(angles), np.sin(angles)] for r in (11, 20)])
+    taken = list(at)
+    for index, here in enumerate(at):
+        room = [min(np.hypot(*(np.array(taken) - here - offset).T)) for offset in around]
+        best = around[int(np.argmax(np.minimum(room, 10)))]  # the nearest with room enough
+        taken.append(here + best)
+        ax.annotate(
+            f"{index + 1}",
+            points[index],
+            xytext=tuple(best),
+            textcoords="offset points",
+            ha="center",
+            va="center",
+            fontsize=8,
+            color=INK,
+            zorder=4,
+            arrowprops={"arrowstyle": "-", "color": INK, "linewidth": 0.5},
+        )
 
 
 def _unequal(points: Iterable[tuple[Measured, Measured]]) -> str:

@@ -5,8 +5,8 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from gacd.commands.identity import FREE, STARTS, differing, flat, read_run, used
-from gacd.commands.rows import TEACHER
+from gacd.commands.identity import FREE, STARTS, differing, flat, named_by_content, read_run, used
+from gacd.commands.rows import MODEL, TEACHER
 from gacd.errors import UserError
 from gacd.methods.registry import METHODS, method_order
 from gacd.report.records import RECORD, read_record
@@ -132,5 +132,16 @@ def one_model(results: Sequence[Result]) -> bool:
 
 
 def teachers_of(runs: Sequence[Path]) -> list[str | None]:
-    """The teacher's file that each run began with, where it was given one and says so."""
-    return [_start(run, "teacher.checkpoint") for run in runs]
+    """The teacher's file that each run began with, where it was given one and says so.
+
+    Where some were given one, others may have trained it.
+    """
+    given = [_start(run, "teacher.checkpoint") for run in runs]
+    if not any(given):
+        return given
+    return [file or _trained(run) for file, run in zip(given, runs, strict=True)]
+
+
+def _trained(run: Path) -> str | None:
+    file = run / TEACHER / MODEL
+    return named_by_content(file) if file.is_file() else None

@@ -8,12 +8,18 @@ from gacd.report.analysis import embedding_figure
 from gacd.report.canvas import Figure
 from gacd.report.page import Check, Checks, Section, write_report, written_out
 from gacd.report.records import read_checks
-from gacd.report.run import provenance
+from gacd.report.run import images_checked, provenance
 from gacd.report.tables import Table
 from gacd.storage import write_bytes, write_json
 from gacd.study import figures, tables
 from gacd.study.arms import sweep
-from gacd.study.claim_tables import evidence_tables, geometry_table, likeness_table, summary
+from gacd.study.claim_tables import (
+    evidence_tables,
+    geometry_table,
+    likeness_table,
+    network_name,
+    summary,
+)
 from gacd.study.claims import Claim, claims_json, judge_claims
 from gacd.study.measure import select
 from gacd.study.paper import architecture_name, dataset_name, paper
@@ -115,7 +121,8 @@ def _analyses(results: Results) -> Iterator[Section]:
     records = _records(results, "figure5")
     content = []
     if records:
-        content = [geometry_table(records), embedding_figure(records[0]).named("figure5")]
+        drawn = embedding_figure(records[0], network_name)
+        content = [geometry_table(records), drawn.named("figure5")]
     said = f"The picture is of seed {records[0]['seed']}." if len(records) > 1 else ""
     heading = "Figure 5: features of two classes"
     yield from _section(results, "figure5", heading, content, said)
@@ -146,20 +153,22 @@ def _numbered(name: str, drawn: Iterable[Figure | None]) -> Iterator[Figure]:
 
 def _masking(results: Results) -> Iterator[Section]:
     """Which models failed a check for masked gradients."""
-    lines, passed = [], 0
+    lines, passed, diagnoses = [], 0, []
     for cell in _unique(results):
         path = cell.folder / "diagnosis.json"
         if cell.record is None or not path.is_file():
             continue
-        failed = [check for check in read_checks(path) if not check["passed"]]
+        diagnoses.append(read_checks(path))
+        failed = [check for check in diagnoses[-1] if not check["passed"]]
         passed += not failed
         if failed:
             text = "; ".join(f"{check['name']} ({check['text']})" for check in failed)
             lines.append(Check(_named(cell, cell.record["dataset"]), False, text))
     if passed or lines:
         text = (
-            f"{passed} of {passed + len(lines)} models passed every check (Athalye et al. 2018, "
-            "Carlini et al. 2019)" + ("; these failed some:" if lines else ".")
+            f"{passed} of {passed + len(lines)} models passed every check on a fixed part of the "
+            f"test images{images_checked(diagnoses)} (Athalye et al. 2018, Carlini et al. 2019)"
+            + ("; these failed some:" if lines else ".")
         )
         yield Section("Masked gradients", [text], [Checks(lines)] if lines else [])
 

@@ -78,6 +78,8 @@ def _draw(arms: Mapping[str, Arm], minus: str | None, path: Path) -> None:
     if len(arms) == 1:
         raise UserError(f"no difference to draw: {minus} is the only row")
     found = differences(arms, arms[minus], _metrics(arms))
+    if not any(found.values()):
+        raise UserError(f"no difference to draw: no run has both {minus} and another row")
     write_bytes(path, differences_figure({"": found}, minus, file_format(path)).image)
 
 

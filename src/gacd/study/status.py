@@ -43,8 +43,10 @@ def status(cfg: c.Study) -> Status:
     for entry in listed:
         row = counts.setdefault(entry.study, dict.fromkeys(_STATES, 0))
         row[states[entry.cell.key]] += 1
-    failed = [cell for key, cell in cells.items() if states[key] == "failed"]
-    reasons = {cell.key: _reason(folder.failure(cell)) for cell in failed}
+    # Also of cells that are done: a model that others start from may be wanted again.
+    open_cells = [task.cell for task in left if states[task.cell.key] != "running"]
+    paths = {cell.key: folder.failure(cell) for cell in open_cells}
+    reasons = {key: _reason(path) for key, path in paths.items() if path.is_file()}
     return Status(counts, reasons, _hours(folder, listed, left))
 
 

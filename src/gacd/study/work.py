@@ -110,8 +110,20 @@ def chosen(cfg: c.Study) -> list[Entry]:
 
 
 def distinct(listed: Iterable[Entry]) -> dict[str, Cell]:
-    """The cells by their keys, each once: one may stand in several studies."""
-    return {entry.cell.key: entry.cell for entry in listed}
+    """The cells by their keys, each once: one may stand in several studies.
+
+    Raises UserError where two are one but for where their data lie: keys do not know that.
+    """
+    found: dict[str, Cell] = {}
+    for entry in listed:
+        cell = found.setdefault(entry.cell.key, entry.cell)
+        roots = {each.config.data.root for each in (cell, entry.cell)}
+        if len(roots) > 1:
+            raise UserError(
+                f"{' and '.join(sorted(map(str, roots)))} would be one data set, as only their "
+                "roots differ: give each a title (data.title, second_data, transfer_to)"
+            )
+    return found
 
 
 def results(cfg: c.Study) -> list[Result]:

@@ -12,19 +12,21 @@ from typing import Any
 import pytest
 import torch
 import torchvision
+from lightning_fabric.utilities.exceptions import MisconfigurationException
 from PIL import Image
 from safetensors.torch import save_file
 
 from gacd import build, sections
 from gacd import config as c
 from gacd.anchors import AnchorBank
+from gacd.attacks.threat import ThreatModel
 from gacd.data.dataset import ArrayDataset
 from gacd.data.load import only_classes
 from gacd.errors import UserError
 from gacd.losses import contrastive, robust, soft_labels
 from gacd.losses.information import nce_bound
 from gacd.losses.pairs import Pairs
-from gacd.methods import METHODS
+from gacd.methods import METHODS, TrainingAttack
 from gacd.models import create_model
 from gacd.models.base import Backbone
 from gacd.models.checkpoints import load_model, save_model
@@ -271,3 +273,31 @@ def test_precision_is_the_faster_one_unless_it_is_said(
     slow = build.slow_bf16(c.Fabric(accelerator="cpu", precision="bf16-mixed"))
     assert (slow is None) == fast
     assert fast or "--fabric.precision 32-true" in str(slow)
+
+
+def test_more_gpus_than_there_are_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuses(**_: Any) -> None:
+        raise MisconfigurationException("You requested gpu: [0, 1]\n But your machine has [0]")
+
+    monkeypatch.setattr(build, "Fabric", refuses)
+    with pytest.raises(UserError, match=r"fabric: You requested gpu: \[0, 1\] But your machine"):
+        build.fabric(c.Fabric(devices=2))
+
+
+def test_grey_images_are_a_colour_networks_too(tmp_path: Path) -> None:
+    network = create_model("digits-cnn-2", num_classes=10, channels=3, seed=0)
+    path = tmp_path / "model.safetensors"
+    save_model(path, network, {"architecture": "digits-cnn-2"})
+    data = c.Data(test_limit=20)
+    grey, colour = build.test_part(data), build.test_part(data, path)
+    assert torch.equal(colour.images, grey.images.expand(-1, 3, -1, -1))
+
+
+def test_what_is_said_of_data_machine_and_attack_reaches_a_stage() -> None:
+    fabric = c.Fabric(compile=True, batch_norm="synchronised")
+    plan = build.plan(c.Training(), c.Data(pad=3, flip=True), fabric, 7)
+    assert (plan.pad, plan.flip, plan.compile, plan.sync_batch_norm) == (3, True, True, True)
+    threat = ThreatModel(eps=0.1)
+    said = c.Attack(steps=4, step_size="3/255", objective="kl")
+    wanted = TrainingAttack(threat=threat, steps=4, step_size=3 / 255, objective="kl")
+    assert build.attack(said, threat) == wanted

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import torch
 from lightning_fabric import Fabric
+from lightning_fabric.utilities.exceptions import MisconfigurationException
 
 from gacd import config as c
 from gacd.attacks.threat import ThreatModel
@@ -50,8 +51,8 @@ def fabric(cfg: c.Fabric) -> Fabric:
             strategy=cfg.strategy,
             plugins=[Bf16Autocast(found)] if precision(cfg) == "bf16-mixed" else None,
         )
-    except (ValueError, RuntimeError) as error:
-        raise UserError(f"fabric: {error}") from None
+    except (ValueError, RuntimeError, MisconfigurationException) as error:
+        raise UserError(f"fabric: {' '.join(str(error).split())}") from None
     built.launch()
     return built
 
@@ -108,10 +109,12 @@ def splits(cfg: c.Data, seed: int) -> Splits:
 def test_part(cfg: c.Data, network: Path | None = None) -> ArrayDataset:
     """The test images alone, for a command that does not train.
 
-    A folder's may lack some of the classes that the `network` knows, where its file names them.
+    A folder's may lack some of the classes that the `network` knows, and colour, where its file
+    tells of them.
     """
-    known = None if network is None else said_of(network).get("classes")
-    test = load_test(cfg.name, **_images(cfg), known=known or ())
+    said = {} if network is None else said_of(network)
+    test = load_test(cfg.name, **_images(cfg), known=said.get("classes") or ())
+    test = test.in_colour(said.get("channels") or test.channels)
     _check_side(test)
     return test if cfg.title is None else test.named(cfg.title)
 

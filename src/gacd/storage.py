@@ -8,6 +8,7 @@ import errno
 import hashlib
 import json
 import os
+import secrets
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -239,7 +240,8 @@ def sweep(folder: Path) -> None:
 
 
 def _atomically(path: Path, write: Callable[[Path], object]) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    # Two machines that share a folder may have processes of one number.
+    temporary = path.with_name(f".{path.name}.{os.getpid()}{secrets.randbelow(10**9):09}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:

@@ -10,15 +10,20 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import pyautoattack
 import pytest
 import torch
 from PIL import Image
 from torch import Tensor, nn
 
+import gacd.evaluation.autoattack as autoattack_module
+import gacd.evaluation.robust as robust_module
+from evaluation.conftest import QuickAutoAttack
 from gacd import cli
 from gacd import config as c
 from gacd import models as registered
 from gacd.attacks.threat import ThreatModel
+from gacd.commands import run
 from gacd.commands.identity import claim
 from gacd.data.load import load_splits
 from gacd.errors import UserError
@@ -350,3 +355,25 @@ def test_test_images_are_enough(models: tuple[Path, Path], no_page: None, tmp_pa
     model, _ = load_model(models[0])
     found = evaluate(model, some, attacks=["natural"], threat=ThreatModel(eps=0.1))
     assert record["natural"] == pytest.approx(found.accuracy("natural"), abs=0.1)
+
+
+def test_nothing_that_was_found_is_looked_for_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(run, "write_run_report", lambda *_, **__: None)
+    monkeypatch.setattr(pyautoattack, "AutoAttack", QuickAutoAttack)
+    net = create_model("digits-cnn-4", num_classes=10, channels=1, seed=0)
+    save_model("own.safetensors", net, {"architecture": "digits-cnn-4"})
+    asked = ["evaluate", "--checkpoint", "own.safetensors", *COMMON, "--attacks", "autoattack"]
+    asked += ["--evaluation.eps_curve", "[0.05]", "--evaluation.autoattack_limit", "20"]
+    asked += ["--out", "run"]
+    assert cli.main(asked) == 0
+    Path("run/model/record.json").unlink()  # killed just before it
+
+    def again(*_: object, **__: object) -> None:
+        pytest.fail("computed again")
+
+    monkeypatch.setattr(robust_module._Run, "attack", again)
+    monkeypatch.setattr(autoattack_module, "_attack_batch", again)
+    assert cli.main(asked) == 0

@@ -19,7 +19,8 @@ from gacd.commands import run
 from gacd.commands.rows import Spent
 from gacd.data.load import load_splits
 from gacd.errors import UserError
-from gacd.models.checkpoints import load_model, method_of
+from gacd.models import create_model
+from gacd.models.checkpoints import load_model, method_of, save_model
 from gacd.storage import load_tensors, read_json, save_tensors
 
 
@@ -263,3 +264,30 @@ def test_what_a_network_cost_must_be_figures(tmp_path: Path, spent: object) -> N
     save_tensors(path, {}, {"spent": spent})
     with pytest.raises(UserError, match=r"model\.safetensors: not written by .* \(.*spent"):
         Spent.read(path)
+
+
+@pytest.mark.parametrize(
+    ("words", "flag", "row"),
+    [
+        ("evaluate --checkpoint", "", "model"),
+        ("finetune --training.epochs=1 --training.attack.steps=1 --checkpoint", "", "finetuned"),
+        ("transfer --num_classes 10 --checkpoint", "", "transfer"),
+        ("distill --methods natural --teacher.checkpoint", "teacher.", "teacher"),
+        ("evaluate --checkpoint own.safetensors --source", "source_", "source"),
+    ],
+)
+def test_what_a_public_network_is_normalised_by_reaches_it(
+    words: str, flag: str, row: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(run, "write_run_report", lambda *_, **__: None)
+    net = create_model("digits-cnn-2", num_classes=10, channels=1, mean=(0.3,), std=(0.4,), seed=0)
+    save_model("own.safetensors", net, {"architecture": "digits-cnn-2"})
+    torch.save(net.state_dict(), "theirs.pt")
+    said = f"--{flag}model digits-cnn-2 --{flag}mean 0.3 --{flag}std 0.4".split()
+    student = [*STAGES, "--student", "digits-cnn-2"]
+    stages = student if words.startswith("distill") else []
+    assert cli.main([*words.split(), "theirs.pt", *said, *COMMON, *stages, "--out", "run"]) == 0
+    found = load_model(Path(f"run/{row}/model.safetensors"))[0]
+    assert found.mean is not None and found.std is not None
+    assert (found.mean.item(), found.std.item()) == pytest.approx((0.3, 0.4))

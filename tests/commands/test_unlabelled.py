@@ -18,6 +18,7 @@ from gacd.commands import training
 from gacd.data.dataset import ArrayDataset, Splits
 from gacd.data.folder import read_pictures
 from gacd.data.load import load_splits
+from gacd.errors import UserError
 from gacd.models.checkpoints import load_model
 from gacd.storage import load_tensors, read_json
 
@@ -302,3 +303,65 @@ def test_an_archive_is_answered_as_its_folder_is(
     )
     assert torch.equal(found[0]["labels"], wanted[0]["labels"])
     assert found[1] == wanted[1]  # the fingerprint of the images
+
+
+@pytest.mark.parametrize(("first_side", "grey"), [(16, False), (24, True)])
+def test_test_images_are_left_out_whatever_the_first_of_them_looks_like(
+    tmp_path: Path, first_side: int, grey: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By themselves the test images would be of another side, or grey: they are as the data are."""
+    generator = np.random.default_rng(2)
+    root, dump = tmp_path / "photos", tmp_path / "dump"
+    dump.mkdir()
+    for part in ("train", "test"):
+        for name in "ab":
+            (root / part / name).mkdir(parents=True)
+            for i in range(6):
+                side = first_side if (part, name, i) == ("test", "a", 0) else 24
+                image = Image.fromarray(generator.integers(0, 256, (side, side, 3), np.uint8))
+                image = image.convert("L") if grey and part == "test" else image
+                image.save(root / part / name / f"{i}.png")
+                if part == "test":
+                    image.save(dump / f"{name}{i}.png")
+    for i in range(3):
+        Image.fromarray(generator.integers(0, 256, (24, 24, 3), np.uint8)).save(dump / f"{i}.png")
+    kept: list[int] = []
+
+    def answered(_: Any, pixels: Any, *__: Any) -> Any:
+        kept.append(len(pixels))
+        raise UserError("enough")
+
+    monkeypatch.setattr(command, "answered", answered)
+    data = ["--data.name", "folder", "--data.root", str(root), "--data.test_limit", "4"]
+    out = ["--unlabelled", str(dump), "--out", str(tmp_path / "run"), "--methods", "rst"]
+    few = ["--teacher.training.batch_size", "4", "--training.batch_size", "4"]
+    small = ["--data.train_limit", "12", "--data.val_fraction", "0.2"]
+    assert cli.main([*DISTILL, *data, *out, *few, *small]) == 2
+    assert kept == [3]
+
+
+@pytest.mark.usefixtures("no_page")
+def test_they_count_for_the_size_of_a_batch(
+    finished: tuple[Path, Seen], folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """20 labelled images make no batch of 32, but with 60 more they do."""
+    teacher = ["--teacher.checkpoint", str(finished[0] / "teacher" / "model.safetensors")]
+    few = [*teacher, "--teacher.evaluate", "false", "--data.train_limit", "20"]
+    few += ["--training.batch_size", "32", "--unlabelled", str(folder / "new")]
+    out = ["--out", str(folder.parent / "few")]
+    assert cli.main([*DISTILL, *few, *out, "--methods", "rst"]) == 0
+    said = refusal(capsys, *DISTILL, *few, *out, "--methods", "pgd-at")
+    assert "32 images is more than the 20" in said
+
+
+def test_links_are_followed_once_and_what_is_no_image_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pictures(tmp_path / "elsewhere", torch.zeros(3, 1, 8, 8, dtype=torch.uint8))
+    photos = tmp_path / "photos"
+    pictures(photos, torch.ones(2, 1, 8, 8, dtype=torch.uint8))
+    (photos / "linked").symlink_to(tmp_path / "elsewhere")
+    (photos / "linked" / "back").symlink_to(photos)
+    (photos / "a.heic").write_text("unknown")
+    assert len(read_pictures(photos, size=8, channels=1)) == 5
+    assert "1 files below" in (said := capsys.readouterr().out) and "a.heic" in said

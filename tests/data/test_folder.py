@@ -8,6 +8,7 @@ from PIL import Image
 
 from gacd.data import folder
 from gacd.data.folder import find_images, read_folder
+from gacd.data.load import load_test
 from gacd.errors import UserError
 
 
@@ -315,3 +316,10 @@ def test_a_photograph_stands_upright(tmp_path: Path) -> None:
     assert np.array_equal(
         read_folder(root, 6)[0].images[0].permute(1, 2, 0).numpy(), np.asarray(image)
     )
+
+
+def test_a_limit_asks_for_no_image_of_a_class_that_has_none(tmp_path: Path) -> None:
+    """A network knows four classes, and test/ has two of them."""
+    root = write(tmp_path / "pets", {"test/cat": 3, "test/dog": 3})
+    found = load_test("folder", root=root, test_limit=2, known=("ant", "cat", "cow", "dog"))
+    assert found.labels.tolist() == [1, 3] and found.num_classes == 4

@@ -296,3 +296,37 @@ def test_an_image_that_breaks_later_is_named_in_one_line(
         list(iterate(train, **ORDER))
     said = str(refused.value)
     assert said.startswith(f"{broken}: cannot be read as an image") and "\n" not in said
+
+
+def test_a_sample_of_very_many_rows_stays_within_them() -> None:
+    """float32 knows no odd numbers above 2^24, and would round the last row up."""
+
+    class Endless:
+        def __len__(self) -> int:
+            return 20_000_003
+
+        def image(self, row: int) -> Image.Image:
+            return Image.new("L", (8, 8), 100)
+
+        def fingerprint(self) -> str:
+            return "endless"
+
+    rows = torch.arange(20_000_003)
+    data = StreamedDataset(Endless(), rows, torch.zeros_like(rows), ("a", "b"), "many", 8, 1)
+    assert data.mean_std()[0] == pytest.approx((100 / 255,))
+
+
+def test_more_streamed_images_than_are_read_or_looked_at_at_once(tmp_path: Path) -> None:
+    """Grey classes first: of 600 files the first hundred are all grey."""
+    generator = torch.Generator().manual_seed(0)
+    for part, n in (("train", 300), ("test", 2)):
+        for name, mode in (("a", "L"), ("b", "RGB")):
+            (folder := tmp_path / part / name).mkdir(parents=True)
+            for i in range(n):
+                shape = (8, 8) if mode == "L" else (8, 8, 3)
+                pixels = torch.randint(256, shape, dtype=torch.uint8, generator=generator)
+                Image.fromarray(pixels.numpy()).save(folder / f"{i:03}.png")
+    plain = {"root": tmp_path, "val_fraction": 0.9, "seed": 0}
+    ours, theirs = (load_splits("folder", stream=s, **plain) for s in (True, False))
+    assert ours.train.channels == theirs.train.channels == 3 and len(ours.val) == 540
+    assert ours.val.fingerprint() == theirs.val.fingerprint()

@@ -45,7 +45,7 @@ def analyze(cfg: c.Analyze, *, goal: Goal = "report") -> None:
     refuse_missing(files.values())
     alone = replace(cfg.fabric, devices=1, num_nodes=1, strategy="auto")
     device = build.fabric(alone).device
-    test = build.test_part(cfg.data).to(device)
+    test = build.test_part(cfg.data, cfg.teacher).to(device)
     models, metas = {}, {}
     for name, path in files.items():
         models[name], metas[name] = _finished(path, test, cfg.data.size)

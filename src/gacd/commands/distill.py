@@ -2,7 +2,6 @@
 
 import shutil
 from dataclasses import asdict
-from pathlib import Path
 
 import torch
 
@@ -20,7 +19,7 @@ from gacd.linear import fit_head
 from gacd.methods import Teacher
 from gacd.methods.registry import Named, parse_method
 from gacd.models.base import Backbone, model_fingerprint
-from gacd.models.checkpoints import load_weights, method_of, names_itself, said_of
+from gacd.models.checkpoints import load_weights, method_of, names_itself
 from gacd.storage import write_json
 from gacd.training.ranks import refuse_memory
 
@@ -38,8 +37,8 @@ def distill(cfg: c.Distill, title: str = "", *, goal: Goal = "report") -> None:
             )
     refuse_teacher(cfg.teacher.method, cfg.teacher.training)
     run = TrainingRun(cfg, goal)
-    _refuse_early(run, cfg)
     pixels = None if cfg.unlabelled is None else read_unlabelled(run, cfg.unlabelled)
+    _refuse_early(run, cfg, 0 if pixels is None else len(pixels))
     teacher, row = _teacher(run, cfg)
     taught = run.splits if pixels is None else answered(run, pixels, teacher)
     if pixels is not None and not any(parse_method(m).needs_teacher for m in cfg.methods):
@@ -61,8 +60,11 @@ def _finetuning(cfg: c.Distill) -> Named:
     return named
 
 
-def _refuse_early(run: TrainingRun, cfg: c.Distill) -> None:
-    """Refuse, before the teacher trains, what would fail only after it."""
+def _refuse_early(run: TrainingRun, cfg: c.Distill, unlabelled: int) -> None:
+    """Refuse, before the teacher trains, what would fail only after it.
+
+    Students with a teacher train on so many `unlabelled` images, too.
+    """
     ranks = run.fabric.world_size
     if cfg.bank is not None and cfg.bank.exists() and not cfg.bank.is_dir():
         raise UserError(f"{cfg.bank}: bank is a folder, in which anchors.safetensors is or will be")
@@ -73,9 +75,10 @@ def _refuse_early(run: TrainingRun, cfg: c.Distill) -> None:
         run.check_stage(cfg.teacher.training, "teacher.training", taught)
     for method in named:
         first = "training" if _in_one_stage(method) else "distillation"
-        run.check_stage(_first_stage(cfg, method), first, method)
+        more = unlabelled if method.needs_teacher else 0
+        run.check_stage(_first_stage(cfg, method), first, method, more)
         if method.aft:
-            run.check_stage(cfg.finetune, "finetune", _finetuning(cfg))
+            run.check_stage(cfg.finetune, "finetune", _finetuning(cfg), more)
     terms = {term for method in named for term in method.terms}
     if ranks > 1:
         refuse_memory("crd" in terms or ("gacd" in terms and cfg.gacd.estimator == "memory"))
@@ -95,20 +98,10 @@ def _teacher(run: TrainingRun, cfg: c.Distill) -> tuple[Backbone, Row]:
         given = given._replace(model=None)  # what the teacher would be if it were trained
     teacher, name = run.load(told.checkpoint, given, "--teacher.model")
     method, spent = method_of(told.checkpoint), Spent.read(told.checkpoint)
-    _note_seed(run, told.checkpoint)
+    run.note_seed(told.checkpoint)
     run.keep(cfg.out / TEACHER, teacher, name, method, spent)
     teacher.to(run.fabric.device).to(memory_format=torch.channels_last)
     return teacher, Row(TEACHER, name, method, "teacher", spent)
-
-
-def _note_seed(run: TrainingRun, teacher: Path) -> None:
-    """The seed decides which images are held out: a teacher of another one has seen them."""
-    seed = said_of(teacher).get("seed")
-    if seed not in (None, run.cfg.seed):
-        run.note(
-            f"{teacher} is of seed {seed}: if it trained on these images, it has seen most of "
-            f"those that seed {run.cfg.seed} holds out for validation"
-        )
 
 
 def _first_stage(cfg: c.Distill, named: Named) -> c.Training:
@@ -186,9 +179,10 @@ def _bank(run: TrainingRun, teacher: Teacher, splits: Splits, cfg: c.Distill) ->
         data=train.fingerprint(),
         preprocessing=f"none, {dtype}",
     )
-    path = (cfg.bank or cfg.out) / "anchors.safetensors"
+    other = "" if dtype == c.GACD.anchors else f"-{dtype}"
+    path = (cfg.bank or cfg.out) / f"anchors{other}.safetensors"
     if not path.is_file() and run.fabric.is_global_zero:
-        batches = iterate(train, 512, shuffle=False, seed=0, epoch=0, drop_last=False)
+        batches = iterate(train, 512)
         AnchorBank.build(
             teacher.module, batches, size=len(train), fingerprint=made_of, dtype=dtype
         ).save(path)

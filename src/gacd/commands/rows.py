@@ -4,7 +4,7 @@ import os
 import signal
 import threading
 from collections.abc import Container, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from multiprocessing import parent_process
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -216,7 +216,8 @@ def measure_row_elsewhere(cfg: c.Run, row: Row) -> None:
     if isinstance(cfg, c.Evaluate):
         test = build.test_part(cfg.data, cfg.checkpoint)
     else:  # what was read with them decides on the size
-        test = build.splits(cfg.data, cfg.seed).test
+        alone = replace(cfg.data, workers=0)  # a worker of ours may not start others
+        test = build.splits(alone, cfg.seed).test
     measure_row(cfg, row, test, torch.device("cpu"), show_progress=False)
 
 

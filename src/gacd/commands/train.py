@@ -27,12 +27,13 @@ def finetune(cfg: c.Finetune, *, goal: Goal = "report") -> None:
     run = TrainingRun(cfg, goal)
     run.check_stage(cfg.training, "training", parse_method(cfg.method))
     model, name = run.load(cfg.checkpoint, build.Given(cfg.model, cfg.mean, cfg.std))
+    assert cfg.checkpoint is not None
+    run.note_seed(cfg.checkpoint)
     if cfg.source is not None:
         if not names_itself(cfg.source):
             raise UserError(f"{cfg.source}: the source must be a .safetensors of this package")
         run.keep_source(cfg.source, build.Given())
     method = "finetuned"
-    assert cfg.checkpoint is not None
     before = Spent.read(cfg.checkpoint)
     label = f"{cfg.method} fine-tuned"
     spent = run.train(method, cfg.method, model, name, cfg.training, before=before, label=label)

@@ -1,6 +1,7 @@
 """A run that trains: its data whole, and the stages that its models are made in."""
 
 from dataclasses import replace
+from pathlib import Path
 
 from gacd import build
 from gacd import config as c
@@ -16,6 +17,7 @@ from gacd.methods.base import check_objective
 from gacd.methods.cost import measure
 from gacd.methods.registry import Named, parse_method
 from gacd.models.base import Backbone
+from gacd.models.checkpoints import said_of
 from gacd.storage import fingerprint
 from gacd.training.loop import fit
 from gacd.training.ranks import per_rank
@@ -32,8 +34,20 @@ class TrainingRun(Run):
         parts = self.splits.train, self.splits.test
         return self.splits.test, fingerprint(part.fingerprint() for part in parts)
 
-    def check_stage(self, stage: c.Training, name: str, method: Named) -> None:
-        """Refuse, before anything trains, what would fail in the stage's first step."""
+    def note_seed(self, network: Path) -> None:
+        """The seed decides which images are held out: a network of another one has seen them."""
+        seed = said_of(network).get("seed")
+        if seed not in (None, self.cfg.seed):
+            self.note(
+                f"{network} is of seed {seed}: if it trained on these images, it has seen most of "
+                f"those that seed {self.cfg.seed} holds out for validation"
+            )
+
+    def check_stage(self, stage: c.Training, name: str, method: Named, more: int = 0) -> None:
+        """Refuse, before anything trains, what would fail in the stage's first step.
+
+        It has so many images `more` than the data's.
+        """
         if self.goal == "report" and (slow := build.slow_bf16(self.cfg.fabric)):
             self.note(slow)
         if method.attacks:
@@ -50,7 +64,7 @@ class TrainingRun(Run):
             share = per_rank(stage.batch_size, ranks)
             if share == 1:
                 raise UserError("batch normalisation needs two images or more on each process")
-            steps_per_epoch(len(self.splits.train), share, drop_last=True, world_size=ranks)
+            steps_per_epoch(len(self.splits.train) + more, share, drop_last=True, world_size=ranks)
         except UserError as error:
             raise UserError(f"{name}.batch_size: {error}") from None
 

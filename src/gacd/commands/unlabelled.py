@@ -30,8 +30,10 @@ def read_unlabelled(run: TrainingRun, source: Path) -> PixelArray:
     if not isinstance(train, ArrayDataset):
         raise UserError("unlabelled images are read into memory: leave data.stream out")
     pixels = read_pictures(source, size=train.size, channels=train.channels)
-    every = replace(run.cfg.data, test_limit=None)  # others may be measured on later
-    test = run.test if run.cfg.data == every else build.test_part(every)
+    test = run.test
+    if run.cfg.data.test_limit is not None:  # others may be measured on later
+        every = replace(run.cfg.data, test_limit=None, size=train.size)
+        test = build.test_part(every).in_colour(train.channels)
     parts = {"train": train, "validation": run.splits.val, "test": test}
     known: dict[bytes, str] = {}
     for name, part in parts.items():

@@ -62,17 +62,19 @@ def iterate(
     dataset: ImageDataset,
     batch_size: int,
     *,
-    shuffle: bool,
-    seed: int,
-    epoch: int,
+    shuffle: bool = False,
+    seed: int = 0,
+    epoch: int = 0,
     start: int = 0,
-    drop_last: bool,
+    drop_last: bool = False,
     pad: int = 0,
     flip: bool = False,
     rank: int = 0,
     world_size: int = 1,
 ) -> Iterator[Batch]:
     """The batches of one epoch, from step `start` on, on the data set's device.
+
+    By default every image once, in order, as it is.
 
     A step takes batch_size x world_size images; rank r has every world_size-th of them from the
     r-th on, so the ranks together see each image once. Without `drop_last` the last step is short,

@@ -146,6 +146,12 @@ class ArrayDataset:
         """The same data under another name."""
         return replace(self, name=name)
 
+    def in_colour(self, channels: int) -> "ArrayDataset":
+        """Grey images as a network of more channels takes them: the same in each."""
+        if self.channels != 1 or channels == 1:
+            return self
+        return replace(self, images=self.images.expand(-1, channels, -1, -1).contiguous())
+
     def float_images(self, index: Tensor | slice = slice(None)) -> Images:
         """Images at some rows, in [0, 1], channels-last in memory."""
         return to_float(self.images[index])

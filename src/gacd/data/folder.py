@@ -74,9 +74,15 @@ def _pictures(folder: Path, size: int) -> PixelArray:
         raise UserError(
             f"{folder}: no such folder; images are looked for in it and below, or in an .npz file"
         )
-    paths = list(_below(folder))
+    left_out: list[str] = []
+    paths = list(_below(folder, left_out, set()))
     if not paths:
         raise UserError(f"{folder}: no images in it or below ({', '.join(sorted(SUFFIXES))})")
+    if left_out:
+        print(
+            f"note: {len(left_out)} files below {folder} are left out, such as {min(left_out)}: "
+            f"images are {', '.join(sorted(SUFFIXES))}"
+        )
     return _load(paths, folder, size)
 
 
@@ -107,15 +113,23 @@ def _archive(file: Path, size: int) -> PixelArray:
     return torch.from_numpy(np.stack([fitted(picture, size) for picture in pictures]))
 
 
-def _below(folder: Path) -> Iterator[Path]:
+def _below(folder: Path, left_out: list[str], seen: set[Path]) -> Iterator[Path]:
+    """The images, by their paths; what else there is goes to `left_out`. A link may lead back."""
+    if folder.resolve() in seen:
+        return
+    seen.add(folder.resolve())
     with os.scandir(folder) as found:
         entries = sorted(found, key=lambda entry: entry.name)
     _check_names(folder, (entry.name for entry in entries))
     for entry in entries:
-        if entry.is_dir(follow_symlinks=False) and not entry.name.startswith("."):
-            yield from _below(Path(entry.path))
+        if entry.name.startswith("."):
+            continue
+        if entry.is_dir():
+            yield from _below(Path(entry.path), left_out, seen)
         elif _is_image(entry):
             yield Path(entry.path)
+        else:
+            left_out.append(entry.path)
 
 
 def _dataset(

@@ -195,10 +195,10 @@ def _read_test(name: str, root: Path | None, size: int | None) -> Part:
 def _limit(part: Part, what: str, limit: int | None, seed: int) -> Part:
     if limit is None:
         return part
-    if limit < part.num_classes:
+    there = int((torch.bincount(part.labels) > 0).sum())
+    if limit < there:
         raise UserError(
-            f"{what}={limit} is fewer than the {part.num_classes} classes: "
-            "keep at least one image of each"
+            f"{what}={limit} is fewer than the {there} classes: keep at least one image of each"
         )
     if limit >= len(part):
         return part

@@ -98,7 +98,10 @@ class StreamedDataset:
     def load(self) -> ArrayDataset:
         """All of it, in memory."""
         rows = torch.split(torch.arange(len(self)), 256)
-        pixels = torch.cat(list(self.fetch(rows)))
+        shape = len(self), self.channels, self.size, self.size
+        pixels = torch.empty(shape, dtype=torch.uint8, device=self.labels.device)
+        for index, batch in zip(rows, self.fetch(rows), strict=True):
+            pixels[index[0] : index[0] + len(index)] = batch
         return ArrayDataset(pixels, self.labels, self.classes, self.name)
 
     def fingerprint(self) -> str:
@@ -110,6 +113,7 @@ class StreamedDataset:
     def mean_std(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """Of each channel, in units of [0, 1]; from at most 2048 images, evenly spread."""
         some = torch.linspace(0, len(self) - 1, min(len(self), _SAMPLE)).long()
+        some.clamp_(max=len(self) - 1)  # float32 rounds numbers above 2^24, also up
         return self.to("cpu").subset(some).load().mean_std()
 
 

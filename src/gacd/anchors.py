@@ -90,12 +90,13 @@ class AnchorBank:
     ) -> "AnchorBank":
         """One pass of the teacher, in eval mode, over every image of a set of `size`, in any order.
 
-        Batches are of images, labels and rows. The bank ends up where they are. Raises a UserError
-        where rows are missing or twice.
+        Batches are of images, labels and rows. The bank ends up where the teacher is. Raises a
+        UserError where rows are missing or twice.
         """
         if dtype not in DTYPES:
             raise unknown("dtype of the anchor bank", dtype, DTYPES)
         check_backbone(teacher)
+        device = next(teacher.parameters()).device
         bank: AnchorBank | None = None
         seen_M = torch.zeros(size, dtype=torch.int64)
         with (
@@ -109,7 +110,7 @@ class AnchorBank:
                         f"batches of an anchor bank have 3 parts, not {len(batch)}: images, labels "
                         "and the row of each image in the data set"
                     )
-                images, labels_B, index_B = batch
+                images, labels_B, index_B = (part.to(device) for part in batch)
                 labels_B, rows_B = labels_B.long(), index_B.cpu()
                 if len(rows_B) and (last := int(rows_B.max())) >= size:
                     raise UserError(f"an anchor bank of size {size} has no row {last}: mend size")

@@ -55,7 +55,7 @@ def extract(
 ) -> tuple[Float[Tensor, "N D"], Int[Tensor, " N"]]:
     """Penultimate features of every image, in evaluation mode and float32, and the labels."""
     with evaluating(model):
-        batches = iterate(dataset, batch_size, shuffle=False, seed=0, epoch=0, drop_last=False)
+        batches = iterate(dataset, batch_size)
         features = [model.forward_features(batch.images).float() for batch in batches]
     return torch.cat(features), dataset.labels
 
@@ -185,7 +185,7 @@ def _set(
 def _accuracies(model: Backbone, val: ImageDataset, threat: ThreatModel | None) -> dict[str, float]:
     """In %: clean, and under PGD-10 from the same random starts for every layer."""
     generator = torch.Generator(next(model.parameters()).device).manual_seed(0)
-    batches = iterate(val, 256, shuffle=False, seed=0, epoch=0, drop_last=False)
+    batches = iterate(val, 256)
     steps = 0 if threat is None else 10
     with evaluating(model):
         counts = count_right(

@@ -345,3 +345,14 @@ def test_a_compiled_loss_has_the_values_and_slopes_of_a_plain_one() -> None:
     command = [sys.executable, "-c", COMPILED]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=TESTS)
     assert done.returncode == 0, done.stderr
+
+
+def test_what_is_kept_of_the_anchors_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fused, "CPU_BYTES", 160)
+    monkeypatch.setattr(fused, "KEPT_BYTES", 1000)
+    p, weight, bias = raw_problem(anchors=200)
+    scores = fused.Scores(p["student_BE"], p["anchors_MD"], weight, bias, temperature=0.1)
+    for _ in scores:
+        held = sum(c.z_cE.nbytes + c.products_cB.nbytes for c in scores._kept)
+        assert held <= 1000
+    assert held > 500

@@ -80,15 +80,35 @@ def test_the_first_terms_attack_is_everyones(world: World) -> None:
 
 
 def test_a_head_trains_where_any_term_trains_it(world: World) -> None:
-    heads = {
-        name: world.method(name).student.get_classifier().weight.requires_grad
-        for name in ("gacd", "regression", "gacd+regression", "gacd+rslad", "regression+pgd-at")
-    }
+    heads = {}
+    for name in ("gacd", "regression", "gacd+regression", "gacd+rslad", "regression+pgd-at"):
+        method = world.method(name)
+        method.hold()
+        heads[name] = method.student.get_classifier().weight.requires_grad
     assert list(heads.values()) == [False, False, False, True, True]
     method = world.method("gacd+rslad")
     assert method.predictor is method.student
     with pytest.raises(UserError, match=r"'ce' needs the student's head, which gacd\+regression"):
         world.method("gacd+regression", replace(ATTACK, objective="ce"))
+
+
+def test_a_method_that_never_trained_leaves_the_head_alone(world: World) -> None:
+    student = world.method("gacd").student
+    assert student.get_classifier().weight.requires_grad
+    method = world.method("gacd")
+    for _ in range(2):  # a stage that was interrupted, and begun again
+        method.hold()
+    method.release()
+    assert method.student.get_classifier().weight.requires_grad
+
+
+@pytest.mark.parametrize("name", ["gacd+igdm", "regression+igdm", "igdm+gacd", "gacd+igdm+aft"])
+def test_an_addition_needs_a_term_that_trains_the_head(name: str) -> None:
+    with pytest.raises(UserError, match="no other term trains the head: add one that does"):
+        parse_method(name)
+    with pytest.raises(UserError, match="no other term trains the head"):
+        parse_method("gacd+rslad+igdm", {"rslad": 0.0})
+    assert parse_method("gacd+rslad+igdm").trains_head
 
 
 def test_without_a_head_the_first_term_predicts(world: World) -> None:

@@ -132,3 +132,13 @@ def test_the_documentation_tells_what_is_measured(world: World, name: str) -> No
         cost.teacher_forward,
         cost.teacher_backward,
     )
+
+
+@pytest.mark.parametrize("name", ["kd", "ard", "adaad", "rslad+igdm", "gacd"])
+def test_the_teacher_answers_no_more_often_under_awp(world: World, name: str) -> None:
+    plain, perturbed = (
+        measure(world.method(name, awp=awp), world.data, batch_size=4) for awp in (AWP(), AWP(0.01))
+    )
+    extra = 1 if "igdm" in name else 0  # of images that only it looks at, a pass each time
+    assert perturbed.teacher_forward == plain.teacher_forward + extra
+    assert perturbed.student_forward > plain.student_forward

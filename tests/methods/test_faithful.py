@@ -116,6 +116,7 @@ def test_reweighting_multiplies_each_images_loss_by_the_teachers_trust(
 
 def gradient(method: Method, world: World) -> list[Tensor]:
     """Of the loss, for the student's parameters that train."""
+    method.hold()
     parameters = [p for p in method.student.parameters() if p.requires_grad]
     loss = total(method, world.batch())
     return list(torch.autograd.grad(loss, parameters))

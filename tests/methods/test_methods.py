@@ -66,6 +66,7 @@ def test_a_teacher_is_frozen_and_speaks_in_float32() -> None:
 @pytest.mark.parametrize("name", SETTINGS)
 def test_what_trains(world: World, name: str) -> None:
     method = world.method(name)
+    method.hold()
     before = {k: v.clone() for k, v in world.teacher.module.state_dict().items()}
     anchors = (world.bank.features_MD, world.bank.labels_M, world.bank.weights_M)
     bank = [part.clone() for part in anchors]
@@ -274,3 +275,14 @@ def test_five_steps_lower_the_loss_on_the_digits(digits: World, name: str) -> No
         loss.backward()
         optimizer.step()
     assert losses[5] < 0.98 * losses[0], losses
+
+
+def test_the_attack_runs_on_the_folded_network(world: World) -> None:
+    method, batch = world.method("pgd-at"), world.batch()
+    step_of(method, batch)  # finds what follows what
+    calls: list[int] = []
+    for part in method.student.modules():
+        if isinstance(part, nn.BatchNorm2d):
+            part.register_forward_hook(lambda *_: calls.append(1))
+    step_of(method, batch)
+    assert not calls

@@ -135,8 +135,8 @@ def _nothing(losses: Tensor) -> None:
         (lambda x: x, "the losses of Changed have the shape (2, 10), but must be one number for"),
         (lambda x: x.mean(), "the losses of Changed have the shape (), but must be one number for"),
         (lambda x: x.sum(1).detach(), "the losses of changed have no gradient: compute them of"),
-        (lambda x: x.sum(1) / 0, "NaN in epoch 1: lower training.lr, or set fabric.precision to "
-         "32-true, or mend the losses of changed"),
+        (lambda x: x.sum(1) / 0, "NaN in epoch 1: lower this stage's lr, or set fabric.precision "
+         "to 32-true, or mend the losses of changed"),
     ],
 )  # fmt: skip
 def test_losses_that_cannot_train_are_refused_in_one_line(

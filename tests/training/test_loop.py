@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Generator, Tensor
 
 from gacd.data.batches import iterate
@@ -179,7 +180,9 @@ def test_logs_have_a_row_an_epoch(stage: Any, tmp_path: Path) -> None:
         last = learning_rate((4 * row["epoch"] - 0.5) / 8, peak=0.05, schedule="cosine", warmup=0.2)
         assert row["lr"] == pytest.approx(last)
     assert summary.images == 2 * 4 * 16
-    assert any(path.name.startswith("events.out.tfevents") for path in tmp_path.iterdir())
+    board = EventAccumulator(str(tmp_path)).Reload()
+    shown = [point.value for point in board.Scalars("val_natural")]
+    assert shown == pytest.approx([row["val_natural"] for row in rows])
     assert not (tmp_path / "checkpoint.safetensors").exists()
     assert read_json(tmp_path / "done.json")["selected_epoch"] == summary.selected_epoch
 
@@ -237,7 +240,7 @@ def test_nan_stops_and_leaves_the_last_good_checkpoint(
         return Loss(total, parts)
 
     method.forward = broken
-    with pytest.raises(UserError, match=r"NaN in epoch 2.*training\.lr.*end of epoch 1") as stop:
+    with pytest.raises(UserError, match=r"NaN in epoch 2.*this stage's lr.*end of epoch 1") as stop:
         stage.fit(tmp_path, method)
     assert "\n" not in str(stop.value)
     tensors, meta = load_tensors(tmp_path / "checkpoint.safetensors")
@@ -327,3 +330,13 @@ def test_a_plan_with_a_misspelt_choice_is_refused(setting: str, said: str) -> No
 def test_a_batch_larger_than_the_data_is_refused(stage: Any, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="batch of 71 images is more than the 70"):
         stage.fit(tmp_path, "natural", batch_size=71)
+
+
+def test_every_step_has_dropout_of_its_own(stage: Any, tmp_path: Path) -> None:
+    seeds: list[int] = []
+    for name in "ab":
+        method = stage.method("natural")
+        forward = method.forward
+        method.forward = lambda *a, f=forward: seeds.append(torch.initial_seed()) or f(*a)
+        stage.fit(tmp_path / name, method)
+    assert seeds[:12] == seeds[12:] and len(set(seeds)) == 12

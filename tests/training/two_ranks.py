@@ -56,6 +56,7 @@ def method_of(stage, name: str):
     method = stage.method(name)
     if name == "gacd":  # its own attack, transport, couples the images of a rank
         method.objective = "cosine"
+    method.hold()  # ranks expect gradients of all that trains
     method.train()
     return method
 

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from gacd.errors import UserError
 from gacd.losses.checks import check_temperature
-from gacd.losses.fused import at_least_float32
+from gacd.losses.fused import at_least_float32, product_dtype
 from gacd.losses.pairs import (
     AnchorFeatures,
     AnchorLabels,
@@ -219,9 +219,11 @@ def project_anchors(
 ) -> Float[Tensor, "M E"]:
     """normalize(features W' + b), without gradient, in the features' dtype: a frozen projection.
 
-    Without W: normalize(features).
+    Without W: normalize(features). Products are float32's where those of the dtype are slow.
     """
     if weight_ED is None:
         return F.normalize(features_MD, dim=1)
-    bias = None if bias_E is None else bias_E.to(features_MD.dtype)
-    return F.normalize(F.linear(features_MD, weight_ED.to(features_MD.dtype), bias), dim=1)
+    dtype = product_dtype(features_MD)
+    bias = None if bias_E is None else bias_E.to(dtype)
+    projected_ME = F.linear(features_MD.to(dtype), weight_ED.to(dtype), bias)
+    return F.normalize(projected_ME, dim=1).to(features_MD.dtype)

@@ -372,8 +372,3 @@ def product_dtype(anchors_MD: Tensor) -> torch.dtype:
 def at_least_float32(x: Tensor) -> Tensor:
     """The tensor in float32, or float64 where it is that already."""
     return x if x.dtype == torch.float64 else x.float()
-
-
-def positive_scores(student_BE: Tensor, positive_BE: Tensor, temperature: float) -> Tensor:
-    """t_i.s_i / T [B], in float32 at least."""
-    return (at_least_float32(student_BE) * at_least_float32(positive_BE)).sum(1) / temperature

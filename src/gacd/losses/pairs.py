@@ -10,7 +10,7 @@ from torch import Tensor
 
 from gacd.errors import UserError
 from gacd.losses.checks import check_constant, check_length
-from gacd.losses.fused import Others, Scores, log_sum_exp, positive_scores, softplus_sum
+from gacd.losses.fused import Others, Scores, at_least_float32, log_sum_exp, softplus_sum
 from gacd.shapes import Labels, PerSample
 
 Embeddings = Float[Tensor, "B E"]
@@ -98,7 +98,8 @@ class Pairs:
 
     def scores_of(self, embeddings_BE: Embeddings) -> PerSample:
         """t_i.s_i/T, of the images with an embedding each."""
-        return positive_scores(self.scores.student_BE, embeddings_BE, self.scores.temperature)
+        student_BE, wide = self.scores.student_BE, at_least_float32
+        return (wide(student_BE) * wide(embeddings_BE)).sum(1) / self.scores.temperature
 
     def log_sum_exp(self) -> tuple[PerSample, PerSample]:
         """log sum_j e^{t_j.s_i/T} over the anchors not image i's own, and their number."""

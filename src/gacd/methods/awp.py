@@ -38,6 +38,8 @@ def perturbed_weights(
     first = step.again()
     first.generator = step.generator.clone_state()  # the same negatives, drawn twice
     loss = functional_call(method, buffers, arguments, {"attacked": first}).total
+    # What the teacher answered it answers again: it is the student whose weights move.
+    vars(step).update({k: v for k, v in vars(first).items() if k.startswith("teacher_")})
     gradients = torch.autograd.grad(loss, list(weights.values()), materialize_grads=True)
     return {
         name: w + gamma * w.detach().norm() * g / g.norm().clamp_min(torch.finfo(g.dtype).tiny)

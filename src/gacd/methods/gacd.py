@@ -55,6 +55,8 @@ class GACD(Term):
                 raise unknown(name, value, CHOICES[name])
         if balanced and estimator != "sampled":
             raise UserError(f"balanced draws anchors, but estimator {estimator} draws none")
+        if given.bank.labels_M is None:
+            raise UserError("gacd's negatives are of other classes: the bank needs labels")
         self.bank = given.bank.normalised() if reweight == "normalised" else given.bank
         self.temperature, self.positive = temperature, positive
         self.anchoring = Anchoring(

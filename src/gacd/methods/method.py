@@ -26,9 +26,8 @@ class Method(nn.Module):
 
     `forward(batch, generator, progress)` attacks and gives the loss: the loop knows no method. The
     attack is the first term's that has one, unless `attack.objective` names another; it sees the
-    student in evaluation mode. Parameters that stay as they are have `requires_grad` off: the
-    student's head, where no term trains it, until `release`. Each term's mean is logged where there
-    are several.
+    student in evaluation mode. Each term's mean is logged where there are several. `settings` are
+    what the terms were made with, for the record.
     """
 
     def __init__(
@@ -41,8 +40,10 @@ class Method(nn.Module):
         teacher: Teacher | None = None,
         bank: AnchorBank | None = None,
         awp: AWP = NO_AWP,
+        settings: Mapping[str, int | float | str] | None = None,
     ) -> None:
         super().__init__()
+        self.settings = settings or {}
         self.bank = bank
         self.student, self.attack, self.teacher, self.awp = student, attack, teacher, awp
         self.terms = nn.ModuleDict(terms)
@@ -58,10 +59,7 @@ class Method(nn.Module):
                 trains_head=self.trains_head,
                 has_teacher=teacher is not None,
             )
-        head = [] if self.trains_head else list(student.get_classifier().parameters())
-        self._held = [parameter for parameter in head if parameter.requires_grad]
-        for parameter in self._held:
-            parameter.requires_grad_(False)
+        self._held: list[nn.Parameter] = []
 
     def check(self, train: ImageDataset) -> None:
         """Refuse data that the student, its teacher or its anchor bank are not of."""
@@ -74,10 +72,17 @@ class Method(nn.Module):
         if self.bank is not None:
             self.bank.check(train.labels, networks["teacher"].num_features)
 
-    def release(self) -> None:
-        """Let the student's head take gradients again, where it did before this method."""
+    def hold(self) -> None:
+        """Let the student's head take no gradients, where no term trains it, until `release`."""
+        head = [] if self.trains_head else list(self.student.get_classifier().parameters())
+        self._held += [parameter for parameter in head if parameter.requires_grad]
         for parameter in self._held:
-            parameter.requires_grad_(True)
+            parameter.requires_grad_(False)
+
+    def release(self) -> None:
+        """Let the student's head take gradients again, where it did before `hold`."""
+        while self._held:
+            self._held.pop().requires_grad_(True)
 
     def forward(
         self,

@@ -143,6 +143,12 @@ def parse_method(name: str, weights: Mapping[str, float] | None = None) -> Named
     named = Named("+".join(terms), kept, aft)
     if all(term.is_addition for term in named.classes):
         raise UserError(f"'{kept[0]}' is an addition to other methods: say rslad+{kept[0]}")
+    rest = [term for term in named.classes if not term.is_addition]
+    if len(rest) < len(kept) and not any(term.trains_head for term in rest):
+        raise UserError(
+            f"'{name}': an addition compares the head's answers, and no other term trains the "
+            "head: add one that does, such as rslad"
+        )
     if aft and not named.needs_teacher:
         raise UserError(f"'{name}': aft follows methods with a teacher, such as gacd+aft")
     return named
@@ -213,13 +219,17 @@ def create_method(
     if named.needs_bank and bank is None:
         raise UserError(f"{name} needs an anchor bank of the teacher's features")
     given = Given(student, teacher, bank, seed)
-    terms = {}
+    terms: dict[str, Term] = {}
+    made_of: dict[str, Any] = {}
     for term in named.terms:
         settings = (options or {}).get(term, {})
         check_settings(term, settings)
         terms[term] = METHODS[term](given, **settings)
+        defaults = {key: value.default for key, value in _settings(METHODS[term]).items()}
+        made_of |= {f"{term}.{key}": value for key, value in (defaults | dict(settings)).items()}
     combined = weights if "+" in named.name else None
     return Method(
         student, attack, terms, weights=combined, teacher=teacher,
         bank=bank if named.needs_bank else None, awp=awp,
+        settings={k: v for k, v in made_of.items() if isinstance(v, int | float | str)},
     )  # fmt: skip

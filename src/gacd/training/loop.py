@@ -125,8 +125,19 @@ def fit(
             names the remedy.
         KeyboardInterrupt: after Ctrl-C, once the checkpoint is written.
     """
-    out = Path(out)
+    method.hold()
+    try:
+        return _fit(fabric, method, splits, plan, Path(out), name)
+    finally:
+        method.release()
+
+
+def _fit(
+    fabric: Fabric, method: Method, splits: Splits, plan: Plan, out: Path, name: str
+) -> Summary:
     method.check(splits.train)
+    if method.teacher is not None:
+        method.teacher.module.to(fabric.device)
     method.to(fabric.device).to(memory_format=torch.channels_last)
     finished, best = out / "done.json", out / "best.safetensors"
     stage = stage_of(method, asdict(plan))
@@ -230,7 +241,7 @@ def fit(
                 look = (step + 1) % _GUARD_EVERY == 0 or step + 1 == steps
                 if look or (alone and interrupted.is_set()):
                     stop, broken = any_rank(fabric, interrupted.is_set(), ~finite)
-                    _guard(broken, method, epoch, state)
+                    _guard(broken, name, method, epoch, state)
                     if stop:
                         save(epoch, step + 1)
                         raise KeyboardInterrupt
@@ -295,9 +306,8 @@ def _read_best(path: Path) -> dict[str, Any] | None:
 
 
 def _take(best: Path, method: Method) -> None:
-    """Leave in the method what validation chose, its student's head free to train again."""
+    """Leave in the method what validation chose."""
     load_networks(best, method, load_tensors(best, kept=False)[0])
-    method.release()
 
 
 def _optimizer(method: Method, plan: Plan) -> SGD:
@@ -337,7 +347,7 @@ def _add(sums: dict[str, tuple[Tensor, int]], values: dict[str, Tensor]) -> None
         sums[name] = (before + value, n + 1)
 
 
-def _guard(broken: bool, method: Method, epoch: int, state: Path) -> None:
+def _guard(broken: bool, name: str, method: Method, epoch: int, state: Path) -> None:
     if broken:
         own = [
             k for k, term in method.terms.items() if not type(term).__module__.startswith("gacd.")
@@ -345,8 +355,8 @@ def _guard(broken: bool, method: Method, epoch: int, state: Path) -> None:
         mend = f", or mend the losses of {' and '.join(own)}" if own else ""
         back = f"; {state} holds the end of epoch {epoch}" if state.is_file() else ""
         raise UserError(
-            f"the loss or its gradient became infinite or NaN in epoch {epoch + 1}: "
-            f"lower training.lr, or set fabric.precision to 32-true{mend}{back}"
+            f"{name}: the loss or its gradient became infinite or NaN in epoch {epoch + 1}: "
+            f"lower this stage's lr, or set fabric.precision to 32-true{mend}{back}"
         )
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import cast
 
 import torch
 from lightning_fabric import Fabric
@@ -38,9 +39,7 @@ def refuse_memory(there: bool) -> None:
 def any_rank(fabric: Fabric, *flags: Tensor | bool) -> list[bool]:
     """Which of the flags are set on at least one rank; waits for the device, and for all ranks."""
     told = torch.stack([torch.as_tensor(flag, device=fabric.device) for flag in flags]).int()
-    if fabric.world_size > 1:
-        told = _sum(fabric, told)
-    return [bool(flag) for flag in told.tolist()]
+    return [bool(flag) for flag in summed(fabric, told).tolist()]
 
 
 def mean_over_ranks(fabric: Fabric, values: dict[str, float]) -> dict[str, float]:
@@ -48,7 +47,7 @@ def mean_over_ranks(fabric: Fabric, values: dict[str, float]) -> dict[str, float
     if fabric.world_size == 1 or not values:
         return values
     told = torch.tensor(list(values.values()), dtype=torch.float64)
-    total = _sum(fabric, told.to(fabric.device))
+    total = summed(fabric, told.to(fabric.device))
     return dict(zip(values, (total / fabric.world_size).tolist(), strict=True))
 
 
@@ -87,7 +86,6 @@ def synchronised(network: nn.Module, *, enabled: bool, device: torch.device) -> 
             network.set_submodule(name, part)
 
 
-def _sum(fabric: Fabric, values: Tensor) -> Tensor:
-    summed = fabric.all_reduce(values, reduce_op="sum")
-    assert isinstance(summed, Tensor)
-    return summed
+def summed(fabric: Fabric, values: Tensor) -> Tensor:
+    """The sum over the ranks, on all of them."""
+    return cast("Tensor", fabric.all_reduce(values, reduce_op="sum"))

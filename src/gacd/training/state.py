@@ -82,7 +82,8 @@ def stage_of(method: Method, plan: Mapping[str, Any]) -> dict[str, Any]:
     """What makes a stage this one, which no other may go on from: method, plan and attack."""
     planned = {key: value for key, value in plan.items() if key != "compile"}
     attack = {f"attack {key}": value for key, value in asdict(method.attack).items()}
-    return {"method": "+".join(method.terms), "weights": method.weights, **planned, **attack}
+    own = {**method.settings, **{f"awp {k}": v for k, v in method.awp._asdict().items()}}
+    return {"method": "+".join(method.terms), "weights": method.weights, **planned, **attack, **own}
 
 
 def refuse_other(out: Path, theirs: Mapping[str, Any] | None, ours: Mapping[str, Any]) -> None:

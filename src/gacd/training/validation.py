@@ -1,7 +1,5 @@
 """What chooses a checkpoint: accuracy on the held-out part of train, clean and under PGD."""
 
-from typing import cast
-
 import torch
 from lightning_fabric import Fabric
 
@@ -11,6 +9,7 @@ from gacd.data.batches import iterate
 from gacd.data.dataset import ArrayDataset
 from gacd.methods.method import Method
 from gacd.models.modes import evaluating
+from gacd.training.ranks import summed
 
 
 def validate(
@@ -28,19 +27,8 @@ def validate(
     The images are shared out over the ranks and the counts added up.
     """
     generator = torch.Generator(dataset.images.device).manual_seed(seed + fabric.global_rank)
-    batches = iterate(
-        dataset,
-        batch_size,
-        shuffle=False,
-        seed=seed,
-        epoch=0,
-        drop_last=False,
-        rank=fabric.global_rank,
-        world_size=fabric.world_size,
-    )
+    batches = iterate(dataset, batch_size, rank=fabric.global_rank, world_size=fabric.world_size)
     with evaluating(method), fabric.autocast():
         right = count_right(method.predictor, batches, threat, steps=steps, generator=generator)
-    if fabric.world_size > 1:
-        right = cast("torch.Tensor", fabric.all_reduce(right, reduce_op="sum"))
-    natural, robust, n = right.tolist()
+    natural, robust, n = summed(fabric, right).tolist()
     return {"val_natural": 100 * natural / n, "val_robust": 100 * robust / n}

@@ -2,7 +2,7 @@
 
     python benchmarks/streaming.py --folder DIR [--images 1000000] [--workers 1] [--seconds 60]
 
-DIR gets shards of 10,000 JPEGs (kept for the next time). All but the first are links to it: the
+DIR gets shards of 10,000 JPEGs. All but the first are links to it: the
 loader indexes and reads each as a file of its own, and the disk holds one. Measured are:
 
     memory    resident set (proportional, of this process and its workers) while images stream
@@ -61,9 +61,10 @@ def write_shards(folder: Path, images: int) -> float:
                 archive.addfile(info, io.BytesIO(data))
     for part, count in (("test", SHARD), ("train", images)):
         (folder / part).mkdir(exist_ok=True)
+        for old in (folder / part).glob("*.tar"):
+            old.unlink()
         for number in range(count // SHARD):
             path = folder / part / f"{number:05}.tar"
-            path.unlink(missing_ok=True)
             path.hardlink_to(shard)
     return time.perf_counter() - start
 

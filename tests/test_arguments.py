@@ -98,7 +98,7 @@ def test_help_shows_the_defaults_of_the_recipe(
         ("analyze --perplexity 0", "perplexity is 0.0, but must be above 0"),
         ("analyze --images 1", "images is 1, but must be at least 2"),
         ("analyze --step_size 0", "step_size is 0.0, but must be above 0"),
-        ("evaluate --source_mean 0.5", "mean and std go together"),
+        ("evaluate --source_mean 0.5", "both mean and std, or neither"),
         ("transfer --attacks transfer", "'transfer' needs a model to make its images on"),
         ("study list --workers 0", "workers is 0, but must be above 0"),
     ],

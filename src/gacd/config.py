@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from gacd.models import check_statistics
 from gacd.reading import Compare, Report, Seeds
 from gacd.sections import (
     ARD,
@@ -63,16 +64,6 @@ class Run:
         check_seeds(self.seed)
 
 
-def _check_statistics(mean: list[float] | None, std: list[float] | None) -> None:
-    if (mean is None) != (std is None) or len(mean or []) != len(std or []):
-        raise ValueError("mean and std go together, a number for each channel")
-    for value in std or []:
-        positive(std=value)
-    if not all(0 <= m <= 1 and s <= 1 for m, s in zip(mean or [], std or [], strict=True)):
-        said = f"mean {mean} and std {std} must be of images in [0, 1]"
-        raise ValueError(f"{said}: divide those of 0 to 255 by 255")
-
-
 @dataclass(kw_only=True)
 class Normalised:
     """The input that weights from elsewhere were trained on."""
@@ -83,7 +74,7 @@ class Normalised:
     """Standard deviation of each channel, too."""
 
     def __post_init__(self) -> None:
-        _check_statistics(self.mean, self.std)
+        check_statistics(self.mean, self.std)
 
 
 def _without_source(evaluation: Evaluation) -> None:
@@ -239,7 +230,7 @@ class Evaluate(Normalised, Run):
     def __post_init__(self) -> None:
         Run.__post_init__(self)
         super().__post_init__()
-        _check_statistics(self.source_mean, self.source_std)
+        check_statistics(self.source_mean, self.source_std)
         if self.source is None:
             _without_source(self.evaluation)
 

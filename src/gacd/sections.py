@@ -207,7 +207,8 @@ class Evaluation:
     cascade: bool = False
     """Spare an image that an earlier attack broke: figures are then the worst case so far."""
     eps_curve: list[Budget] = field(default_factory=list)
-    """Also PGD-20 accuracy at these budgets; what breaks at one counts as broken at all above."""
+    """Also PGD-20 accuracy at these budgets, in steps of eps/4; what breaks at one counts as broken
+    at all above."""
     workers: int = 0
     """Evaluate in so many processes of their own, on the CPU, while the next model trains."""
 

@@ -1,6 +1,7 @@
 """AutoAttack: the verdict of pyautoattack itself, resumable, and without traces."""
 
 import logging
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -165,7 +166,7 @@ def test_what_cannot_run_is_refused(honest, images) -> None:
         ours(honest, x[..., :4, :4], labels, ThreatModel(norm="l2", eps=0.1))
 
 
-def test_bar_of_one_of_several_ranks_ends_where_the_work_does(
+def test_each_attack_has_a_bar_that_ends_where_its_work_does(
     honest, images, threat, quick_autoattack, capsys, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(gacd.progress._Lines, "every", -1.0)
@@ -176,10 +177,14 @@ def test_bar_of_one_of_several_ranks_ends_where_the_work_does(
             ranks=Ranks(0, size),
         )  # fmt: skip
         lines = capsys.readouterr().err.splitlines()
-        done = [(int(a), int(b)) for a, b in (line.split()[1].split("/") for line in lines)]
-        assert len(done) > 8
-        assert max(at for at, _ in done) == done[-1][0] == done[0][1]
-        assert lines[-1].endswith(f"standing {int(found.robust.sum())}")
+        for name in ("apgd-ce", "apgd-t", "fab-t", "square"):
+            own = [line for line in lines if line.startswith(f"autoattack {name}: ")]
+            counted = re.search(r"(\d+)/(\d+) images", own[-1])
+            assert counted and counted[1] == counted[2]
+            if name == "apgd-ce":  # of three batches the first of two ranks has two
+                assert len(own) == (2 if size == 2 else 3)
+        if size == 1:
+            assert lines[-1].endswith(f"standing {int(found.robust.sum())}")
 
     with pytest.raises(UserError, match="at least one image"):
         ours(honest, x[:0], labels[:0], ThreatModel(eps=0.1))

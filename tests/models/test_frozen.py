@@ -222,3 +222,26 @@ def test_a_network_that_says_so_is_not_folded() -> None:
     with frozen(model, x):
         found = model(x)
     assert torch.equal(found, model(x))
+
+
+class InFloat32(nn.Module):
+    """A layer that computes in float32 under any autocast, as some attention layers do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.linear = nn.Conv2d(3, 4, 3), nn.Linear(4, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        z = self.conv(x).mean((2, 3))
+        with torch.autocast(x.device.type, enabled=False):
+            return self.linear(z.float())
+
+
+def test_a_layer_kept_in_float32_stays_so() -> None:
+    model, x = InFloat32(), torch.rand(2, 3, 8, 8)
+    assert not folds_exactly(model, x)
+    model.folds = False
+    with torch.autocast("cpu", torch.bfloat16):
+        expected = model(x)
+        with frozen(model, x):
+            assert torch.equal(model(x), expected)

@@ -313,3 +313,12 @@ def test_weights_of_another_kind_are_refused(tmp_path: Path, kind: str) -> None:
     model = create_model("digits-cnn-2", num_classes=10, channels=1, seed=1)
     with pytest.raises(UserError, match=rf"'{name}' holds {kind}.* numbers; save the weights as"):
         load_weights(model, tmp_path / "m.pt")
+
+
+def test_the_average_that_torch_keeps_loads(tmp_path: Path) -> None:
+    average = torch.optim.swa_utils.AveragedModel(source())
+    path = tmp_path / "average.pt"
+    torch.save(average.state_dict(), path)
+    model = make(seed=3)
+    load_weights(model, path)
+    assert_same(model, average.module)

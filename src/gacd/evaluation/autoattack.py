@@ -32,7 +32,6 @@ from gacd.evaluation.batches import (
 )
 from gacd.evaluation.statistics import binomial_interval
 from gacd.models.modes import evaluating
-from gacd.progress import progress
 from gacd.randomness import global_randomness_kept
 from gacd.ranks import ALONE, Ranks
 
@@ -113,43 +112,26 @@ def autoattack(
             )
         for _, rows in chunks(torch.arange(len(images)), batch_size):
             robust[rows] = is_right(model, *on_device(rows)).cpu()
-        total = len(names) * int(robust.sum())
-        with progress(total, "autoattack", unit="image attacks", enabled=show_progress) as bar:
-            done = 0
+        for name in names:
 
-            def reach(place: int, standing: int) -> None:
-                nonlocal done
-                bar.advance(min(place, total) - done, standing=standing)
-                done = min(place, total)
+            def attack(_: int, rows: Tensor, name: str = name) -> dict[str, Any]:
+                x, y = on_device(rows)
+                return _attack_batch(model, x, y, name, threat, targets, seed)
 
-            for position, name in enumerate(names):
-                survivors = robust.nonzero().flatten()
-                later, broken = len(names) - position - 1, 0
-
-                def attack(_: int, rows: Tensor, name: str = name) -> dict[str, Any]:
-                    x, y = on_device(rows)
-                    return _attack_batch(model, x, y, name, threat, targets, seed)
-
-                def tell(_: int, rows: Tensor, value: dict[str, Any], later: int = later) -> None:
-                    # Other ranks are taken to have done as much; the truth comes with the merge.
-                    nonlocal broken
-                    lost = value["robust"].count("0") * ranks.size
-                    broken = min(broken + lost, len(survivors))  # noqa: B023
-                    # A broken image meets no later attack: that share of the work is done as well.
-                    ahead = len(rows) * ranks.size + lost * later
-                    reach(done + ahead, len(survivors) - broken)  # noqa: B023
-
-                batches = list(chunks(survivors, batch_size))
-                found = shared_out(
-                    batches, attack, folder=cache and cache / name, ranks=ranks, tell=tell
-                )
-                for (_, rows), value in zip(batches, found, strict=True):
-                    robust[rows] = from_bits(value["robust"])
-                    notes |= dict.fromkeys(value["notes"])
-                    seconds += value["seconds"]
-                left = int(robust.sum())
-                after[name] = 100.0 * left / len(robust)
-                reach(total - later * left, left)
+            batches = list(chunks(robust.nonzero().flatten(), batch_size))
+            found = shared_out(
+                batches,
+                attack,
+                folder=cache and cache / name,
+                ranks=ranks,
+                name=f"autoattack {name}",
+                show_progress=show_progress,
+            )
+            for (_, rows), value in zip(batches, found, strict=True):
+                robust[rows] = from_bits(value["robust"])
+                notes |= dict.fromkeys(value["notes"])
+                seconds += value["seconds"]
+            after[name] = 100.0 * int(robust.sum()) / len(robust)
 
     # One image of 100 is more than the limit and shows nothing: the interval's lower end decides.
     added = round((list(after.values())[-2] - after["square"]) * len(robust) / 100)

@@ -9,28 +9,12 @@ from jaxtyping import Bool
 from torch import Tensor, nn
 
 from gacd.attacks.threat import ThreatModel
+from gacd.progress import progress
 from gacd.ranks import Ranks
 from gacd.shapes import Images, Labels
 from gacd.storage import fingerprint, is_number, read_json, write_json
 
 _SLACK = 1e-6
-
-
-def remembered(
-    path: Path | None, compute: Callable[[], dict[str, Any]], images: int
-) -> dict[str, Any]:
-    """Outcomes of so many images in `path`, or else what `compute` gives, then kept there."""
-    if path is None:
-        return compute()
-    if not path.exists():
-        write_json(path, compute())
-
-    def bits(value: object) -> bool:
-        return isinstance(value, str) and len(value) == images and set(value) <= {"0", "1"}
-
-    shape = {"robust": bits, "seconds": is_number, "notes?": [str]}
-    value: dict[str, Any] = read_json(path, shape)
-    return value
 
 
 def shared_out(
@@ -39,22 +23,36 @@ def shared_out(
     *,
     folder: Path | None,
     ranks: Ranks,
-    tell: Callable[[int, Tensor, dict[str, Any]], None],
+    name: str,
+    show_progress: bool,
 ) -> list[dict[str, Any]]:
     """`compute(number, rows)` of every batch, remembered in `folder`.
 
-    Each rank computes and tells of every ranks.size-th batch, then reads those of the others. One
+    Each rank computes and shows every ranks.size-th batch, then reads those of the others. One
     whose file is not there yet (a network's file system may lag) is computed again, to the same.
     """
 
     def value(number: int, rows: Tensor) -> dict[str, Any]:
-        path = folder and folder / f"{number:05d}.json"
-        return remembered(path, lambda: compute(number, rows), len(rows))
+        if folder is None:
+            return compute(number, rows)
+        path = folder / f"{number:05d}.json"
+        if not path.exists():
+            write_json(path, compute(number, rows))
 
-    own = {}
-    for number, rows in batches[ranks.rank :: ranks.size]:
-        own[number] = value(number, rows)
-        tell(number, rows, own[number])
+        def bits(value: object) -> bool:
+            return isinstance(value, str) and len(value) == len(rows) and set(value) <= {"0", "1"}
+
+        shape = {"robust": bits, "seconds": is_number, "notes?": [str]}
+        found: dict[str, Any] = read_json(path, shape)
+        return found
+
+    own, standing = {}, 0
+    mine = batches[ranks.rank :: ranks.size]
+    with progress(sum(len(rows) for _, rows in mine), name, enabled=show_progress) as bar:
+        for number, rows in mine:
+            own[number] = value(number, rows)
+            standing += own[number]["robust"].count("1")
+            bar.advance(len(rows), standing=standing)
     ranks.wait()
     return [own[number] if number in own else value(number, rows) for number, rows in batches]
 

@@ -33,13 +33,14 @@ _ZEROS = 10.0  # percent of the gradient's entries
 
 @dataclass(frozen=True)
 class Check:
-    """One line of the diagnosis: it passed where `value <= limit`, both in percent (points)."""
+    """One line of the diagnosis, of n images: it passed where `value <= limit`, in percent."""
 
     name: str
     passed: bool
     value: float
     limit: float
     text: str
+    n: int
 
 
 def diagnose(
@@ -140,7 +141,8 @@ def diagnose(
         transfer = near.accuracy("transfer")
         text = f"{pgd100:.1f} % under PGD-100, {transfer:.1f} % under another model's images"
         rows.append(("transfer is weaker than white-box", pgd100 - transfer, points, text))
-    return [Check(name, value <= limit, value, limit, text) for name, value, limit, text in rows]
+    n = len(subset)
+    return [Check(name, value <= limit, value, limit, text, n) for name, value, limit, text in rows]
 
 
 def zero_gradients(model: Backbone, dataset: ArrayDataset, *, batch_size: int = 256) -> float:

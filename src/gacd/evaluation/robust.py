@@ -128,9 +128,7 @@ def evaluate(
 def answers(model: Backbone, dataset: ArrayDataset, *, batch_size: int = 256) -> Int[Tensor, " N"]:
     """The class that the model gives each image, in evaluation mode and float32."""
     device = next(model.parameters()).device
-    batches = iterate(
-        dataset.to(device), batch_size, shuffle=False, seed=0, epoch=0, drop_last=False
-    )
+    batches = iterate(dataset.to(device), batch_size)
     with evaluating(model), torch.autocast(device.type, enabled=False):
         return torch.cat([model(batch.images).argmax(1) for batch in batches])
 
@@ -227,28 +225,23 @@ class _Run:
         """Which of the candidates the model is still right on, and the seconds it took."""
         survived = torch.zeros_like(candidates)
         models = [model for model in (self.model, self.source) if model is not None]
-        every = dict(chunks(torch.arange(len(candidates)), self.batch_size))
-        live = [(n, rows[candidates[rows]]) for n, rows in every.items() if candidates[rows].any()]
-        own = sum(len(rows) for _, rows in live[self.ranks.rank :: self.ranks.size])
-        right = seen = 0
+        every = chunks(torch.arange(len(candidates)), self.batch_size)
+        live = [(n, rows[candidates[rows]]) for n, rows in every if candidates[rows].any()]
 
         def compute(number: int, rows: Tensor) -> dict[str, Any]:
             start = time.perf_counter()
             bits = to_bits(self.attack(attack, number, *self.batch(rows)))
             return {"robust": bits, "seconds": time.perf_counter() - start}
 
-        with (
-            evaluating(*models),
-            torch.autocast(self.device.type, enabled=False),
-            progress(own, attack.name, enabled=self.show_progress) as bar,
-        ):
-
-            def tell(number: int, rows: Tensor, found: dict[str, Any]) -> None:
-                nonlocal right, seen
-                right, seen = right + found["robust"].count("1"), seen + len(every[number])
-                bar.advance(len(rows), robust=100.0 * right / seen)
-
-            found = shared_out(live, compute, folder=folder, ranks=self.ranks, tell=tell)
+        with evaluating(*models), torch.autocast(self.device.type, enabled=False):
+            found = shared_out(
+                live,
+                compute,
+                folder=folder,
+                ranks=self.ranks,
+                name=attack.name,
+                show_progress=self.show_progress,
+            )
         for (_, rows), value in zip(live, found, strict=True):
             survived[rows] = from_bits(value["robust"])
         return survived, sum((value["seconds"] for value in found), 0.0)

@@ -3,7 +3,6 @@
 import copy
 from pathlib import Path
 
-import torch
 from torch import nn
 
 from gacd.attacks.threat import ThreatModel
@@ -42,7 +41,6 @@ def with_new_head(model: Backbone, num_classes: int) -> Backbone:
     """A copy of `model` with another last layer, of zeros, for `num_classes` classes."""
     copied = copy.deepcopy(model)
     old = copied.get_classifier()
-    name = next(name for name, part in copied.named_modules() if part is old)
     # Made without numbers first: an ordinary one would draw them from the global generator.
     new = nn.Linear(
         old.in_features,
@@ -50,11 +48,9 @@ def with_new_head(model: Backbone, num_classes: int) -> Backbone:
         bias=old.bias is not None,
         device="meta",
         dtype=old.weight.dtype,
-    )
-    new.to_empty(device=old.weight.device)
-    with torch.no_grad():
-        for parameter in new.parameters():
-            parameter.zero_()
-    copied.set_submodule(name, new)
+    ).to_empty(device=old.weight.device)
+    for parameter in new.parameters():
+        nn.init.zeros_(parameter)
+    setattr(copied, copied.last, new)
     copied.num_classes = num_classes
     return copied

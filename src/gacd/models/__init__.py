@@ -71,8 +71,6 @@ def create_model(
     """
     import torch
 
-    from gacd.models.base import check_statistics
-
     if num_classes < 1 or channels < 1:
         raise UserError(
             f"a model of {num_classes} classes and {channels} channels: both must be at least 1"
@@ -83,6 +81,25 @@ def create_model(
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         return build(num_classes=num_classes, channels=channels, mean=mean, std=std)
+
+
+def check_statistics(
+    mean: Sequence[float] | None, std: Sequence[float] | None, channels: int | None = None
+) -> None:
+    """Refuse mean and std that do not normalise, or not images of so many channels."""
+    if (mean is None) != (std is None):
+        raise UserError("give a model both mean and std, or neither")
+    if mean is None or std is None:
+        return
+    for name, values in (("mean", mean), ("std", std)):
+        if isinstance(values, int | float) or len(values) != (channels or len(mean)):
+            wanted = channels or "as many as the images have"
+            raise UserError(f"{name} is {values}: give a number for each channel: {wanted}")
+    if not min(std) > 0:
+        raise UserError(f"std is {list(std)}: each number must be above 0")
+    if not all(0 <= m <= 1 and s <= 1 for m, s in zip(mean, std, strict=True)):
+        said = f"mean {list(mean)} and std {list(std)} must be of images in [0, 1]"
+        raise UserError(f"{said}: divide those of 0 to 255 by 255")
 
 
 def check_model(name: str) -> None:

@@ -8,11 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from gacd.errors import UserError, first_line
-from gacd.models.base import Backbone, check_statistics
+from gacd.models import check_statistics
+from gacd.models.base import Backbone
 from gacd.models.frozen import folds_exactly
 from gacd.models.modes import evaluating
 from gacd.randomness import global_randomness_kept
-from gacd.shapes import Features, Images, Logits
+from gacd.shapes import Features, Images
 
 _BODY, _HEAD = "body.", "head."
 
@@ -136,15 +137,6 @@ class Adapted(Backbone):
         """What reaches the classifier, for images in [0, 1]."""
         features: Tensor = self.body(self.normalise(x))
         return features
-
-    def forward_head(self, features: Features) -> Logits:
-        """Logits of penultimate features."""
-        logits: Tensor = self.head(features)
-        return logits
-
-    def get_classifier(self) -> nn.Linear:
-        """The linear layer [num_features -> num_classes] that `forward_head` applies."""
-        return self.head
 
 
 def _as_the_network_says(

@@ -2,11 +2,13 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from gacd.errors import UserError
+from gacd.models import check_statistics
 from gacd.shapes import Features, Images, Logits
 from gacd.storage import fingerprint
 
@@ -22,6 +24,8 @@ class Backbone(nn.Module, ABC):
     num_features: int
     num_classes: int
     channels: int
+    last: ClassVar[str] = "head"
+    """The attribute that holds its last layer, a linear one."""
 
     def __init__(
         self, mean: Sequence[float] | None = None, std: Sequence[float] | None = None
@@ -54,13 +58,15 @@ class Backbone(nn.Module, ABC):
     def forward_features(self, x: Images) -> Features:
         """Pooled penultimate features of images in [0, 1]."""
 
-    @abstractmethod
     def forward_head(self, features: Features) -> Logits:
         """Logits of penultimate features."""
+        logits: Tensor = self.get_classifier()(features)
+        return logits
 
     def get_classifier(self) -> nn.Linear:
         """The linear layer [num_features -> num_classes] that `forward_head` applies."""
-        return [part for part in self.modules() if isinstance(part, nn.Linear)][-1]
+        layer: nn.Linear = getattr(self, self.last)
+        return layer
 
     def forward(self, x: Images) -> Logits:
         """Logits of images in [0, 1]."""
@@ -94,25 +100,6 @@ def check_fits(
             f"the {called} has {model.num_classes} classes and {model.channels} channels, but "
             f"{data} has {num_classes} and {channels}"
         )
-
-
-def check_statistics(
-    mean: Sequence[float] | None, std: Sequence[float] | None, channels: int | None = None
-) -> None:
-    """Refuse mean and std that do not normalise, or not images of so many channels."""
-    if (mean is None) != (std is None):
-        raise UserError("give a model both mean and std, or neither")
-    if mean is None or std is None:
-        return
-    for name, values in (("mean", mean), ("std", std)):
-        if isinstance(values, int | float) or len(values) != (channels or len(mean)):
-            wanted = channels or "as many as the images have"
-            raise UserError(f"{name} is {values}: give a number for each channel: {wanted}")
-    if not min(std) > 0:
-        raise UserError(f"std is {list(std)}: each number must be above 0")
-    if not all(0 <= m <= 1 and s <= 1 for m, s in zip(mean, std, strict=True)):
-        said = f"mean {list(mean)} and std {list(std)} must be of images in [0, 1]"
-        raise UserError(f"{said}: divide those of 0 to 255 by 255")
 
 
 def model_fingerprint(model: nn.Module) -> str:

@@ -246,6 +246,8 @@ def _refuse_normalisation(
 def _stripped(tensors: Mapping[str, Tensor], wanted: Set[str]) -> dict[str, Tensor]:
     """Without what containers (DataParallel, torch.compile, wrappers) put before every name."""
     state = dict(tensors)
+    if "n_averaged" not in wanted:
+        state.pop("n_averaged", None)  # how many networks torch's AveragedModel is the mean of
     ready = wanted <= state.keys()  # a network's own parts may be called as a wrapper is
     for own in () if ready else _OURS:
         if student := {k.removeprefix(own): v for k, v in state.items() if k.startswith(own)}:

@@ -28,7 +28,7 @@ def frozen(model: nn.Module, x: Images) -> Iterator[None]:
     W' = s W and b' = s (b - mean) + beta, s = gamma / sqrt(var + eps): the same function, to
     rounding, in fewer passes over memory. Under autocast the weights of convolutions and linear
     layers are cast here, once. An image of `x` shows, the first time, what follows what; a network
-    whose `folds` is False is left unfolded (`folds_exactly`). Everything is put back afterwards,
+    whose `folds` is False is left as it is (`folds_exactly`). Everything is put back afterwards,
     also after an exception.
     """
     with evaluating(model):
@@ -46,6 +46,8 @@ def frozen(model: nn.Module, x: Images) -> Iterator[None]:
 @torch.no_grad()
 def _swaps(model: nn.Module, x: Images) -> list[tuple[dict[str, Any], str, Any]]:
     """Where, what, and what is put there instead."""
+    if not getattr(model, "folds", True):
+        return []
     parts = dict(model.named_modules())
     dtype = _autocast_dtype(x)
     bn_of = dict(_pairs(model, x))
@@ -98,8 +100,6 @@ def _folded(weight: Tensor, bias: Tensor | None, norm: Any) -> tuple[Tensor, Ten
 
 
 def _pairs(model: nn.Module, x: Images) -> list[Pair]:
-    if not getattr(model, "folds", True):
-        return []
     if model not in _PAIRS:
         _PAIRS[model] = find_pairs(model, x[:1])
     return _PAIRS[model]
@@ -110,7 +110,7 @@ def folds_exactly(model: nn.Module, x: Images) -> bool:
     """Whether a copy of `model`, its batch normalisations drawn at random, answers as it does.
 
     The graph does not show who reads a convolution's output without gradient, or in larger batches
-    alone.
+    alone, nor a layer that computes in float32 under any autocast.
     """
     try:
         model = copy.deepcopy(model)
@@ -127,6 +127,11 @@ def folds_exactly(model: nn.Module, x: Images) -> bool:
         plain = model(x)
         with frozen(model, x):
             folded = model(x)
+    try:
+        with torch.autocast(x.device.type, torch.bfloat16), frozen(model, x):
+            model(x)
+    except RuntimeError:
+        return False
     return torch.allclose(plain, folded, rtol=1e-3, atol=1e-3 * float(plain.abs().max()))
 
 

@@ -7,7 +7,7 @@ from torch.nn.functional import relu
 
 from gacd.models.base import Backbone
 from gacd.models.layers import conv1x1, conv3x3, he_init, pool
-from gacd.shapes import Features, Images, Logits
+from gacd.shapes import Features, Images
 
 # (expansion, outputs, blocks, stride): Sandler et al. 2018, Table 2, with the first two strides of
 # the ImageNet network set to 1, so that a 32x32 image still has 4x4 positions at the end.
@@ -27,6 +27,8 @@ class MobileNetV2(Backbone):
 
     As in that common code, ReLU stands for ReLU6, and every block of stride 1 has a shortcut.
     """
+
+    last = "linear"
 
     def __init__(
         self,
@@ -50,11 +52,6 @@ class MobileNetV2(Backbone):
         """Pooled features [B, 1280]."""
         out = relu(self.bn1(self.conv1(self.normalise(x))), inplace=True)
         return pool(relu(self.bn2(self.conv2(self.layers(out))), inplace=True))
-
-    def forward_head(self, features: Features) -> Logits:
-        """Logits [B, K] of pooled features."""
-        logits: Tensor = self.linear(features)
-        return logits
 
 
 class InvertedResidual(nn.Module):

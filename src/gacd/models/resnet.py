@@ -7,7 +7,7 @@ from torch.nn.functional import relu
 
 from gacd.models.base import Backbone
 from gacd.models.layers import conv1x1, conv3x3, he_init, pool
-from gacd.shapes import Features, Images, Logits
+from gacd.shapes import Features, Images
 
 # name -> blocks and widths of the four stages. The thin ones are He et al. 2016, section 4.2:
 # depth 6n + 2, three stages of n blocks.
@@ -26,6 +26,8 @@ class ResNet(Backbone):
     shortcuts (He et al. 2016, option B) wherever the shape changes. The parameter names are those
     of the public robust CIFAR checkpoints.
     """
+
+    last = "linear"
 
     def __init__(
         self,
@@ -52,11 +54,6 @@ class ResNet(Backbone):
         """Pooled features of the last stage, [B, num_features]."""
         out = relu(self.bn1(self.conv1(self.normalise(x))), inplace=True)
         return pool(self.layer4(self.layer3(self.layer2(self.layer1(out)))))
-
-    def forward_head(self, features: Features) -> Logits:
-        """Logits [B, K] of pooled features."""
-        logits: Tensor = self.linear(features)
-        return logits
 
 
 class BasicBlock(nn.Module):

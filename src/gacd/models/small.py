@@ -2,12 +2,12 @@
 
 from collections.abc import Sequence
 
-from torch import Tensor, nn
+from torch import nn
 
 from gacd.errors import UserError
 from gacd.models.base import Backbone
 from gacd.models.layers import conv3x3, he_init, pool
-from gacd.shapes import Features, Images, Logits
+from gacd.shapes import Features, Images
 
 
 class DigitsCNN(Backbone):
@@ -42,11 +42,6 @@ class DigitsCNN(Backbone):
     def forward_features(self, x: Images) -> Features:
         """Pooled features [B, 4 width]."""
         return pool(self.body(self.normalise(x)))
-
-    def forward_head(self, features: Features) -> Logits:
-        """Logits [B, K] of pooled features."""
-        logits: Tensor = self.head(features)
-        return logits
 
 
 def _layer(inputs: int, outputs: int, stride: int) -> tuple[nn.Module, ...]:

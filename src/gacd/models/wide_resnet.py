@@ -8,7 +8,7 @@ from torch.nn.functional import relu
 from gacd.errors import UserError
 from gacd.models.base import Backbone
 from gacd.models.layers import conv1x1, conv3x3, he_init, pool
-from gacd.shapes import Features, Images, Logits
+from gacd.shapes import Features, Images
 
 
 class WideResNet(Backbone):
@@ -17,6 +17,8 @@ class WideResNet(Backbone):
     Three stages of (depth - 4) / 6 pre-activation blocks, 16, 32 and 64 times `width` wide. Raises
     UserError where the number of blocks is not a positive integer, or width < 1.
     """
+
+    last = "fc"
 
     def __init__(
         self,
@@ -48,11 +50,6 @@ class WideResNet(Backbone):
         """Pooled, normalised and rectified features of the last stage, [B, 64 width]."""
         out = self.block3(self.block2(self.block1(self.conv1(self.normalise(x)))))
         return pool(relu(self.bn1(out), inplace=True))
-
-    def forward_head(self, features: Features) -> Logits:
-        """Logits [B, K] of pooled features."""
-        logits: Tensor = self.fc(features)
-        return logits
 
 
 class PreActBlock(nn.Module):

@@ -190,14 +190,13 @@ def embedding_figure(record: Record, named: Callable[[str], str] = str) -> Figur
     """Two classes in every model's features, as t-SNE places them; `named` renames the models."""
     joint = record["embedding"]["kind"] == "joint"
     how = "one embedding for all models" if joint else "an embedding for each model by itself"
+    notes = {
+        name: f"silhouette {g['silhouette']:.2f}; {g['nearer_true']:.0f} % nearer own class"
+        for name, g in record["geometry"].items()
+    }
     return embedding_scatter(
         {named(name): groups for name, groups in record["embedding"]["points"].items()},
         f"t-SNE of features, {how}",
         one_scale=joint,
-        notes={
-            named(
-                name
-            ): f"silhouette {g['silhouette']:.2f}; {g['nearer_true']:.0f} % nearer own class"
-            for name, g in record["geometry"].items()
-        },
+        notes={named(name): note for name, note in notes.items()},
     )

@@ -73,7 +73,7 @@ def attacked_pictures(
             return x + tile / 2, y + tile + 0.05
 
         def say(text: str, x: float, y: float, color: str, weight: str = "normal") -> None:
-            mark = text[-2:] if text[-1] in "✓✗" else ""
+            mark = text[-2:] if text.endswith(("✓", "✗")) else ""
             short = text if len(text) <= room else f"{text[: room - 1 - len(mark)]}…{mark}"
             ax.text(x, y, short, ha="center", va="top", color=color, weight=weight, fontsize=size)
 

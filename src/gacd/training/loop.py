@@ -120,9 +120,9 @@ def fit(
     On several ranks all of them stop at the same step, at most 25 after the Ctrl-C.
 
     Raises:
-        UserError: the data are not the networks' or the anchor bank's, `out` holds another method's
-            training or another plan's, or the loss or the gradient is no longer finite; the message
-            names the remedy.
+        UserError: the data are not the networks' or the anchor bank's, `out` holds a training by
+            another method, other settings of it or another plan, or the loss or the gradient is no
+            longer finite; the message names the remedy.
         KeyboardInterrupt: after Ctrl-C, once the checkpoint is written.
     """
     method.hold()

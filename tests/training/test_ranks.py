@@ -174,10 +174,13 @@ def test_the_command_on_two_processes_and_again_on_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     command = (
-        "train --model digits-cnn-4 --data.train_limit 200 --data.test_limit 40 --training.epochs 1"
-        " --attacks natural pgd2 --threat.eps 0.1 --training.attack.steps 1 --fabric.accelerator "
-        f"cpu --fabric.precision 32-true --evaluation.batch_size 8 --out {tmp_path / 'run'}"
+        "distill --student digits-cnn-2 --teacher.model digits-cnn-4 --methods kd gacd+aft "
+        "--attacks natural pgd2 --threat.eps 0.1 --data.train_limit 200 --data.test_limit 40 "
+        "--gacd.negatives 32 --gacd.dim 8 --fabric.accelerator cpu --fabric.precision 32-true "
+        f"--evaluation.batch_size 8 --out {tmp_path / 'run'}"
     ).split()
+    for stage in ("teacher.training", "training", "distillation", "finetune"):
+        command += f"--{stage}.epochs 1 --{stage}.attack.steps 1 --{stage}.batch_size 32".split()
     two = [*command, "--fabric.devices", "2"]
     done = subprocess.run(
         [sys.executable, "-m", "gacd.cli", *two],
@@ -185,12 +188,19 @@ def test_the_command_on_two_processes_and_again_on_one(
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.count("report:") == 1  # one rank speaks
-    record = tmp_path / "run" / "pgd-at" / "record.json"
-    assert read_json(record)["n"] == 40
-    before = record.read_bytes()
+    records = [tmp_path / "run" / row / "record.json" for row in ("teacher", "kd", "gacd+aft")]
+    assert [read_json(record)["n"] for record in records] == [40] * 3
+    before = [record.read_bytes() for record in records]
     monkeypatch.setattr(run, "write_run_report", lambda *_, **__: None)
     assert cli.main(command) == 0
-    assert record.read_bytes() == before
+    assert [record.read_bytes() for record in records] == before
+
+    done = subprocess.run(  # both ranks are told
+        [sys.executable, "-m", "gacd.cli", *two, "--seed", "1"],
+        capture_output=True, text=True, timeout=300, env=environment(),
+    )  # fmt: skip
+    assert done.returncode == 2 and "holds another run" in done.stderr
+    assert "Traceback" not in done.stderr
 
     more = [*two, "--attacks", "natural", "pgd2", "pgd3"]  # and measured again, on two
     done = subprocess.run(
@@ -199,7 +209,7 @@ def test_the_command_on_two_processes_and_again_on_one(
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.count("measured again") == 1
-    assert "pgd3" in read_json(record)
+    assert all("pgd3" in read_json(record) for record in records)
 
 
 def test_what_several_ranks_cannot_do_is_refused() -> None:

@@ -62,7 +62,7 @@ train("teacher", "pgd-at", teacher, EPOCHS, 0.1)
 frozen = Teacher(teacher)
 
 # 2. Its features of every training image: what the student learns to tell apart.
-in_order = iterate(splits.train, 256, shuffle=False, seed=0, epoch=0, drop_last=False)
+in_order = iterate(splits.train, 256)
 known_by = Fingerprint(teacher="mine", data=splits.train.fingerprint(), preprocessing="none")
 bank = AnchorBank.build(teacher, in_order, size=len(splits.train), fingerprint=known_by)
 

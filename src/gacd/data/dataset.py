@@ -8,7 +8,7 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from gacd.data.images import to_float
+from gacd.data.images import in_colour, to_float
 from gacd.errors import UserError
 from gacd.shapes import Images
 from gacd.storage import fingerprint
@@ -147,10 +147,9 @@ class ArrayDataset:
         return replace(self, name=name)
 
     def in_colour(self, channels: int) -> "ArrayDataset":
-        """Grey images as a network of more channels takes them: the same in each."""
-        if self.channels != 1 or channels == 1:
-            return self
-        return replace(self, images=self.images.expand(-1, channels, -1, -1).contiguous())
+        """The same images for a network of so many channels; those in colour stay as they are."""
+        grey = self.channels == 1
+        return replace(self, images=in_colour(self.images, channels)) if grey else self
 
     def float_images(self, index: Tensor | slice = slice(None)) -> Images:
         """Images at some rows, in [0, 1], channels-last in memory."""

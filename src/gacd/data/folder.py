@@ -19,6 +19,7 @@ from PIL import Image, ImageOps
 
 from gacd import storage
 from gacd.data.dataset import ArrayDataset, one_spelling
+from gacd.data.images import in_colour
 from gacd.errors import UserError, first_line, unknown
 from gacd.progress import progress
 from gacd.shapes import PixelArray
@@ -66,7 +67,7 @@ def read_pictures(source: Path, *, size: int, channels: int) -> PixelArray:
     pixels = _archive(source, size) if source.suffix == ".npz" else _pictures(source, size)
     if pixels.shape[1] > channels:
         raise UserError(f"{source}: its images are in colour, and the data are grey: convert them")
-    return pixels.expand(-1, channels, -1, -1).contiguous()
+    return in_colour(pixels, channels)
 
 
 def _pictures(folder: Path, size: int) -> PixelArray:
@@ -115,9 +116,9 @@ def _archive(file: Path, size: int) -> PixelArray:
 
 def _below(folder: Path, left_out: list[str], seen: set[Path]) -> Iterator[Path]:
     """The images, by their paths; what else there is goes to `left_out`. A link may lead back."""
-    if folder.resolve() in seen:
+    if (place := folder.resolve()) in seen:
         return
-    seen.add(folder.resolve())
+    seen.add(place)
     with os.scandir(folder) as found:
         entries = sorted(found, key=lambda entry: entry.name)
     _check_names(folder, (entry.name for entry in entries))

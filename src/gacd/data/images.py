@@ -24,3 +24,8 @@ def resize(pixels: Shaped[Tensor, "N C H W"], size: int) -> Shaped[Tensor, "N C 
         for part in torch.split(pixels, _CHUNK)
     ]
     return torch.cat([part.round().clamp(0, 255).to(torch.uint8) for part in parts])
+
+
+def in_colour(pixels: Shaped[Tensor, "N C H W"], channels: int) -> Shaped[Tensor, "N K H W"]:
+    """Images [N, C, H, W] of so many channels: grey ones (C = 1) are the same in each."""
+    return pixels.expand(-1, channels, -1, -1).contiguous()

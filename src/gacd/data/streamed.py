@@ -100,8 +100,8 @@ class StreamedDataset:
         rows = torch.split(torch.arange(len(self)), 256)
         shape = len(self), self.channels, self.size, self.size
         pixels = torch.empty(shape, dtype=torch.uint8, device=self.labels.device)
-        for index, batch in zip(rows, self.fetch(rows), strict=True):
-            pixels[index[0] : index[0] + len(index)] = batch
+        for part, batch in zip(torch.split(pixels, 256), self.fetch(rows), strict=True):
+            part.copy_(batch)
         return ArrayDataset(pixels, self.labels, self.classes, self.name)
 
     def fingerprint(self) -> str:

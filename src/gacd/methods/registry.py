@@ -141,9 +141,9 @@ def parse_method(name: str, weights: Mapping[str, float] | None = None) -> Named
     else:
         kept = (terms[0],)
     named = Named("+".join(terms), kept, aft)
-    if all(term.is_addition for term in named.classes):
-        raise UserError(f"'{kept[0]}' is an addition to other methods: say rslad+{kept[0]}")
     rest = [term for term in named.classes if not term.is_addition]
+    if not rest:
+        raise UserError(f"'{kept[0]}' is an addition to other methods: say rslad+{kept[0]}")
     if len(rest) < len(kept) and not any(term.trains_head for term in rest):
         raise UserError(
             f"'{name}': an addition compares the head's answers, and no other term trains the "

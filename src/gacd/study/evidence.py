@@ -72,9 +72,10 @@ def weigh(part: Part, parts: int) -> Evidence:
         decided = verdict(
             found.mean, found.variances, above=part.above, bound=part.bound, parts=parts
         )
-        low, high = found.interval()  # near 0 and 100 % the images' own: never narrower
-        if decided == HELD and not (low > part.bound if part.above else high < part.bound):
-            decided = NOT_DECIDED
+        # Near 0 and 100 % the interval is wider than what the verdict goes by.
+        if decided == HELD and low is not None and high is not None:
+            held = low > part.bound if part.above else high < part.bound
+            decided = HELD if held else NOT_DECIDED
     return Evidence(
         what=part.what,
         where=part.where,

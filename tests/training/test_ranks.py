@@ -138,6 +138,14 @@ def test_verdicts_are_those_of_one_process(
         assert [found["attacked"][name] for found in said] == [4, 4]
 
 
+def test_ranks_validate_one_network(out: Path) -> None:
+    """BatchNorm's statistics are each rank's own in training; validated are the first one's."""
+    first, second = (load_tensors(out / f"buffers-{rank}.safetensors")[0] for rank in (0, 1))
+    means = [name for name in first if name.endswith("running_mean")]
+    assert means and all(first[name].any() for name in means)
+    assert all(first[name].equal(second[name]) for name in first)
+
+
 def test_noise_differs_by_rank(said: list[dict[str, Any]]) -> None:
     assert said[0]["noise"] != said[1]["noise"]
 

@@ -122,8 +122,20 @@ def main(out: Path) -> None:
     found.save(out / f"outcomes-{rank}.safetensors")
     said["attacked"] = {name: calls.count(name) for name in calls}
 
-    deterministic()
+    # Each rank's BatchNorm has seen images of its own when the network is validated.
     stage = load(HERE / "conftest.py", "t").Stage()
+    validate = loop.validate
+
+    def noted(fabric, kept, *more, **settings):
+        buffers = {k: v for k, v in kept.named_buffers() if v.is_floating_point()}
+        save_tensors(out / f"buffers-{rank}.safetensors", buffers, {})
+        return validate(fabric, kept, *more, **settings)
+
+    loop.validate = noted
+    trained(stage, out / "buffers", fabric)
+    loop.validate = validate
+
+    deterministic()
     for name in ("natural", "pgd-at", "ard", "gacd"):
         method = method_of(stage, name)
         parameters = [p for p in method.parameters() if p.requires_grad]

@@ -1,5 +1,6 @@
 """`gacd seeds`: means and differences of made-up runs, of our own records, and what it refuses."""
 
+import importlib.util
 import json
 import math
 import re
@@ -111,6 +112,30 @@ def test_the_figure_of_our_records_is_drawn_of_what_the_readme_says(tmp_path: Pa
     assert out.read_bytes().startswith(b"<?xml")
     readme = " ".join((RESULTS.parent / "README.md").read_text(encoding="utf-8").split())
     assert done.stdout.strip().replace("\N{MINUS SIGN}", "-") in readme
+
+
+def test_the_tables_of_the_readme_are_those_of_our_records() -> None:
+    """Every row of three accuracies with intervals, or of three differences."""
+    spec = importlib.util.spec_from_file_location("drawn", RESULTS / "differences.py")
+    assert spec and spec.loader
+    drawn = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(drawn)
+    drawn.METRICS = metrics = ("natural", "pgd20", "autoattack")
+    known = [
+        [f"{of.mean:+.1f} [{of.interval()[0]:.1f}, {of.interval()[1]:.1f}]" for of in row.values()]
+        for panel in drawn.panels().values()
+        for row in panel.values()
+    ]
+    for row in read_json(RESULTS / "quickstart/results.json"):
+        ends = [row["intervals"][metric] for metric in metrics]
+        known.append([f"{row[m]:.1f} [{a:.1f}, {b:.1f}]" for m, (a, b) in zip(metrics, ends)])
+    report = (RESULTS / "small/report.md").read_text(encoding="utf-8")
+    readme = (RESULTS.parent / "README.md").read_text(encoding="utf-8").replace("*", "")
+    cell = r"[-+]?[\d.]+ \[-?[\d.]+, -?[\d.]+\]"
+    rows = re.findall(rf"\| ({cell}) \| ({cell}) \| ({cell}) \|", readme)
+    assert len(rows) > 20
+    for row in rows:
+        assert [*row] in known or " | ".join(row) in report, row
 
 
 def test_runs_without_the_usual_row_have_means_alone(capsys: pytest.CaptureFixture[str]) -> None:
@@ -311,7 +336,8 @@ def test_the_tables_of_our_records_are_those_in_the_readme(
     readme = (RESULTS / "README.md").read_text(encoding="utf-8")
     figures = json.loads(said(capsys, *folders, "--json"))
     for found in figures:
-        if found["attack"] == "autoattack" and found["row"] != "natural":
+        more = () if found["minus"] or "autoattack-500" in runs else ("natural", "pgd20")
+        if found["attack"] in ("autoattack", *more) and found["row"] != "natural":
             sign = "" if found["minus"] is None else "+"
             low, high = (f"{found[end]:.1f}" for end in ("low", "high"))
             assert f"{found['mean']:{sign}.1f} [{low}, {high}]" in readme

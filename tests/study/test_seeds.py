@@ -128,7 +128,9 @@ def test_the_tables_of_the_readme_are_those_of_our_records() -> None:
     ]
     for row in read_json(RESULTS / "quickstart/results.json"):
         ends = [row["intervals"][metric] for metric in metrics]
-        known.append([f"{row[m]:.1f} [{a:.1f}, {b:.1f}]" for m, (a, b) in zip(metrics, ends)])
+        known.append(
+            [f"{row[m]:.1f} [{a:.1f}, {b:.1f}]" for m, (a, b) in zip(metrics, ends, strict=True)]
+        )
     report = (RESULTS / "small/report.md").read_text(encoding="utf-8")
     readme = (RESULTS.parent / "README.md").read_text(encoding="utf-8").replace("*", "")
     cell = r"[-+]?[\d.]+ \[-?[\d.]+, -?[\d.]+\]"

@@ -6,7 +6,7 @@ stands for the other: more images say nothing of the seeds, more seeds nothing o
 """
 
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Hashable, Sequence
 from typing import Literal, NamedTuple
 
@@ -49,7 +49,11 @@ def over_seeds(values: Sequence[float], groups: Sequence[Hashable] = ()) -> Vari
 
     Seeds of one of G `groups`, such as the students of one teacher, are more alike than others:
 
-        v = G / (G - 1) sum_g (sum_{i in g} (x_i - mean))^2 / n^2, of G - 1 degrees of freedom,
+        v = f sum_g (sum_{i in g} (x_i - mean))^2 / n^2, of G - 1 degrees of freedom,
+
+    where f makes v unbiased if groups of n_g are all that varies: with s = sum_g n_g^2,
+
+        f = s / sum_g n_g^2 (1 - 2 n_g / n + s / n^2), which is G / (G - 1) for equal groups,
 
     or that of seeds by themselves where its interval is wider: few groups may be close by chance.
     """
@@ -63,7 +67,10 @@ def over_seeds(values: Sequence[float], groups: Sequence[Hashable] = ()) -> Vari
     df = len(sums) - 1
     if df < 1:
         return alone
-    grouped = Variance((df + 1) / df * sum(x * x for x in sums.values()) / n**2, df)
+    sizes = np.array([*Counter(groups).values()], dtype=np.float64)
+    s = sizes @ sizes
+    factor = float(s / (sizes**2 @ (1 - 2 * sizes / n + s / n**2)))
+    grouped = Variance(factor * sum(x * x for x in sums.values()) / n**2, df)
     return max(alone, grouped, key=lambda variance: half_width([variance]))
 
 

@@ -83,6 +83,7 @@ def record_of(found: Evaluation, labels: Mapping[str, Any], seed: int) -> dict[s
         "intervals": {name: list(found.interval(name)) for name in found.robust},
         "train_seconds": 100.0,
         "settings": dict(found.settings),
+        "config": {"seed": seed, "threat": {"norm": "linf", "eps": 0.1}},
         "timestamp": "2026-11-24T12:00:00+00:00",
         "environment": {
             "gacd": "0.1.0",

@@ -183,7 +183,7 @@ def test_the_intro_says_what_was_run(run):
     assert (
         "A teacher, big (131,178 parameters), and a network, small (8,610 parameters), "
         "on digits; seed 0. The attacker knows the whole model and may change every pixel value "
-        "by up to ε = 1/5, where black is 0 and white is 1. The 540 test images took no part"
+        "by up to ε = 1/5, where black is 0 and white is 1. The 540 test images were used neither"
     ) in text
 
 

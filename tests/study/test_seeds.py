@@ -193,7 +193,7 @@ def test_students_of_one_teacher_are_not_taken_for_independent(
     each = [100 * (run["gacd"]["pgd20"] - run["pgd-at"]["pgd20"]) for run in right]
     apart = [x.mean() - np.mean(each) for x in each]
     sums = np.array([apart[0] + apart[1], apart[2] + apart[3], apart[4]])
-    teachers = student_t.ppf(0.975, 2) * math.sqrt(1.5 * (sums @ sums)) / 5
+    teachers = student_t.ppf(0.975, 2) * math.sqrt(9 / 5.44 * (sums @ sums)) / 5  # of 2, 2 and 1
     images = np.append(np.mean(each, axis=0), (-100, 100))
     half = math.hypot(teachers, student_t.ppf(0.975, 201) * images.std(ddof=1) / math.sqrt(202))
     row = found["gacd", "pgd-at"]

@@ -37,12 +37,16 @@ def interval(arm: Arm, metric: str) -> tuple[float, float]:
 def test_a_sweep_stands_at_its_values_with_its_intervals(maker: Maker, drawn: list[Canvas]) -> None:
     """Near 0 and 100 %, where the two sides of an interval differ."""
     accuracies = {4.0: {"natural": 97.0, "pgd20": 3.0}, 16.0: {"natural": 96.0, "pgd20": 4.0}}
+    labels = {"method": "gacd+aft", "teacher": "a", "student": "b", "temperature": 0.1}
     arms = {
-        k: Arm(str(k), tuple(maker("figure2", seed, {m: a + seed for m, a in each.items()}, k=k)
-                             for seed in (0, 1)))
+        k: Arm(str(k), tuple(
+            maker("figure2", seed, {m: a + seed for m, a in each.items()}, negatives=k, **labels)
+            for seed in (0, 1)
+        ))
         for k, each in accuracies.items()
     }  # fmt: skip
-    figures.sweeps({"negatives": arms})
+    figure = figures.sweeps({"negatives": arms})
+    assert figure and "GACD+AFT, a → b; k at temperature 0.1." in figure.caption
     (ax,) = drawn[0].axes
     assert ax.get_xscale() == "log" and "negatives" in ax.get_xlabel()
     for container, metric in zip(ax.containers, ("natural", "pgd20"), strict=True):
@@ -51,7 +55,8 @@ def test_a_sweep_stands_at_its_values_with_its_intervals(maker: Maker, drawn: li
             mean = accuracies[k][metric] + 0.5
             low, high = interval(arm, metric)
             assert abs((high - mean) - (mean - low)) > 1
-            assert line.get_xydata()[number].tolist() == pytest.approx([k, mean])
+            x, y = line.get_xydata()[number].tolist()
+            assert y == pytest.approx(mean) and x == pytest.approx(k, rel=0.03)  # side by side
             assert bars.get_segments()[number][:, 1].tolist() == pytest.approx([low, high])
 
 

@@ -125,13 +125,13 @@ def test_table_1_has_ours_beside_the_papers(results):
     ]
     same = rows(found[0])
     assert list(same) == ["teacher", "no teacher", "KD", "ARD", "GACD+AFT", "GACD"]
-    assert same["GACD+AFT"]["paper"] == "82.73"
-    assert same["GACD+AFT"]["paper#1"] == "52.75"
-    assert same["teacher"]["paper"] == "76.54"
-    assert same["no teacher"]["paper"] == "–"
+    assert same["GACD+AFT"]["paper's natural"] == "82.73"
+    assert same["GACD+AFT"]["paper's PGD-20"] == "52.75"
+    assert same["teacher"]["paper's natural"] == "76.54"
+    assert same["no teacher"]["paper's natural"] == "–"
     assert float(same["GACD+AFT"]["natural"]) == pytest.approx(62.0, abs=0.2)
     assert same["GACD+AFT"]["seeds"] == "3"
-    assert rows(found[2])["KD"]["paper#1"] == "4.63"
+    assert rows(found[2])["KD"]["paper's PGD-20"] == "4.63"
 
 
 def test_table_2_takes_no_figure_of_another_data_set(maker):
@@ -141,23 +141,23 @@ def test_table_2_takes_no_figure_of_another_data_set(maker):
         maker("table2", 0, {"natural": 40, "pgd20": 20}, role="teacher", method="pgd-at", **labels),
     ]
     (table,) = pair_tables(made, "table2", STAND_INS)
-    assert "paper" not in [column.heading for column in table.columns]
+    assert not any("paper" in column.heading for column in table.columns)
     paper = {"wrn-10-1": "WRN-16-2", "wrn-10-2": "WRN-40-2"}
     (table,) = pair_tables(made, "table2", paper)
-    assert rows(table)["ARD"]["paper"] == "49.27"
-    assert rows(table)["teacher"]["paper"] == "60.27"
+    assert rows(table)["ARD"]["paper's natural"] == "49.27"
+    assert rows(table)["teacher"]["paper's natural"] == "60.27"
 
 
 def test_tables_3_and_4_and_the_ablation(results):
     teachers = teacher_table(results, STAND_INS)
-    assert [row["paper"] for row in rows(teachers).values()] == ["76.54", "84.41"]
+    assert [row["paper's natural"] for row in rows(teachers).values()] == ["76.54", "84.41"]
     stand_ins = {**STAND_INS, "animals": "stl10", "vehicles": "cifar100"}
     animals, vehicles = map(rows, transfer_tables(results, stand_ins))
     assert list(animals) == ["teacher", "KD", "ARD", "GACD"]
-    assert animals["teacher"]["paper"] == "48.81"
-    assert vehicles["GACD"]["paper#1"] == "16.02"
+    assert animals["teacher"]["paper's natural"] == "48.81"
+    assert vehicles["GACD"]["paper's PGD-7"] == "16.02"
     (ablation,) = map(rows, ablation_tables(results, STAND_INS))
-    assert {name: row.get("paper") for name, row in ablation.items()} == {
+    assert {name: row.get("paper's natural") for name, row in ablation.items()} == {
         "ARD, reweighted": "80.59",
         "ARD, not reweighted": "79.05",
         "GACD+AFT, reweighted": "85.35",
@@ -174,9 +174,9 @@ def test_costs_are_relative_to_the_student_trained_alone(results):
         )
     (table,) = rival_tables(costly, STAND_INS)
     costs = {name: row["cost"] for name, row in rows(table).items()}
-    assert costs["RSLAD"] == "2.5×"
+    assert costs["RSLAD"] == "2.50×"
     assert costs["teacher"] == "–"  # is none of the students' rivals
-    assert costs["no teacher"] == costs["GACD+AFT"] == "1×"
+    assert costs["no teacher"] == costs["GACD+AFT"] == "1.00×"
 
 
 def test_differences_are_paired_and_marked_where_decided(results):
@@ -243,10 +243,14 @@ def test_any_part_of_a_study_can_be_reported(results, tmp_path, share):
         assert "How this was made" not in text
 
 
-def test_a_claim_of_which_nothing_is_planned_says_so(results, tmp_path):
+def test_claims_of_which_nothing_is_planned_take_no_room(results, tmp_path):
     write([r for r in results if r.study == "table3"], tmp_path)
     text = (tmp_path / "report.md").read_text()
-    assert text.count("Here: no cell of it in this study.") == 9
+    assert "## Claims" not in text and "## C1" not in text
+    write([r for r in results if r.study == "ablation"], tmp_path)
+    text = (tmp_path / "report.md").read_text()
+    assert "No cell of this study is about C1, C2, C5, C6, C7, C8, C9." in text
+    assert re.findall("^## (C.)$", text, re.MULTILINE) == ["C3", "C4"]
 
 
 def test_autoattack_stands_beside_every_headline_under_pgd(results, tmp_path):

@@ -139,7 +139,7 @@ def accuracy_against_eps(
         ),
         caption="Accuracy against the attack's budget; an image broken at one counts as broken at "
         "all above, and attacks start from other noise than the table's, so the two may differ a "
-        "little. Bands: the intervals of the record.",
+        "little. Bands: 95 % intervals over the test images.",
     )
 
 
@@ -154,6 +154,9 @@ def natural_against_autoattack(results: Sequence[Record]) -> Figure:
     known = [r for r in results if r.get("natural") is not None and r.get("autoattack") is not None]
     if not known:
         raise UserError("natural against AutoAttack: no record has both accuracies")
+
+    pairs = sorted({(int(r["n"]), int(r.get("autoattack_n") or r["n"])) for r in known})
+    sizes = "; ".join(f"natural {n:,}, AutoAttack {part:,}" for n, part in pairs)
 
     def drawing(narrow: bool) -> "Canvas":
         whole = canvas(NARROW, 3.1 + 0.2 * len(known)) if narrow else canvas(WIDE, 4.2)
@@ -184,7 +187,7 @@ def natural_against_autoattack(results: Sequence[Record]) -> Figure:
         + " ".join(
             f"{method_cell(r)}: {r['natural']:.1f} % and {r['autoattack']:.1f} %." for r in known
         ),
-        caption="Up and to the right is better. Bars are the intervals of the record.",
+        caption=f"Up and to the right is better. Bars: 95 % intervals over test images ({sizes}).",
     )
 
 

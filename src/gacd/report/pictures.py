@@ -148,7 +148,14 @@ def heatmaps(matrices: Mapping[str, Matrix], labels: Sequence[str], title: str) 
                 _write_values(ax, matrix, shown, (side - 0.9) / size)
         for ax in axes[len(matrices) :]:
             ax.set_axis_off()
-        whole.colorbar(shown, ax=list(axes), location="bottom", shrink=0.6, aspect=40)
+        whole.colorbar(
+            shown,
+            ax=list(axes),
+            location="bottom",
+            shrink=0.6,
+            aspect=40,
+            label="absolute difference of correlations",
+        )
         return whole
 
     return draw(

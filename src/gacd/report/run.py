@@ -135,15 +135,15 @@ def _intro(records: Sequence[Record], *, trained: bool) -> Iterator[str]:
     yield f"{networks[0].upper()}{networks[1:]}, on {first['dataset']}; seed {seeds}."
     if more := max(r.get("unlabelled", 0) for r in records):
         yield (
-            f"Students with a teacher also trained on {more:,} images without labels, as on images "
-            "of the class that it answers."
+            f"Students with a teacher also trained on {more:,} images without labels, with the "
+            "teacher's answers as their labels."
         )
     eps = f"ε\N{NO-BREAK SPACE}=\N{NO-BREAK SPACE}{first['config']['threat']['eps']}"
     reach = {
         "linf": f"change every pixel value by up to {eps}",
         "l2": f"move an image by a Euclidean distance of up to {eps}",
     }[first["settings"]["norm"]]
-    apart = "took no part in whatever was trained and chosen here"
+    apart = "were used neither for training nor for any choice made here"
     fate = apart if trained else "are the data's own test part"
     yield (
         f"The attacker knows the whole model and may {reach}, where black is 0 and white is 1. "

@@ -40,6 +40,7 @@ tbody tr:nth-child(even) { background: var(--stripe); }
 tbody tr + tr td { border-top: 1px solid var(--line); }
 tbody th { font-weight: 600; white-space: normal; min-width: min(11rem, 34vw);
   position: sticky; left: 0; background: var(--paper); }
+td:last-child:not(.number) { white-space: normal; min-width: 9rem; }
 tbody tr:nth-child(even) th { background: var(--stripe); }
 tbody tr + tr th { border-top: 1px solid var(--line); }
 .number { text-align: right; }
@@ -76,6 +77,8 @@ dt { font-weight: 600; } dd { margin: 0; overflow-wrap: anywhere; }
   .checks li { grid-template-columns: 1fr; }
   .checks .text { grid-column: 1; }
   .aside { display: block; }
+  caption span { display: inline-block; max-width: calc(100vw - 3.4rem); position: sticky;
+    left: .7rem; }
   th, td { padding: .4rem .5rem; }
 }
 @media print { .scroll { overflow: visible; } nav { display: none; } }

@@ -192,7 +192,7 @@ class Table:
         notes = "".join(f'<p class="note">{escape(note)}</p>\n' for note in self.notes)
         return (
             f'<div class="scroll" tabindex="0" role="region" aria-label="{escape(self.caption)}">\n'
-            f"<table>\n<caption>{escape(self.caption)}</caption>\n"
+            f"<table>\n<caption><span>{escape(self.caption)}</span></caption>\n"
             f"<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody>\n</table>\n</div>\n{notes}"
         )
 

@@ -63,7 +63,7 @@ def evidence_tables(claim: Claim) -> list[Table]:
         columns.append(Column("interval over"))
         rows = [(*row, Cell(e.basis)) for row, e in zip(rows, claim.evidence, strict=True)]
     if not all(each.judged for each in claim.evidence):
-        notes.append("Beside: the claim is not judged by it.")
+        notes.append("(beside): shown, but no part of the verdict.")
     parts = Table(f"{claim.claim}: parts", tuple(columns), tuple(rows), tuple(notes))
     models = _models(claim)
     return [parts, models] if models else [parts]
@@ -117,9 +117,9 @@ def likeness_table(records: Sequence[Mapping[str, Any]], view: str) -> Table:
         Column("seeds", numeric=True),
     )
     notes = (
-        "Δ corr: differences of class correlations from the teacher's, smaller is closer; CKA: "
-        "alignment of features with the teacher's, 1 is the same. [low, high]: 95 % interval over "
-        "seeds.",
+        "Δ corr: differences of the correlations between the classes' logits from the teacher's, "
+        "smaller is closer; CKA: alignment of features with the teacher's, 1 is the same. [low, "
+        "high]: 95 % interval over seeds.",
     )
     return Table(f"Likeness to the teacher, {view} images", columns, tuple(rows), notes)
 
@@ -173,7 +173,7 @@ def _here(claim: Claim) -> str:
     judged = [each for each in claim.evidence if each.judged]
     known = [each for each in judged if each.estimate is not None]
     if not known:
-        return "not run yet" if judged else "no cell of it in this study"
+        return "not run yet"
     seeds = min(len(each.seeds) for each in known)
     counted = f"; {seeds} seed{'s' * (seeds > 1)}"
     groups: dict[str, list[Evidence]] = {}

@@ -2,7 +2,7 @@
 
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -40,6 +40,10 @@ def sweeps(arms: Mapping[str, Mapping[float, Arm]]) -> Figure | None:
                 found.setdefault(label, {})[metric] = points
     if not found:
         return None
+    every = [
+        p for metrics in found.values() for points in metrics.values() for p in points.values()
+    ]
+    top = max(point.interval()[1] for point in every)
 
     def drawing(narrow: bool) -> "Canvas":
         size = (NARROW, 2.6 * len(found) + 0.7) if narrow else (WIDE, 3.7)
@@ -48,6 +52,7 @@ def sweeps(arms: Mapping[str, Mapping[float, Arm]]) -> Figure | None:
         axes = whole.subplots(*shape, squeeze=False).ravel()
         for ax, (label, metrics) in zip(axes, found.items(), strict=True):
             _sweep(ax, label, metrics)
+            ax.set_ylim(0, 1.05 * top)
         handles, labels = axes[0].get_legend_handles_labels()
         whole.legend(handles, labels, loc="outside lower left", ncols=1 if narrow else 3)
         return whole
@@ -60,9 +65,23 @@ def sweeps(arms: Mapping[str, Mapping[float, Arm]]) -> Figure | None:
     return draw(
         drawing,
         alt="Accuracy against the number of negatives and the temperature. " + " ".join(said),
-        caption="Figure 2. Bars are 95 % intervals over seeds and test images (one seed: over the "
-        "images alone).",
+        caption=f"Figure 2. {_swept(arms)}. Bars are 95 % intervals over seeds and test images "
+        "(one seed: over the images alone).",
     )
+
+
+def _swept(arms: Mapping[str, Mapping[float, Arm]]) -> str:
+    """Which method and networks, and what the other setting is while one varies."""
+    found: dict[str, Mapping[str, Any]] = {}
+    for name, by_value in arms.items():
+        for result in (result for arm in by_value.values() for result in arm.results):
+            found.setdefault(name, result.labels)
+    one = next(iter(found.values()))
+    text = f"{method_name(str(one['method']))}, {one['teacher']} → {one['student']}"
+    for name, sign, held in (("negatives", "k", "temperature"), ("temperature", "T", "negatives")):
+        if name in found and held in found[name]:
+            text += f"; {sign} at {held} {found[name][held]:g}"
+    return text
 
 
 def correlations(records: Sequence[Record], view: str, title: str) -> Figure | None:
@@ -83,11 +102,16 @@ def rivals_figure(arms: Mapping[str, Arm]) -> Figure | None:
     """Natural against AutoAttack accuracy, a numbered point a method, its area the cost."""
     baseline, points = arms.get(NO_TEACHER), {}
     for name, arm in arms.items():
-        if name == UNDEFENDED:
-            continue  # far from all others
         pair = [contrast([(1.0, arm)], metric) for metric in ("natural", "autoattack")]
         if pair[0] and pair[1]:
             points[name] = (pair[0], pair[1])
+    least = points[NO_TEACHER][1].mean / 3 if NO_TEACHER in points else 0.0
+    far = [
+        f"{name} ({x.mean:.1f} and {y.mean:.1f} %)"
+        for name, (x, y) in points.items()
+        if y.mean < least
+    ]
+    points = {name: pair for name, pair in points.items() if pair[1].mean >= least}
     if not points:
         return None
     costs = {name: relative_cost(arms[name], baseline) for name in points}
@@ -118,16 +142,17 @@ def rivals_figure(arms: Mapping[str, Arm]) -> Figure | None:
             )
             label = f"{index + 1}  {name}"
             ax.plot([], [], style.marker, color=style.color, markersize=7, label=label)
-        _numbers(ax, [(x.mean, y.mean) for x, y in points.values()])
         whole.legend(loc="outside lower left" if narrow else "outside right upper")
         ax.set_xlabel("natural accuracy, %")
         ax.set_ylabel("accuracy under AutoAttack, %")
+        whole.draw_without_rendering()  # now the axes have their size
+        _numbers(ax, [(x.mean, y.mean) for x, y in points.values()])
         return whole
 
     said = []
     for name, (x, y) in points.items():
         cost = costs[name]
-        times = f", cost {cost[0]:.2g}" if cost else ""
+        times = f", cost {cost[0]:.2f}" if cost else ""
         said.append(f"{name}: {x.mean:.1f} % and {y.mean:.1f} %{times}.")
     area = f" Area: cost of training ({', '.join(sorted(units))})" if units else ""
     area += " relative to adversarial training without a teacher." if units else ""
@@ -135,7 +160,9 @@ def rivals_figure(arms: Mapping[str, Arm]) -> Figure | None:
         drawing,
         alt="Natural accuracy against accuracy under AutoAttack. " + " ".join(said),
         caption="Up and to the right is better. Bars are 95 % intervals over seeds and test "
-        f"images{_unequal(points.values())}.{area}",
+        f"images{_unequal(points.values())}.{area}"
+        + f" Not drawn, far below: {', '.join(far)}."
+        * bool(far),
     )
 
 
@@ -252,7 +279,8 @@ def _sweep(ax: "Axes", label: str, metrics: Mapping[str, Mapping[float, Measured
     for index, (metric, points) in enumerate(metrics.items()):
         style = line_style(index)
         ax.errorbar(
-            list(points),
+            # side by side, so that no bar hides another
+            [value * 1.04 ** (index - (len(metrics) - 1) / 2) for value in points],
             [p.mean for p in points.values()],
             yerr=np.array([_bars(p) for p in points.values()]).reshape(-1, 2).T,
             elinewidth=1,
@@ -267,7 +295,6 @@ def _sweep(ax: "Axes", label: str, metrics: Mapping[str, Mapping[float, Measured
     ax.set_xlim(values[0] / margin, values[-1] * margin)
     ax.set_xlabel(_SWEPT[label])
     ax.set_ylabel("accuracy, %")
-    ax.set_ylim(bottom=0)
 
 
 def _bars(found: Measured) -> "np.ndarray":

@@ -24,12 +24,13 @@ from gacd.study.claims import Claim, claims_json, judge_claims
 from gacd.study.measure import select
 from gacd.study.paper import architecture_name, dataset_name, paper
 from gacd.study.results import Result, Results, StandIns
+from gacd.study.rows import attacker
 from gacd.study.rule import RULE
 
 _LEGEND = (
-    "Accuracies in % or differences in percentage points, [low, high] their 95 % intervals; "
-    "AutoAttack stands beside, and judges no claim. Each claim leads to its evidence; not decided "
-    "is an answer."
+    "Accuracies in % or differences in percentage points, [low, high] their 95 % intervals. "
+    "AutoAttack is shown beside each verdict and does not enter it. Each claim links to its "
+    "evidence. Not decided: the data allow either answer."
 )
 _WRITTEN = {
     "table1": "Table 1",
@@ -62,7 +63,11 @@ def write_study_report(
 def _sections(
     results: Results, claims: Sequence[Claim], stand_ins: StandIns, scale: str
 ) -> Iterator[Section]:
-    yield Section("Claims", [_LEGEND], [summary(claims)])
+    absent = ", ".join(claim.claim for claim in claims if not claim.evidence)
+    claims = [claim for claim in claims if claim.evidence]
+    if claims:
+        said = [_LEGEND] + [f"No cell of this study is about {absent}."] * bool(absent)
+        yield Section("Claims", said, [summary(claims)])
     for study, heading in (("table1", "Table 1"), ("table2", "Table 2")):
         found = list(tables.pair_tables(results, study, stand_ins))
         yield from _section(results, study, f"{heading}: students", found)
@@ -113,6 +118,9 @@ def _analyses(results: Results) -> Iterator[Section]:
         records = _records(results, study)
         title = "Absolute differences of class correlations from the teacher's"
         over = f", mean over {len(records)} seeds" * (len(records) > 1)
+        if records:
+            nets = dict.fromkeys(each["architecture"] for each in records[0]["models"].values())
+            title += f" ({' → '.join(nets)}, {records[0]['n']:,} test images)"
         drawn = figures.correlations(records, view, f"{title}, {view} images{over}")
         content: list[Table | Figure] = [likeness_table(records, view)] if records else []
         if drawn:
@@ -208,7 +216,7 @@ def _intro(results: Results, stand_ins: StandIns, scale: str) -> list[str]:
     named = f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}"
     planned = f"{done} of {len(cells)} cells done, {named}" if cells else "Nothing planned"
     lines = [f"Scale {scale}: {planned}."]
-    if stand_ins:
+    if stand_ins and any(cell.study != "rivals" for cell in cells):
         standing = ", ".join(
             f"{ours} for {dataset_name(architecture_name(theirs))}"
             for ours, theirs in stand_ins.items()
@@ -217,7 +225,7 @@ def _intro(results: Results, stand_ins: StandIns, scale: str) -> list[str]:
             f"Smaller networks and other data stand in for the paper's: {standing}. Its figures "
             "are shown beside ours for the direction of differences, not for their size."
         )
-    return [*lines, tables.HOW_TO_READ]
+    return [*lines, *attacker(cells), tables.HOW_TO_READ]
 
 
 def _unique(results: Results) -> list[Result]:

@@ -1,13 +1,13 @@
 """A table's rows: our accuracies with their intervals, the paper's, seeds and cost."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from statistics import fmean
 
 from gacd.report.tables import HEADLINES, Cell, Column, Table, heading, signed
 from gacd.study.arms import Pair
 from gacd.study.measure import Arm, Measured, contrast, differences, image_count
 from gacd.study.paper import architecture_key, architecture_name
-from gacd.study.results import StandIns
+from gacd.study.results import Result, StandIns
 
 Row = tuple[str, Arm, Mapping[str, float]]
 """What a row is called, its cells, and the paper's accuracies."""
@@ -19,8 +19,8 @@ INTERVALS = (
 _MISSING = Cell("–")
 _DIFFERENCES = (
     "Percentage points, on the same images and seed by seed. ▲ or ▼: the whole 95 % interval is on "
-    "one side of 0, with more than one seed. The intervals are of single differences: of twenty "
-    "that are nothing, one is marked on average."
+    "one side of 0, with more than one seed. Each interval stands alone: of twenty differences "
+    "that are really zero, one is marked on average."
 )
 
 
@@ -52,7 +52,7 @@ def row_table(
     for metric in metrics:
         columns.append(Column(heading(metric), numeric=True))
         if metric in published:
-            columns.append(Column("paper", numeric=True))
+            columns.append(Column(f"paper's {heading(metric)}", numeric=True))
     columns.append(Column("seeds", numeric=True))
     if any(costs):
         columns.append(Column("cost", numeric=True))
@@ -65,7 +65,7 @@ def row_table(
                 line.append(Cell(f"{theirs[metric]:.2f}") if metric in theirs else _MISSING)
         line.append(_seeds(arm, metrics[0]))
         if any(costs):
-            line.append(Cell(f"{cost[0]:.2g}×", f"({cost[1]})") if cost else _MISSING)
+            line.append(Cell(f"{cost[0]:.2f}×", f"({cost[1]})") if cost else _MISSING)
         cells.append(tuple(line))
     notes = (_sizes([arm for _, arm, _ in rows], metrics), *_fewer(rows, metrics))
     return Table(caption, tuple(columns), tuple(cells), notes)
@@ -121,6 +121,16 @@ def _fewer(rows: Sequence[Row], metrics: Sequence[str]) -> list[str]:
         most = max(counts.values())
         said += [f"{heading(m)} of {name} ({n} of {most})" for m, n in counts.items() if n < most]
     return [f"Measured with fewer seeds: {', '.join(said)}."] if said else []
+
+
+def attacker(results: Iterable[Result]) -> list[str]:
+    """A sentence of what the attacks on these models were allowed, if any was made."""
+    found = dict.fromkeys(
+        f"{result.record['settings']['norm']}, ε = {result.record['config']['threat']['eps']}"
+        for result in results
+        if result.record and "settings" in result.record
+    )
+    return [f"Attacker: {' or '.join(found)}, where black is 0 and white is 1."] * bool(found)
 
 
 def _sizes(arms: Sequence[Arm], metrics: Sequence[str]) -> str:

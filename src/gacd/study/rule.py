@@ -26,7 +26,8 @@ RULE = (
     "difference is d ± √(t²v + t'²v'). v is the variance of the mean over seeds, with one degree "
     "of freedom less than seeds: few seeds, a wide interval. v' is that over images, where one "
     "made-up image at either extreme is added, so that a handful of images decides nothing. An "
-    "accuracy of one seed has Wilson's interval, and his ends count where others pass 0 or 100 %.",
+    "accuracy of one seed has Wilson's interval, whose ends are also used where another interval "
+    "would pass 0 or 100 %.",
     "Held: every part of the claim lies on the claimed side with its whole 95 % interval. Not "
     "held: some part lies on the other side, with an interval of 95 % shared among the parts "
     "(Bonferroni). Not decided: anything else. If there is no difference, either verdict is given "

@@ -16,7 +16,7 @@ from gacd.storage import write_bytes
 from gacd.study.figures import differences_figure
 from gacd.study.measure import Arm, contrast, differences
 from gacd.study.repeats import one_model, read_arms, teachers_of
-from gacd.study.rows import INTERVALS, Row, difference_table, on, row_table
+from gacd.study.rows import INTERVALS, Row, attacker, difference_table, on, row_table
 
 _ONE_TEACHER = "One teacher taught them all: nothing is known of another's students."
 _SHARED = (
@@ -66,7 +66,8 @@ def seed_tables(arms: Mapping[str, Arm], minus: str | None, *notes: str) -> list
     runs = max(len(arm.results) for arm in arms.values())
     caption = on(f"{runs} runs of one recipe" if runs > 1 else "One run", list(arms.values()))
     means = row_table(caption, rows, other, metrics)
-    means = replace(means, notes=(*means.notes, INTERVALS, *notes))
+    attacked = attacker(result for arm in arms.values() for result in arm.results)
+    means = replace(means, notes=(*means.notes, INTERVALS, *attacked, *notes))
     if other is None or len(arms) == 1:
         return [means]
     return [means, difference_table(f"Minus {minus}", arms, other, metrics)]

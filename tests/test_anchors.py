@@ -101,18 +101,13 @@ def test_without_labels_rows_stand_for_themselves(
         bank.draw(3, generator, balanced=True)
 
 
-@pytest.mark.parametrize("device", [None, torch.device("cpu")])
 @pytest.mark.parametrize("labelled", [True, False])
 def test_a_saved_bank_comes_back(
-    teacher: Teacher,
-    generator: torch.Generator,
-    tmp_path: Path,
-    device: torch.device | None,
-    labelled: bool,
+    teacher: Teacher, generator: torch.Generator, tmp_path: Path, labelled: bool
 ) -> None:
     bank = build(teacher, data(generator), labelled=labelled)
     bank.save(tmp_path / "bank.safetensors")
-    loaded = AnchorBank.load(tmp_path / "bank.safetensors", expected=MADE_OF, device=device)
+    loaded = AnchorBank.load(tmp_path / "bank.safetensors", expected=MADE_OF)
     assert torch.equal(loaded.features_MD, bank.features_MD)
     assert torch.equal(loaded.weights_M, bank.weights_M)
     assert torch.equal(loaded.all().labels_M, bank.all().labels_M)

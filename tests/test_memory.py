@@ -115,6 +115,17 @@ def test_running_follows_and_resumes() -> None:
     assert resumed.read() == normaliser.read()
 
 
+def test_what_was_not_written_is_not_after_loading_it_either() -> None:
+    normaliser = Normaliser("first-batch")
+    fresh = {name: value.clone() for name, value in normaliser.state_dict().items()}
+    normaliser.write(torch.tensor([1.0, 3.0]))
+    assert not normaliser.wants_write
+    normaliser.load_state_dict(fresh)
+    assert normaliser.wants_write
+    with pytest.raises(UserError, match="written before"):
+        normaliser.read()
+
+
 def test_bad_names_and_momenta_are_refused(generator: torch.Generator) -> None:
     with pytest.raises(UserError, match="did you mean 'running'"):
         Normaliser("runing")

@@ -6,6 +6,7 @@ mapped rather than read, so that a draw touches only the rows it draws.
 """
 
 from collections.abc import Iterable
+from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
@@ -63,7 +64,6 @@ class AnchorBank:
     ) -> None:
         self.features_MD, self.labels_M, self.weights_M = features_MD, labels_M, weights_M
         self.fingerprint = fingerprint
-        self._by_class: tuple[Tensor, Tensor] | None = None
 
     def __len__(self) -> int:
         return len(self.features_MD)
@@ -97,7 +97,12 @@ class AnchorBank:
             raise unknown("dtype of the anchor bank", dtype, DTYPES)
         check_backbone(teacher)
         device = next(teacher.parameters()).device
-        bank: AnchorBank | None = None
+        bank = cls(
+            torch.empty(size, teacher.num_features, dtype=DTYPES[dtype], device=device),
+            torch.empty(size, dtype=torch.int64, device=device) if labelled else None,
+            torch.ones(size, device=device),
+            fingerprint,
+        )
         seen_M = torch.zeros(size, dtype=torch.int64)
         with (
             evaluating(teacher),
@@ -111,14 +116,12 @@ class AnchorBank:
                         "and the row of each image in the data set"
                     )
                 images, labels_B, index_B = (part.to(device) for part in batch)
-                labels_B, rows_B = labels_B.long(), index_B.cpu()
+                labels_B, rows_B = labels_B.long(), index_B.cpu().long()
                 if len(rows_B) and (last := int(rows_B.max())) >= size:
                     raise UserError(f"an anchor bank of size {size} has no row {last}: mend size")
-                if bank is None:
+                if not seen_M.any():
                     teacher.check(images.shape[-1], trains=False)
                 features_BD = teacher.forward_features(images)
-                if bank is None:
-                    bank = cls._empty(size, features_BD, DTYPES[dtype], labelled, fingerprint)
                 bank.features_MD[index_B] = features_BD.to(DTYPES[dtype])
                 if bank.labels_M is not None:
                     logits_BK = teacher.forward_head(features_BD).float()
@@ -126,29 +129,12 @@ class AnchorBank:
                     bank.weights_M[index_B] = true_class_probability(logits_BK, labels_B)
                 seen_M.index_add_(0, rows_B, torch.ones_like(rows_B))
                 bar.advance(len(images))
-        if bank is None or not bool((seen_M == 1).all()):
+        if not bool((seen_M == 1).all()):
             raise UserError(
                 f"an anchor bank needs each of its {size} images once: "
                 f"{int((seen_M == 0).sum())} are missing, {int((seen_M > 1).sum())} came twice"
             )
         return bank
-
-    @classmethod
-    def _empty(
-        cls,
-        size: int,
-        features_BD: Tensor,
-        dtype: torch.dtype,
-        labelled: bool,
-        fingerprint: Fingerprint,
-    ) -> "AnchorBank":
-        device = features_BD.device
-        return cls(
-            torch.empty(size, features_BD.shape[1], dtype=dtype, device=device),
-            torch.empty(size, dtype=torch.int64, device=device) if labelled else None,
-            torch.ones(size, device=device),
-            fingerprint,
-        )
 
     def check(self, labels_N: Int[Tensor, " N"], width: int) -> None:
         """Refuse images of other labels than the rows', or a teacher of another width."""
@@ -175,14 +161,8 @@ class AnchorBank:
         save_tensors(path, tensors, self.fingerprint._asdict())
 
     @classmethod
-    def load(
-        cls,
-        path: Path | str,
-        *,
-        expected: Fingerprint | None = None,
-        device: torch.device | None = None,
-    ) -> "AnchorBank":
-        """A saved bank on `device`; mapped from the file, not read, for the CPU or no device.
+    def load(cls, path: Path | str, *, expected: Fingerprint | None = None) -> "AnchorBank":
+        """A saved bank on the CPU, mapped from the file, not read.
 
         Raises UserError where the file is no bank, or one of another teacher, data set or
         preprocessing than `expected`.
@@ -199,8 +179,6 @@ class AnchorBank:
                     f"{path}: built with another {name} ({is_}, not {should}); "
                     "delete it to build it anew"
                 )
-        if device is not None:
-            tensors = {name: tensor.to(device) for name, tensor in tensors.items()}
         return cls(tensors["features"], tensors.get("labels"), tensors["weights"], found)
 
     def to(self, device: torch.device) -> "AnchorBank":
@@ -239,23 +217,21 @@ class AnchorBank:
         device = generator.device
         if not balanced:
             return torch.randint(len(self), (k,), generator=generator, device=device)
-        order_M, start_K, count_K = self._classes()
+        order_M, start_K, count_K = self._by_class
         class_k = torch.randint(len(count_K), (k,), generator=generator, device=device)
         class_k = class_k.to(order_M.device)
         uniform_k = torch.rand(k, generator=generator, device=device, dtype=torch.float64)
         place_k = (uniform_k.to(order_M.device) * count_K[class_k]).long()
         return order_M[start_K[class_k] + place_k]
 
-    def _classes(self) -> tuple[Tensor, Tensor, Tensor]:
+    @cached_property
+    def _by_class(self) -> tuple[Tensor, Tensor, Tensor]:
         """Rows sorted by class; where each class that occurs starts; how many rows it has."""
         if self.labels_M is None:
             raise UserError("class-balanced drawing needs a bank with labels")
-        if self._by_class is None:
-            order_M = self.labels_M.argsort(stable=True)
-            count_K = self.labels_M.bincount()
-            self._by_class = order_M, count_K[count_K > 0]
-        order_M, count_K = self._by_class
-        return order_M, count_K.cumsum(0) - count_K, count_K
+        count_K = self.labels_M.bincount()
+        count_K = count_K[count_K > 0]
+        return self.labels_M.argsort(stable=True), count_K.cumsum(0) - count_K, count_K
 
 
 def true_class_probability(logits_BK: Float[Tensor, "B K"], labels_B: Labels) -> PerSample:

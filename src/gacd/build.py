@@ -3,6 +3,7 @@
 import os
 from collections.abc import Sequence
 from dataclasses import asdict
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,13 +17,11 @@ from gacd.data.dataset import ArrayDataset, ImageDataset, Splits, one_spelling
 from gacd.data.load import load_splits, load_test
 from gacd.errors import UserError
 from gacd.methods import METHODS, TrainingAttack
-from gacd.methods.awp import AWP
 from gacd.methods.registry import check_settings
 from gacd.models import create_model
 from gacd.models.base import Backbone
 from gacd.models.checkpoints import load_model, load_weights, said_of
 from gacd.processor import fast_bf16
-from gacd.ranks import Ranks
 from gacd.training.loop import Plan
 from gacd.training.precision import Bf16Autocast
 
@@ -53,6 +52,8 @@ def fabric(cfg: c.Fabric) -> Fabric:
         )
     except (ValueError, RuntimeError, MisconfigurationException) as error:
         raise UserError(f"fabric: {' '.join(str(error).split())}") from None
+    if hasattr(built.strategy, "_timeout"):  # the first rank may be at work alone for hours
+        built.strategy._timeout = timedelta(days=7)
     built.launch()
     return built
 
@@ -86,11 +87,6 @@ def _device(cfg: c.Fabric) -> str:
     return "cuda" if cfg.accelerator != "cpu" and torch.cuda.is_available() else "cpu"
 
 
-def ranks(fabric: Fabric) -> Ranks:
-    """This process among those of the run."""
-    return Ranks(fabric.global_rank, fabric.world_size, fabric.barrier)
-
-
 def splits(cfg: c.Data, seed: int) -> Splits:
     """The data, as train, validation and test."""
     parts = load_splits(
@@ -103,7 +99,7 @@ def splits(cfg: c.Data, seed: int) -> Splits:
         seed=seed,
     )
     _check_side(parts.test)
-    return parts if cfg.title is None else parts.named(cfg.title)
+    return parts
 
 
 def test_part(cfg: c.Data, network: Path | None = None) -> ArrayDataset:
@@ -116,14 +112,15 @@ def test_part(cfg: c.Data, network: Path | None = None) -> ArrayDataset:
     test = load_test(cfg.name, **_images(cfg), known=said.get("classes") or ())
     test = test.in_colour(said.get("channels") or test.channels)
     _check_side(test)
-    return test if cfg.title is None else test.named(cfg.title)
+    return test
 
 
 def _images(cfg: c.Data) -> dict[str, Any]:
     """What decides which images the test part has."""
     classes = None if cfg.classes is None else [str(name) for name in cfg.classes]
     return {
-        "root": cfg.root, "size": cfg.size, "classes": classes, "test_limit": cfg.test_limit,
+        "root": cfg.root, "title": cfg.title, "size": cfg.size, "classes": classes,
+        "test_limit": cfg.test_limit,
     }  # fmt: skip
 
 
@@ -300,11 +297,6 @@ def _check_classes(path: Path, theirs: Sequence[str], ours: Sequence[str]) -> No
             "a checkpoint of these classes in this order (or --data.classes in the checkpoint's)"
         )
     print(f"note: {path} calls its classes {', '.join(theirs)}, the data {', '.join(ours)}")
-
-
-def awp(cfg: c.Training) -> AWP:
-    """The perturbation of the weights."""
-    return AWP(gamma=cfg.awp, warmup=cfg.awp_warmup)
 
 
 def method_options(cfg: c.Run) -> dict[str, dict[str, Any]]:

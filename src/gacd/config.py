@@ -73,9 +73,6 @@ class Normalised:
     std: list[float] | None = None
     """Standard deviation of each channel, too."""
 
-    def __post_init__(self) -> None:
-        check_statistics(self.mean, self.std)
-
 
 def _without_source(evaluation: Evaluation) -> None:
     if "transfer" in evaluation.attacks:
@@ -126,8 +123,8 @@ class Finetune(Normalised, Run):
     """Settings of methods registered from outside, by name: --extra.mine '{beta: 2}'."""
 
     def __post_init__(self) -> None:
-        Run.__post_init__(self)
         super().__post_init__()
+        check_statistics(self.mean, self.std)
         if self.source is None:
             _without_source(self.evaluation)
 
@@ -148,7 +145,7 @@ class Teacher(Normalised):
     """Attack it too, as a row of the table."""
 
     def __post_init__(self) -> None:
-        super().__post_init__()
+        check_statistics(self.mean, self.std)
         if self.mean is not None and self.checkpoint is None:
             raise ValueError("mean and std are a checkpoint's: give teacher.checkpoint, too")
 
@@ -228,8 +225,8 @@ class Evaluate(Normalised, Run):
     """Standard deviation of each channel, too."""
 
     def __post_init__(self) -> None:
-        Run.__post_init__(self)
         super().__post_init__()
+        check_statistics(self.mean, self.std)
         check_statistics(self.source_mean, self.source_std)
         if self.source is None:
             _without_source(self.evaluation)
@@ -253,8 +250,8 @@ class Transfer(Normalised, Run):
     )
 
     def __post_init__(self) -> None:
-        Run.__post_init__(self)
         super().__post_init__()
+        check_statistics(self.mean, self.std)
         _without_source(self.evaluation)
 
 

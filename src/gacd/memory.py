@@ -4,6 +4,7 @@ Every buffer that moves is persistent, so a state dict resumes exactly.
 """
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -67,6 +68,10 @@ class Normaliser(nn.Module):
         batch = batch.to(self.log_z.dtype)
         self.log_z.copy_(self.log_z.lerp(batch, 1 - self.momentum) if self._is_written() else batch)
         self.written.fill_(True)
+
+    def _load_from_state_dict(self, *args: Any, **settings: Any) -> None:
+        super()._load_from_state_dict(*args, **settings)
+        self._known = None  # what was loaded may not have been written
 
     def _is_written(self) -> bool:
         # A buffer that was once seen to be True stays so: no need to ask the device again.

@@ -18,6 +18,8 @@ from typing import Any
 
 from gacd.errors import UserError
 
+WITHOUT_LOCKS = errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP
+"""What a file system answers that knows no locks."""
 _META = "gacd"
 _AGAIN = "delete it and run again"
 

@@ -116,11 +116,11 @@ def test_data_may_move_but_not_change(tmp_path: Path) -> None:
     here, there = (
         c.Evaluate(data=c.Data(name="folder", root=Path(root))) for root in ("/a/data", "/b/other")
     )
-    claim(tmp_path, here, images="1f")
+    claim(tmp_path, here, images={"images": "1f"})
     (tmp_path / "model").mkdir()
-    claim(tmp_path, there, images="1f")
+    claim(tmp_path, there, images={"images": "1f"})
     with pytest.raises(UserError, match="images is 1f there and 2e here"):
-        claim(tmp_path, there, images="2e")
+        claim(tmp_path, there, images={"images": "2e"})
 
 
 @pytest.mark.parametrize("part", ["checkpoint", "source", "teacher.checkpoint"])
@@ -199,7 +199,7 @@ def test_the_verdicts_are_of_the_step_and_seed_asked_for(
     flags = "--seed", "5", "--evaluation.step_size", "0.02", "--data.title", "ours"
     assert cli.main(command(models[0], tmp_path, "pgd3 noise", *flags)) == 0
     ours = Evaluation.load(tmp_path / "model" / "outcomes.safetensors")
-    test = load_splits("digits", train_limit=200, test_limit=60, seed=5).test.named("ours")
+    test = load_splits("digits", title="ours", train_limit=200, test_limit=60, seed=5).test
     theirs = evaluate(
         load_model(models[0])[0], test, attacks=["pgd3", "noise"], threat=ThreatModel(eps=0.1),
         step_size=0.02, batch_size=16, seed=5,

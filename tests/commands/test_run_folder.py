@@ -1,6 +1,7 @@
 """Whose a run folder is: other runs, other processes, damaged files, full disks."""
 
 import errno
+import fcntl
 import os
 import re
 import shutil
@@ -16,7 +17,7 @@ from safetensors import SafetensorError
 
 from command_line import TINY, TRAIN, folders, refusal
 from gacd import build, cli
-from gacd.storage import read_json
+from gacd.storage import read_json, write_json
 
 pytestmark = pytest.mark.usefixtures("elsewhere")
 
@@ -64,6 +65,47 @@ def test_data_that_changed_are_another_run(
     assert cli.main(start) == 0
     Image.new("RGB", (8, 8), (9, 200, 9)).save(tmp_path / "pets" / "test" / "cat" / "0.png")
     assert "mine holds another run (images is " in refusal(capsys, *start)
+
+
+def test_validation_images_that_changed_are_another_run(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """They choose the checkpoint. A folder of before they were noted goes on."""
+    assert cli.main([*TRAIN, "--out", "mine"]) == 0
+    path = Path("mine/run.json")
+    settings = read_json(path)
+    write_json(path, {k: v for k, v in settings.items() if k != "val_images"})
+    assert cli.main([*TRAIN, "--out", "mine"]) == 0
+    assert read_json(path) == settings
+    write_json(path, settings | {"val_images": "1f"})
+    assert "mine holds another run (val_images is 1f there" in refusal(
+        capsys, *TRAIN, "--out", "mine"
+    )
+
+
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK])
+def test_a_file_system_without_locks(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    """A run does without: a file that says "locked" would outlive a killed process."""
+
+    def flock(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    assert cli.main([*TRAIN, "--out", "mine"]) == 0
+    message = refusal(capsys, "study", "run", "figure5", "--scale", "tiny", "--out", "study")
+    assert "this file system has no locks" in message
+
+
+def test_a_finished_network_whose_training_is_gone_is_taken_as_it_is() -> None:
+    assert cli.main([*TRAIN, "--out", "mine"]) == 0
+    network = Path("mine/pgd-at/model.safetensors")
+    before = network.stat().st_mtime_ns
+    Path("mine/pgd-at/best.safetensors").unlink()
+    assert cli.main([*TRAIN, "--out", "mine"]) == 0
+    assert network.stat().st_mtime_ns == before
+    assert not Path("mine/pgd-at/best.safetensors").exists()
 
 
 def test_a_folder_that_another_process_has_just_begun_stays_its_own(

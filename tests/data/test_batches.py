@@ -183,7 +183,7 @@ def test_iterating_leaves_the_global_generator_alone() -> None:
 
 
 def test_a_batch_larger_than_the_set_is_refused() -> None:
-    with pytest.raises(UserError, match="set the batch size to 5 or less"):
+    with pytest.raises(UserError, match="set the batch size to 10 or less"):
         steps_per_epoch(10, 6, True, 2)
     assert steps_per_epoch(10, 6, False, 2) == 1
     assert steps_per_epoch(10, 3, True) == 3

@@ -7,9 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from gacd.methods import METHODS, create_method
+from gacd.methods import METHODS, Teacher, create_method
 from gacd.methods.awp import AWP
 from gacd.methods.cost import Cost, measure
+from gacd.models import create_model
+from gacd.models.adapted import Adapted
 from methods.world import ATTACK, SETTINGS, World, network
 
 DOCS = Path(__file__).parents[2] / "docs" / "methods.md"
@@ -39,6 +41,45 @@ def test_flops_are_those_of_the_layers(world: World) -> None:
     teacher = sum(layers("digits-cnn-3"))
     kd = measure(world.method("kd"), world.data, batch_size=12)
     assert kd == Cost(1.0, 1.0, 0.0, 1.0, 0.0, float(training + teacher))
+
+
+def test_grouped_convolutions_and_attention_count_as_what_they_are(world: World) -> None:
+    """PyTorch's own formulas take one for ungrouped, and the other's kernel has none."""
+    student = create_model("mobilenetv2", num_classes=3, channels=1, seed=0)
+    flops: list[int] = []
+    for layer in student.modules():
+        if isinstance(layer, torch.nn.Conv2d | torch.nn.Linear):
+            layer.register_forward_hook(
+                lambda of, _, out: flops.append(2 * of.weight.numel() * out[0, 0].numel())
+            )
+    student.eval()(world.data.float_images()[:1])
+    training, counts = 3 * sum(flops) - flops[0], len(flops)
+    natural = measure(world.method("natural", student=student), world.data, batch_size=12)
+    assert counts > 50 and natural.flops == training
+
+    tokens, width = 4, 8
+    attention = 2 * tokens * width * (4 * width + 2 * tokens)  # four projections, two products
+    teacher = Teacher(Adapted(Transformer(tokens, width), "fc", channels=1))
+    plain, taught = (
+        measure(world._replace(teacher=teacher).method(name), world.data, batch_size=12).flops
+        for name in ("natural", "kd")
+    )
+    assert taught - plain == 2 * 64 * tokens * width // tokens + attention + 2 * tokens * width * 3
+
+
+class Transformer(torch.nn.Module):
+    """One layer of attention over the rows of an 8x8 image, two by two."""
+
+    def __init__(self, tokens: int, width: int) -> None:
+        super().__init__()
+        self.into = torch.nn.Linear(64 // tokens, width)
+        self.attention = torch.nn.MultiheadAttention(width, 2, batch_first=True)
+        self.fc = torch.nn.Linear(tokens * width, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        tokens = self.into(x.view(len(x), -1, self.into.in_features))
+        out: torch.Tensor = self.fc(self.attention(tokens, tokens, tokens)[0].flatten(1))
+        return out
 
 
 def test_what_does_not_depend_on_the_batch_is_shared_out_over_it(world: World) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from lightning_fabric import Fabric
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Generator, Tensor
 
@@ -23,6 +24,7 @@ from gacd.shapes import Batch
 from gacd.storage import load_tensors, read_json, read_json_lines
 from gacd.training.average import averaged, update
 from gacd.training.contexts import fastest_convolutions
+from gacd.training.loop import fit
 from gacd.training.schedules import learning_rate
 from training.states import same, weights
 
@@ -318,9 +320,12 @@ def test_a_compiled_student_has_its_plain_forward_afterwards(
     [
         ("schedule='cosin'", "unknown schedule 'cosin': did you mean 'cosine'?"),
         ("select='best'", "unknown select 'best'"),
+        ("clip_norm=0.0", "momentum and warmup must be in [0, 1) and clip_norm above 0"),
+        ("momentum=1.5", "momentum and warmup must be in [0, 1)"),
+        ("pad=-1", "weight_decay and pad must be 0 or more, not 0.0005 and -1"),
     ],
 )
-def test_a_plan_with_a_misspelt_choice_is_refused(setting: str, said: str) -> None:
+def test_a_plan_that_is_none_is_refused(setting: str, said: str) -> None:
     """In a process of its own: the tests check every type themselves."""
     program = f"from gacd.training.loop import Plan; Plan(epochs=1, batch_size=1, lr=1, {setting})"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
@@ -330,6 +335,22 @@ def test_a_plan_with_a_misspelt_choice_is_refused(setting: str, said: str) -> No
 def test_a_batch_larger_than_the_data_is_refused(stage: Any, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="batch of 71 images is more than the 70"):
         stage.fit(tmp_path, "natural", batch_size=71)
+
+
+def test_a_fabric_that_rounds_images_is_refused(stage: Any, tmp_path: Path) -> None:
+    rounding = Fabric(accelerator="cpu", devices=1, precision="bf16-mixed")
+    with pytest.raises(UserError, match=r"rounds images .*Bf16Autocast"):
+        fit(rounding, stage.method(), stage.splits, stage.plan, out=tmp_path / "run", name="stage")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_teacher_that_a_term_holds_stays_as_it_is(stage: Any, tmp_path: Path) -> None:
+    method = stage.method("kd")
+    method.terms["kd"].theirs = stage.teacher.module
+    before = {k: v.clone() for k, v in stage.teacher.module.state_dict().items()}
+    stage.fit(tmp_path, method, epochs=1)
+    assert not any(part.training for part in stage.teacher.module.modules())
+    assert all(v.equal(before[k]) for k, v in stage.teacher.module.state_dict().items())
 
 
 def test_every_step_has_dropout_of_its_own(stage: Any, tmp_path: Path) -> None:

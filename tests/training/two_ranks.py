@@ -99,9 +99,9 @@ def networks():
 
 
 def main(out: Path) -> None:
-    from gacd.build import ranks
     from gacd.evaluation import robust
     from gacd.randomness import keyed_generator
+    from gacd.ranks import Ranks
     from gacd.storage import save_tensors
     from gacd.training import loop
 
@@ -118,7 +118,8 @@ def main(out: Path) -> None:
         calls.append(attack.name) or original(self, attack, *a)
     )
     pyautoattack.AutoAttack = load(HERE.parent / "evaluation" / "conftest.py", "e").QuickAutoAttack
-    found = evaluated(model, source, cache=out / "cache", ranks=ranks(fabric))
+    ranks = Ranks(rank, fabric.world_size, fabric.barrier)
+    found = evaluated(model, source, cache=out / "cache", ranks=ranks)
     found.save(out / f"outcomes-{rank}.safetensors")
     said["attacked"] = {name: calls.count(name) for name in calls}
 

@@ -69,7 +69,7 @@ class ThreatModel:
         else:
             direction = torch.empty_like(x).normal_(generator=generator)
             volume = x.new_empty(len(x), 1, 1, 1).uniform_(generator=generator)
-            radius = self.eps * volume ** (1 / x[0].numel())
+            radius = self.eps * volume ** (1 / x.shape[1:].numel())
             delta = direction * (radius / _length(direction))
         return self.project(x + delta, x)
 

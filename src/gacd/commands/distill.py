@@ -181,12 +181,12 @@ def _bank(run: TrainingRun, teacher: Teacher, splits: Splits, cfg: c.Distill) ->
     )
     other = "" if dtype == c.GACD.anchors else f"-{dtype}"
     path = (cfg.bank or cfg.out) / f"anchors{other}.safetensors"
-    if not path.is_file() and run.fabric.is_global_zero:
+    if run.fabric.is_global_zero and not path.is_file():
         batches = iterate(train, 512)
         AnchorBank.build(
             teacher.module, batches, size=len(train), fingerprint=made_of, dtype=dtype
         ).save(path)
     run.fabric.barrier()
+    bank = AnchorBank.load(path, expected=made_of)
     # Mapped, where it may not fit: a draw reads the rows it draws.
-    device = None if cfg.data.stream else run.fabric.device
-    return AnchorBank.load(path, expected=made_of, device=device)
+    return bank if cfg.data.stream else bank.to(run.fabric.device)

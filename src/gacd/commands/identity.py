@@ -33,12 +33,14 @@ _RUN = {
 STARTS = ("checkpoint", "source", "teacher.checkpoint")  # of a study's cell, its address knows
 
 
-def claim(out: Path, cfg: c.Run, *, images: str | None = None, goal: Goal = "report") -> list[str]:
+def claim(
+    out: Path, cfg: c.Run, *, images: Mapping[str, str] | None = None, goal: Goal = "report"
+) -> list[str]:
     """Make `out` this run's folder, or refuse the folder of another run.
 
     A run that has not begun its first stage may be replaced: its command may have been mistyped.
     So may the settings of methods that have not begun; `run.json` grows by what is new.
-    The data may lie elsewhere than before, but the fingerprint of their `images` must be the same.
+    The data may lie elsewhere than before, but the fingerprints of their `images` must be the same.
     What a study's cell starts from may have been made anew, on a machine that rounds otherwise.
     Another evaluation is no other run, as no network depends on it (but another cell of a study):
     returned are the rows that it is to measure again.
@@ -48,7 +50,8 @@ def claim(out: Path, cfg: c.Run, *, images: str | None = None, goal: Goal = "rep
             files that are of no run.
     """
     path = out / "run.json"
-    ours = _identity(cfg) | ({} if images is None else {"images": images})
+    known = dict(images or {})
+    ours = _identity(cfg) | known
     if not refuse_foreign(out, path.name):
         write_json(path, ours)
         return []
@@ -56,7 +59,7 @@ def claim(out: Path, cfg: c.Run, *, images: str | None = None, goal: Goal = "rep
     # A setting that is newer than the run had its default there.
     defaults = _identity(type(cfg)())
     here, there = flat(ours), flat(defaults) | flat(theirs)
-    here.setdefault("images", there.setdefault("images", images))  # older runs did not note it
+    there = known | there  # older runs did not note all of these
     begun = used((folder.name for folder in out.iterdir() if folder.is_dir()), there)
     evaluation = *_evaluation(here), *_evaluation(there)
     key = differing(here, there, FREE + (evaluation if goal == "report" else STARTS), begun)
@@ -65,7 +68,7 @@ def claim(out: Path, cfg: c.Run, *, images: str | None = None, goal: Goal = "rep
             f"{out} holds another run ({key} is {there.get(key)} there and {here.get(key)} here): "
             f"choose another --out{_reusable(out, cfg, key)}, or delete that folder"
         )
-    grown = _grown(theirs, ours, begun)
+    grown = _grown(known | theirs, ours, begun)
     if goal == "report":
         grown["evaluation"] = ours["evaluation"]
     if grown != theirs:
@@ -172,7 +175,7 @@ def _reusable(out: Path, cfg: c.Run, differs: str) -> str:
     teacher = out / TEACHER / MODEL
     if not isinstance(cfg, c.Distill) or cfg.teacher.checkpoint or not teacher.is_file():
         return ""
-    made_of = ("teacher", "data", "images", "threat", "seed", "fabric")
+    made_of = ("teacher", "data", "images", "val_images", "threat", "seed", "fabric")
     return "" if differs.partition(".")[0] in made_of else f" (--teacher.checkpoint {teacher})"
 
 

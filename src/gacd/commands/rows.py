@@ -26,7 +26,6 @@ from gacd.models.base import Backbone
 from gacd.models.checkpoints import check_said, load_model, said_of
 from gacd.ranks import ALONE, Ranks
 from gacd.report.records import RECORD, read_record
-from gacd.report.run import sorted_paths
 from gacd.storage import is_number, is_whole, write_json
 
 MODEL = "model.safetensors"
@@ -238,18 +237,13 @@ def _end_with_parent() -> None:
 def rows_set_aside(out: Path, pending: Container[str]) -> list[Row]:
     """The rows that had a record by other evaluation settings, and have none by this run's."""
     rows = []
-    for path in sorted_paths(out, f"*/{EARLIER}", ()):
+    for path in sorted(out.glob(f"*/{EARLIER}")):
         folder = path.parent
         if folder.name not in pending and not (folder / RECORD).is_file():
             said, spent = read_record(path), Spent.read(folder / MODEL)
             role, unlabelled = said.get("role") or "", said.get("unlabelled", 0)
             rows.append(Row(folder.name, said["model"], said["method"], role, spent, unlabelled))
     return rows
-
-
-def find_records(out: Path, names: Sequence[str]) -> list[dict[str, Any]]:
-    """Every record in a run folder: rows of these names first, in this order."""
-    return [read_record(path) for path in sorted_paths(out, f"*/{RECORD}", names)]
 
 
 def summary(record: dict[str, Any]) -> dict[str, Any]:

@@ -21,7 +21,6 @@ from gacd.commands.rows import (
     Row,
     Spent,
     begin_worker,
-    find_records,
     measure_row,
     measure_row_elsewhere,
     row_order,
@@ -36,10 +35,11 @@ from gacd.evaluation.record import revision
 from gacd.models.base import Backbone
 from gacd.models.checkpoints import method_of, save_model
 from gacd.progress import progress
-from gacd.report.records import RECORD
-from gacd.report.run import write_run_report
+from gacd.ranks import Ranks
+from gacd.report.records import RECORD, read_record
+from gacd.report.run import sorted_paths, write_run_report
 from gacd.report.tables import comparison_table
-from gacd.storage import sweep, write_json
+from gacd.storage import WITHOUT_LOCKS, sweep, write_json
 
 
 class Run:
@@ -74,13 +74,13 @@ class Run:
         self.workers: list[BaseProcess] = []
         self.pending: dict[str, AsyncResult[None]] = {}
 
-    def read(self) -> tuple[ArrayDataset, str]:
-        """The test images, and the fingerprint of all images that this run is of."""
+    def read(self) -> tuple[ArrayDataset, dict[str, str]]:
+        """The test images, and fingerprints of all images that this run is of, by what they are."""
         assert isinstance(self.cfg, c.Evaluate)  # other commands train, and read more
         test = build.test_part(self.cfg.data, self.cfg.checkpoint)
-        return test, test.fingerprint()
+        return test, {"images": test.fingerprint()}
 
-    def _claim(self, images: str) -> None:
+    def _claim(self, images: dict[str, str]) -> None:
         """Make the folder this process's until it ends, however it ends, and this run's."""
         path = self.cfg.out / ".lock"
         new = not path.exists()
@@ -90,7 +90,7 @@ class Run:
             raise UserError(
                 f"{self.cfg.out} cannot be a folder ({error.strerror}): choose another --out"
             ) from None
-        self.lock = FileLock(path, is_singleton=True)
+        self.lock = FileLock(path, is_singleton=True, fallback_to_soft=False)
         try:
             self.lock.acquire(blocking=False)
         except Timeout:
@@ -98,7 +98,9 @@ class Run:
                 f"{self.cfg.out}: another process is at work there; wait for it, or choose "
                 "another --out"
             ) from None
-        except NotImplementedError:  # a file system without locks
+        except OSError as error:
+            if error.errno not in WITHOUT_LOCKS:
+                raise
             self.lock = None
         try:
             again = claim(self.cfg.out, self.cfg, images=images, goal=self.goal)
@@ -191,7 +193,7 @@ class Run:
         if self.fabric.broadcast(done or self.goal == "model"):
             return
         if self.cfg.evaluation.workers == 0:
-            ranks = build.ranks(self.fabric)
+            ranks = Ranks(self.fabric.global_rank, self.fabric.world_size, self.fabric.barrier)
             measure_row(self.cfg, row, self.test, self.fabric.device, ranks=ranks)
         elif self.fabric.is_global_zero:
             self._measure_elsewhere(row)
@@ -243,8 +245,8 @@ class Run:
         from rich.console import Console
 
         order = row_order(self.cfg.out)
-        records = find_records(self.cfg.out, order)
-        results = [summary(record) for record in records]
+        paths = sorted_paths(self.cfg.out, f"*/{RECORD}", order)
+        results = [summary(read_record(path)) for path in paths]
         write_json(self.cfg.out / "results.json", results)
         write_run_report(self.cfg.out, title, order=order)
         console = Console()

@@ -1,23 +1,25 @@
 """A run that trains: its data whole, and the stages that its models are made in."""
 
-from dataclasses import replace
 from pathlib import Path
+
+import torch
 
 from gacd import build
 from gacd import config as c
 from gacd.anchors import AnchorBank
 from gacd.attacks.validation import one_answer
-from gacd.commands.rows import Spent
+from gacd.commands.rows import MODEL, Spent
 from gacd.commands.run import Run
 from gacd.data.batches import steps_per_epoch
 from gacd.data.dataset import ArrayDataset, Splits
 from gacd.errors import UserError
 from gacd.methods import Teacher, create_method
+from gacd.methods.awp import AWP
 from gacd.methods.base import check_objective
 from gacd.methods.cost import measure
 from gacd.methods.registry import Named, parse_method
 from gacd.models.base import Backbone
-from gacd.models.checkpoints import said_of
+from gacd.models.checkpoints import load_weights, said_of
 from gacd.storage import fingerprint
 from gacd.training.loop import fit
 from gacd.training.ranks import per_rank
@@ -28,11 +30,15 @@ class TrainingRun(Run):
 
     splits: Splits
 
-    def read(self) -> tuple[ArrayDataset, str]:
-        """The test images, and the fingerprint of these and the training images."""
+    def read(self) -> tuple[ArrayDataset, dict[str, str]]:
+        """The test images, and the fingerprints of these with the training images, and of others.
+
+        Those for validation have one of their own, as they came later.
+        """
         self.splits = build.splits(self.cfg.data, self.cfg.seed)
         parts = self.splits.train, self.splits.test
-        return self.splits.test, fingerprint(part.fingerprint() for part in parts)
+        images = fingerprint(part.fingerprint() for part in parts)
+        return self.splits.test, {"images": images, "val_images": self.splits.val.fingerprint()}
 
     def note_seed(self, network: Path) -> None:
         """The seed decides which images are held out: a network of another one has seen them."""
@@ -89,9 +95,12 @@ class TrainingRun(Run):
         earlier stages took `before`.
         """
         out, named = self.cfg.out / name, parse_method(method, weights)
-        splits = splits or self.splits
-        if training.select == "robust" and not named.attacks:
-            training = replace(training, select="natural")  # under attack there is only noise
+        splits, kept = splits or self.splits, out / MODEL
+        ended = kept.is_file() and (out / "done.json").is_file()
+        if ended and not (out / "best.safetensors").is_file():
+            # A folder may travel with its networks alone.
+            load_weights(model.to(self.fabric.device).to(memory_format=torch.channels_last), kept)
+            return Spent.read(kept)
         built = create_method(
             method,
             model,
@@ -101,7 +110,7 @@ class TrainingRun(Run):
             seed=self.cfg.seed,
             options=self.options,
             weights=weights,
-            awp=build.awp(training),
+            awp=AWP(gamma=training.awp, warmup=training.awp_warmup),
         ).to(self.fabric.device)
         cost = measure(built, splits.train, batch_size=training.batch_size)
         plan = build.plan(training, self.cfg.data, self.cfg.fabric, self.cfg.seed)

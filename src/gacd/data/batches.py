@@ -53,7 +53,7 @@ def steps_per_epoch(n: int, batch_size: int, drop_last: bool, world_size: int = 
     if steps == 0:
         raise UserError(
             f"a batch of {together} images is more than the {n} there are: "
-            f"set the batch size to {max(n // world_size, 1)} or less"
+            f"set the batch size to {max(n // world_size, 1) * world_size} or less"
         )
     return steps
 

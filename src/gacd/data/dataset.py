@@ -55,9 +55,6 @@ class ImageDataset(Protocol):
     def to(self, device: torch.device | str) -> "ImageDataset":
         """The same data for another device."""
 
-    def named(self, name: str) -> "ImageDataset":
-        """The same data under another name."""
-
     def fingerprint(self) -> str:
         """A hash that tells data apart; of images on disk, by their files' names and sizes."""
 
@@ -130,8 +127,8 @@ class ArrayDataset:
             )
         )
 
-    def subset(self, index: Tensor) -> "ArrayDataset":
-        """The images at some rows (int64), or where a mask (bool [N]) is true."""
+    def subset(self, index: Tensor | slice) -> "ArrayDataset":
+        """The images at some rows (int64, or a slice), or where a mask (bool [N]) is true."""
         return replace(self, images=self.images[index], labels=self.labels[index])
 
     def to(self, device: torch.device | str) -> "ArrayDataset":
@@ -141,10 +138,6 @@ class ArrayDataset:
     def fetch(self, batches: Sequence[Tensor]) -> Iterator[Tensor]:
         """The bytes of every batch of rows."""
         return (self.images[index] for index in batches)
-
-    def named(self, name: str) -> "ArrayDataset":
-        """The same data under another name."""
-        return replace(self, name=name)
 
     def in_colour(self, channels: int) -> "ArrayDataset":
         """The same images for a network of so many channels; those in colour stay as they are."""
@@ -179,7 +172,3 @@ class Splits:
     train: ImageDataset
     val: ArrayDataset
     test: ArrayDataset
-
-    def named(self, name: str) -> "Splits":
-        """The same parts under another name."""
-        return Splits(self.train.named(name), self.val.named(name), self.test.named(name))

@@ -8,7 +8,6 @@ import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -43,11 +42,7 @@ def read_folder(root: Path, size: int | None = None) -> tuple[ArrayDataset, Arra
     """
     classes, train, test = find_images(root)
     both = _dataset(root, train + test, classes, size)
-    first, rest = (
-        replace(both, images=both.images[rows], labels=both.labels[rows])
-        for rows in (slice(len(train)), slice(len(train), None))
-    )
-    return first, rest
+    return both.subset(slice(len(train))), both.subset(slice(len(train), None))
 
 
 def read_test_folder(root: Path, size: int | None = None) -> ArrayDataset:

@@ -25,6 +25,7 @@ def load_splits(
     name: str,
     *,
     root: Path | str | None = None,
+    title: str | None = None,
     size: int | None = None,
     classes: Sequence[str] | None = None,
     val_fraction: float = 0.1,
@@ -50,7 +51,9 @@ def load_splits(
         raise UserError(f"val_fraction must be between 0 and 1, got {val_fraction:g}")
     root = None if root is None else Path(root)
     _check(name, root, size, stream)
-    everything, test = (_kept(part, classes) for part in _read(name, root, size, stream, workers))
+    everything, test = (
+        _kept(part, classes, title) for part in _read(name, root, size, stream, workers)
+    )
     if absent := _without_images(everything):
         present = [name for name in everything.classes if name not in absent]
         raise UserError(
@@ -79,6 +82,7 @@ def load_test(
     name: str,
     *,
     root: Path | str | None = None,
+    title: str | None = None,
     size: int | None = None,
     classes: Sequence[str] | None = None,
     test_limit: int | None = None,
@@ -94,7 +98,7 @@ def load_test(
     part = _read_test(name, root, size)
     if name == "folder":
         part = _by_name(part, one_spelling(known), classes)
-    test = _kept(part, classes)
+    test = _kept(part, classes, title)
     return _tested(test, test_limit, size or _SIZES.get(name))
 
 
@@ -109,8 +113,8 @@ def _check(name: str, root: Path | None, size: int | None, stream: bool = False)
         raise UserError(f"data set '{name}' is read from files: say in which folder (data.root)")
 
 
-def _kept(part: Part, classes: Sequence[str] | None) -> Part:
-    """The images of these classes (default: all), every one with a label."""
+def _kept(part: Part, classes: Sequence[str] | None, title: str | None) -> Part:
+    """The images of these classes (default: all), every one with a label, called by the title."""
     if int(part.labels.min()) < 0:
         raise UserError(
             f"{part.name}: a label is negative (of an unlabelled image?); leave those out"
@@ -120,7 +124,8 @@ def _kept(part: Part, classes: Sequence[str] | None) -> Part:
             f"{part.name}: its images are all of one class, '{part.classes[0]}'; "
             "it needs at least two classes"
         )
-    return part if classes is None else only_classes(part, classes)
+    part = part if classes is None else only_classes(part, classes)
+    return replace(part, name=title or part.name)
 
 
 def _by_name(part: Part, known: list[str], chosen: Sequence[str] | None) -> Part:
@@ -180,7 +185,7 @@ def _read(
     if name == "folder" and not stream:
         return read_folder(root, size)
     if name in STREAMED:
-        return read_streamed(name, root, size, workers)
+        return read_streamed(name, root, size, workers, few=stream)
     return read_torchvision(name, root, train=True), read_torchvision(name, root, train=False)
 
 

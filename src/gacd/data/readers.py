@@ -33,19 +33,21 @@ _LOOKED_AT = 100  # images, to tell grey sets from others, and sets of several s
 
 
 def read_streamed(
-    name: str, root: Path, size: int | None, workers: int
+    name: str, root: Path, size: int | None, workers: int, *, few: bool = True
 ) -> tuple[StreamedDataset, StreamedDataset]:
-    """Train and test set of a key of `STREAMED` under `root`, of whose images few are read.
+    """Train and test set of a key of `STREAMED` under `root`, of whose images `few` are read.
 
-    The images are grey if all of some hundred, evenly spaced, are; their `size`, where it is not
-    given, is the first one's.
+    The images are grey if all of some hundred, evenly spaced, are, or else all for training; their
+    `size`, where it is not given, is the first one's.
     Raises UserError, naming the file or folder.
     """
     classes, train, test = STREAMED[name](root)
     side = size or min(train[0].image(0).size)
     rows = range(0, len(train[0]), max(1, len(train[0]) // _LOOKED_AT))
     some = [(image.mode, image.size) for image in map(train[0].image, rows)]
-    grey = all(mode == "L" for mode, _ in some)
+    grey = all(mode == "L" for mode, _ in some) and (
+        few or all(train[0].image(row).mode == "L" for row in range(len(train[0])))
+    )
     if size is None and any(found != (side, side) for _, found in some):
         print(
             f"note: images are scaled and cropped to {side} pixels a side, as the first one has: "
@@ -308,7 +310,10 @@ def _column(table: Any, image: str, label: str, where: str, stamp: str | None) -
     labels = list(table[label])
     if None in labels:
         raise UserError(f"{where}: row {labels.index(None)} has no label; leave such rows out")
-    return TableReader(table, image, where, stamp or str(table._fingerprint)), labels
+    stamp = stamp or str(table._fingerprint)  # which casting would change
+    if not table.features[image].decode:
+        table = table.cast_column(image, type(table.features[image])())
+    return TableReader(table, image, where, stamp), labels
 
 
 def _stamp(path: Path) -> str:

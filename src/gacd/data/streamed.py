@@ -91,10 +91,6 @@ class StreamedDataset:
         """The same images, which arrive on another device."""
         return replace(self, labels=self.labels.to(device))
 
-    def named(self, name: str) -> "StreamedDataset":
-        """The same images under another name."""
-        return replace(self, name=name)
-
     def load(self) -> ArrayDataset:
         """All of it, in memory."""
         rows = torch.split(torch.arange(len(self)), 256)

@@ -52,9 +52,9 @@ class Evaluation:
         """Share of images still right, in percent."""
         return _accuracy(self.outcomes(name)[0])
 
-    def interval(self, name: str, confidence: float = 0.95) -> tuple[float, float]:
-        """Wilson's interval of the accuracy, in percent."""
-        return _interval(self.outcomes(name)[0], confidence)
+    def interval(self, name: str) -> tuple[float, float]:
+        """Wilson's 95 % interval of the accuracy, in percent."""
+        return _interval(self.outcomes(name)[0])
 
     def to_record(self) -> dict[str, dict[str, float | int]]:
         """`{attack: {accuracy, low, high, n}}` in percent, with the worst case over all."""
@@ -163,8 +163,8 @@ def _accuracy(robust: Tensor) -> float:
     return 100.0 * int(robust.sum()) / len(robust)
 
 
-def _interval(robust: Tensor, confidence: float = 0.95) -> tuple[float, float]:
-    return binomial_interval(int(robust.sum()), len(robust), confidence)
+def _interval(robust: Tensor) -> tuple[float, float]:
+    return binomial_interval(int(robust.sum()), len(robust))
 
 
 def _summary(robust: Tensor) -> dict[str, float]:

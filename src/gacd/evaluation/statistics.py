@@ -6,19 +6,17 @@ from torch import Tensor
 from gacd.errors import UserError
 
 
-def binomial_interval(correct: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
-    """Wilson's score interval of a proportion, in percent.
+def binomial_interval(correct: int, n: int) -> tuple[float, float]:
+    """Wilson's score interval (95 %) of a proportion, in percent.
 
     The bounds 100 p solve |correct/n - p| = z sqrt(p (1 - p) / n) (Wilson, JASA 22, 1927).
-    Raises `UserError` unless 0 <= correct <= n, n > 0 and 0 < confidence < 1.
+    Raises `UserError` unless 0 <= correct <= n and n > 0.
     """
-    if not 0 < confidence < 1:
-        raise UserError(f"confidence is a share such as 0.95, not {confidence:g}")
     if not 0 <= correct <= n or n == 0:
         raise UserError(f"an interval needs 0 <= correct <= n and n > 0, not {correct} of {n}")
     from scipy.stats import binomtest
 
-    interval = binomtest(correct, n).proportion_ci(confidence, method="wilson")
+    interval = binomtest(correct, n).proportion_ci(0.95, method="wilson")
     return 100.0 * float(interval.low), 100.0 * float(interval.high)
 
 

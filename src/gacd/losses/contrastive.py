@@ -23,7 +23,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from gacd.errors import UserError
-from gacd.losses.checks import check_temperature
+from gacd.losses.checks import check_length, check_temperature
 from gacd.losses.fused import at_least_float32, product_dtype
 from gacd.losses.pairs import (
     AnchorFeatures,
@@ -149,6 +149,11 @@ def nce(
     do not fit. Source: Tian et al. 2020 (arXiv:1910.10699), Eq. 17 and 18, without the 1e-7 of its
     code.
     """
+    if query_BE.shape != candidates_BJE.shape[::2]:
+        raise UserError(
+            f"candidates are [B, J, E] for queries [B, E], not {list(candidates_BJE.shape)} for "
+            f"{list(query_BE.shape)}"
+        )
     if candidates_BJE.shape[1] < 2:
         raise UserError("nce needs a positive and at least one negative of each image")
     if dataset_size < 1:
@@ -193,6 +198,7 @@ def crd_nce(
 
     Source: Tian et al. 2020 (arXiv:1910.10699), Eq. 18 and the text below it.
     """
+    check_length(len(student_BE), "images", weights_B=weights_B)
     student_B = nce(
         student_BE,
         teacher_memory_BJE,

@@ -1,12 +1,14 @@
 """What a method costs: passes and FLOPs per training image, counted while it takes some steps."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
@@ -73,7 +75,7 @@ def _step(method: Method, batch: Batch) -> Cost:
     twin(batch, generator).total.backward()  # with what training does once
     student = _Counter(twin.student)
     teacher = _Counter(twin.teacher.module) if twin.teacher is not None else None
-    with Flops() as flops:
+    with _products_alone(), Flops() as flops:
         for _ in range(cycle):
             twin(batch, generator).total.backward()
     counted = Cost(
@@ -85,6 +87,18 @@ def _step(method: Method, batch: Batch) -> Cost:
         flops=flops.total,
     )
     return counted * (1 / cycle)
+
+
+@contextmanager
+def _products_alone() -> Iterator[None]:
+    """Attention by its matrix products: its fused kernels have no formula."""
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
 
 
 class Flops(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -99,7 +113,15 @@ class Flops(TorchDispatchMode):  # type: ignore[no-untyped-call]
     ) -> Any:
         out = func(*args, **(kwargs or {}))
         formula = flop_registry.get(func._overloadpacket)
-        if formula is not None:
+        if formula is None:
+            return out
+        if func is torch.ops.aten.convolution_backward.default:
+            # PyTorch counts the gradient of grouped weights as that of a single group.
+            *given, groups, (image, weight, _) = args
+            of_image = formula(*given, groups, (image, False, False), out_val=out)
+            of_weight = formula(*given, groups, (False, weight, False), out_val=out)
+            self.total += of_image + of_weight / groups
+        else:
             self.total += formula(*args, **(kwargs or {}), out_val=out)
         return out
 

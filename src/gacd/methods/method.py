@@ -72,6 +72,13 @@ class Method(nn.Module):
         if self.bank is not None:
             self.bank.check(train.labels, networks["teacher"].num_features)
 
+    def train(self, mode: bool = True) -> "Method":
+        """Training or evaluation mode of all but the teacher, which a term may hold."""
+        super().train(mode)
+        if self.teacher is not None:
+            self.teacher.module.eval()
+        return self
+
     def hold(self) -> None:
         """Let the student's head take no gradients, where no term trains it, until `release`."""
         head = [] if self.trains_head else list(self.student.get_classifier().parameters())
@@ -99,7 +106,7 @@ class Method(nn.Module):
                 term.begin()  # type: ignore[operator]
             if self.objective is not None:
                 step.adv_images = self.adversarial(step)
-            if self.awp.gamma and progress >= self.awp.warmup:
+            if self.awp.gamma and progress >= self.awp.warmup and torch.is_grad_enabled():
                 arguments = (batch, generator, progress)
                 weights = perturbed_weights(self, arguments, step, gamma=self.awp.gamma)
                 found: Loss = functional_call(self, weights, arguments, {"attacked": step.again()})

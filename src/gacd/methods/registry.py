@@ -168,8 +168,10 @@ def check_settings(term: str, settings: Mapping[str, Any]) -> None:
         if setting not in known:
             raise unknown(f"setting of {term}", setting, known)
         kind = _PLAIN.get(known[setting].annotation)
-        accepted = (int, float) if kind is float else (kind,)
-        if kind is not None and type(value) not in accepted:
+        if kind is None:
+            continue
+        accepted = (int, float) if kind is float else kind
+        if not isinstance(value, accepted) or (isinstance(value, bool) and kind is not bool):
             raise UserError(f"{term}.{setting} is '{value}', but must be of type {kind.__name__}")
 
 

@@ -135,6 +135,7 @@ def load_weights(model: Backbone, path: Path | str, *, told: tuple[str, str] = _
     are the command line's flags for a network's mean and std, for a refusal to name.
     """
     check_backbone(model)
+    model = getattr(model, "_orig_mod", model)  # of torch.compile
     path = Path(path)
     if path.suffix == ".safetensors":
         tensors, meta = load_tensors(path)

@@ -69,7 +69,7 @@ def _state(folder: Folder, cell: Cell) -> State:
             return idle
     except Timeout:
         return "running"
-    except PermissionError:  # somebody else's folder: whether it is at work cannot be told
+    except OSError:  # somebody else's folder, or one to read alone: it cannot be told
         return idle
 
 

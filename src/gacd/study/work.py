@@ -31,7 +31,7 @@ from gacd.models import check_model
 from gacd.ranks import GOAL, REFUSAL
 from gacd.report.analysis import read_analysis
 from gacd.report.records import read_record
-from gacd.storage import is_number, read_json, write_bytes, write_json
+from gacd.storage import WITHOUT_LOCKS, is_number, read_json, write_bytes, write_json
 from gacd.study.cells import Cell, Config
 from gacd.study.grids import AWP, STUDIES, Entry, entries
 from gacd.study.results import Result
@@ -79,7 +79,7 @@ class Folder:
 
     def lock(self, cell: Cell) -> FileLock:
         """Held by the process that is at the cell; the system frees it when that process dies."""
-        return FileLock(self.root / f"{cell.key}.lock")
+        return FileLock(self.root / f"{cell.key}.lock", fallback_to_soft=False)
 
     def about(self, cell: Cell) -> Path:
         """The file that says what a cell is whose model is finished, and how long it took."""
@@ -172,6 +172,7 @@ def run(cfg: c.Study) -> None:
     folder, cells = Folder(cfg.out), list(distinct(chosen(cfg)).values())
     _check_possible(cells)
     _check_unchanged(folder, cells)
+    _check_locks(folder.lock(cells[0]))
     if not (cfg.out / ".gitignore").is_file():
         write_bytes(cfg.out / ".gitignore", _KEPT_OUT_OF_GIT.encode())
     started = time.time()
@@ -184,6 +185,20 @@ def run(cfg: c.Study) -> None:
             f"cells that failed: {len(failed)}, that could not begin: {len(waiting)}; "
             "'gacd study status' says why, and running the study again tries them again"
         )
+
+
+def _check_locks(lock: FileLock) -> None:
+    """Refuse a file system without locks."""
+    try:
+        with contextlib.suppress(Timeout), lock.acquire(timeout=0):
+            pass
+    except OSError as error:
+        if error.errno not in WITHOUT_LOCKS:
+            raise
+        raise UserError(
+            f"{lock.lock_file} cannot be locked: this file system has no locks, by which the "
+            "processes of a study share its cells; choose an --out on another"
+        ) from None
 
 
 def _work(cfg: c.Study, started: float) -> None:

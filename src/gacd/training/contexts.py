@@ -45,13 +45,13 @@ def fastest_convolutions(device: torch.device) -> Iterator[None]:
         flags.benchmark = before
 
 
-def tensorboard(out: Path, *, enabled: bool) -> "AbstractContextManager[SummaryWriter]":
-    """A writer of TensorBoard events; only the first rank ever uses it."""
+def tensorboard(out: Path, *, first: int, enabled: bool) -> "AbstractContextManager[SummaryWriter]":
+    """A writer of TensorBoard events, from epoch `first` on; only the first rank ever uses it."""
     if not enabled:
         return nullcontext(cast("SummaryWriter", None))
     from torch.utils.tensorboard import SummaryWriter
 
-    return SummaryWriter(str(out))
+    return SummaryWriter(str(out), purge_step=first)  # what a killed run wrote there is void
 
 
 @contextmanager

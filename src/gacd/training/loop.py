@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -60,8 +60,9 @@ class Plan:
     steps on any number of them; `sync_batch_norm` normalises over all of these (GPUs only).
     `ema` is the decay of the weight average that is validated and kept (0: none); `select` says
     which checkpoint is kept, one that is no better than always giving one answer only if all are
-    so; `pad` and `flip` are the augmentation, `schedule` and `warmup` the `learning_rate`'s;
-    `clip_norm` is the longest gradient. Raises UserError for settings out of range.
+    so, and "robust" means "natural" for a method without an attack; `pad` and `flip` are the
+    augmentation, `schedule` and `warmup` the `learning_rate`'s; `clip_norm` is the longest
+    gradient. Raises UserError for settings out of range.
     """
 
     epochs: int
@@ -87,6 +88,15 @@ class Plan:
             )
         if not self.lr > 0 or not 0 <= self.ema < 1:
             raise UserError(f"lr must be above 0 and ema in [0, 1), not {self.lr} and {self.ema}")
+        if not (0 <= self.momentum < 1 and 0 <= self.warmup < 1 and self.clip_norm > 0):
+            raise UserError(
+                "momentum and warmup must be in [0, 1) and clip_norm above 0 (math.inf: no limit), "
+                f"not {self.momentum}, {self.warmup} and {self.clip_norm}"
+            )
+        if self.weight_decay < 0 or self.pad < 0:
+            raise UserError(
+                f"weight_decay and pad must be 0 or more, not {self.weight_decay} and {self.pad}"
+            )
         if self.schedule not in get_args(Schedule):
             raise unknown("schedule", self.schedule, get_args(Schedule))
         if self.select not in get_args(Select):
@@ -136,6 +146,13 @@ def _fit(
     fabric: Fabric, method: Method, splits: Splits, plan: Plan, out: Path, name: str
 ) -> Summary:
     method.check(splits.train)
+    if plan.select == "robust" and method.objective is None:
+        plan = replace(plan, select="natural")  # under attack there is only noise
+    if fabric.strategy.precision.convert_input(torch.zeros(1)).dtype != torch.float32:
+        raise UserError(
+            "this Fabric rounds images before they are attacked: give it "
+            "plugins=[gacd.training.precision.Bf16Autocast('cuda')] (or 'cpu') for its precision"
+        )
     if method.teacher is not None:
         method.teacher.module.to(fabric.device)
     method.to(fabric.device).to(memory_format=torch.channels_last)
@@ -189,7 +206,7 @@ def _fit(
     shown = fabric.is_global_zero
     with (
         progress(total, name, done=before, enabled=shown) as bar,
-        tensorboard(out, enabled=shown) as board,
+        tensorboard(out, first=meta["epoch"] + 1, enabled=shown) as board,
         interruptible(alone) as interrupted,
         compiled(method, enabled=plan.compile),
         fastest_convolutions(fabric.device),

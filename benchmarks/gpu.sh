@@ -11,13 +11,17 @@
 #   speedrun    teacher and GACD student against the clock, then AutoAttack on 1,000 images
 #   throughput  training (compiled and eager), objective, transport
 #   others      the speedrun's teacher and other methods, at about the same FLOPs, attacked alike
-#   table3, table1, ablation   the paper's cells at full scale, one seed: hours
+#   table1, ablation, table3   the paper's cells at full scale, one seed: hours
 #   autoattack  the speedrun's student under AutoAttack on every test image
 #   scaling     what a step costs as things grow
 #
 # DATA holds CIFAR-10 as class folders (train/CLASS/*, test/CLASS/*). LIMIT is the time of one call in
-# seconds (570); PYTHON names the interpreter; PEER is a checkout of AdversariallyRobustDistillation.
+# seconds (570); PYTHON names the interpreter; PEER is a checkout of AdversariallyRobustDistillation,
+# CRD one of RepDistiller.
 set -euo pipefail
+for name in DATA RESULTS PEER CRD; do
+  [[ -z ${!name:-} ]] || printf -v "$name" %s "$(realpath -m -- "${!name}")"
+done
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 out=${RESULTS:-runs/gpu}
 python=${PYTHON:-python3}
@@ -25,12 +29,12 @@ deadline=$((SECONDS + ${LIMIT:-570}))
 failed=0
 named=$#
 if ((named == 0)); then
-  set -- tests rehearsal speedrun throughput others table3 table1 ablation autoattack scaling
+  set -- tests rehearsal speedrun throughput others table1 ablation table3 autoattack scaling
 fi
 for part in "$@"; do
   case $part in
     tests | throughput | scaling) ;;
-    rehearsal | speedrun | others | autoattack | table3 | table1 | ablation)
+    rehearsal | speedrun | others | autoattack | table1 | ablation | table3)
       : "${DATA:?say where CIFAR-10 lies, as class folders: DATA=...}"
       ;;
     *)
@@ -40,6 +44,7 @@ for part in "$@"; do
   esac
 done
 export PYTHONPATH=src:benchmarks${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1
+trap 'exit 130' INT # what was interrupted has not failed
 mkdir -p "$out/done"
 
 # Within the time that is left. An interrupt lets a run write its checkpoint; a step that has none
@@ -48,7 +53,8 @@ timed() {
   local left=$((deadline - SECONDS)) code=0
   if ((left < 60)); then exit 75; fi
   timeout --foreground --signal=INT --kill-after=25 "$((left - 30))" "$@" || code=$?
-  if ((code == 124 || code == 137)); then exit 75; fi
+  # 137 earlier: killed by somebody else, for want of memory perhaps.
+  if ((code == 124 || (code == 137 && SECONDS >= deadline - 30))); then exit 75; fi
   return "$code"
 }
 gacd() { timed "$python" -m gacd.cli "$@"; }
@@ -86,11 +92,15 @@ record() {
 }
 
 objective() {
-  timed "$python" benchmarks/objective.py --device cuda --json >"$out/objective.part.txt" &&
+  timed "$python" benchmarks/objective.py --device cuda --json ${CRD:+--peer "$CRD"} \
+    >"$out/objective.part.txt" &&
     mv "$out/objective.part.txt" "$out/objective.txt" && cat "$out/objective.txt"
 }
 
-study() { on_cifar study run "$1" --scale full --seeds 0 --out "$out/study"; }
+# Without CIFAR-100, whose files are others.
+study() {
+  on_cifar study run "$1" --scale full --seeds 0 --second_data null --out "$out/study"
+}
 
 tests() {
   "$python" -c 'import torch; print(torch.__version__, torch.cuda.get_device_name())'
@@ -112,9 +122,15 @@ throughput() {
   once transport record transport transport --device cuda
 }
 
-speedrun() {
-  once speedrun on_cifar speedrun --out "$out/speedrun" --evaluation.autoattack_limit 1000
+# The clock: from the first command to the finished student, all calls and breaks included.
+clocked() {
+  [[ -e $out/speedrun.started ]] || date +%s >"$out/speedrun.started"
+  on_cifar speedrun --out "$out/speedrun" --evaluation.autoattack_limit 1000 || return
+  local ended
+  ended=$(stat -c %Y "$out/speedrun/gacd+aft/model.safetensors")
+  echo "$((ended - $(<"$out/speedrun.started"))) seconds to the student" | tee "$out/speedrun.clock"
 }
+speedrun() { once speedrun clocked; }
 
 others() {
   once others on_cifar speedrun --out "$out/speedrun" --evaluation.autoattack_limit 1000 \
@@ -132,7 +148,7 @@ scaling() {
 
 for part in "$@"; do
   case $part in
-    table3 | table1 | ablation) once "$part" study "$part" ;;
+    table1 | ablation | table3) once "$part" study "$part" ;;
     *) "$part" ;;
   esac
 done

@@ -97,7 +97,7 @@ def draw(record: dict[str, Any], path: Path) -> None:
         axes.minorticks_off()
         axes.set_title(f"{name} (time: exponent {row['exponent of time']})", fontsize=9)
     for axes in grid[:, 0]:
-        axes.set_ylabel("times the smallest size's")
+        axes.set_ylabel("relative to the smallest size")
     grid[0, 0].legend(fontsize=8)
     figure.suptitle("What a training step of GACD costs as one thing grows", fontsize=10)
     figure.savefig(path, dpi=80)

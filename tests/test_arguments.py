@@ -257,6 +257,41 @@ def test_two_models_stand_where_people_write_them(line: str) -> None:
     assert not cli.parse("compare", ["a", "b", "--json", "false"]).json
 
 
+def test_names_of_classes_may_have_commas_and_spaces() -> None:
+    for words in (["a, b", "c d"], ['["a, b", "c d"]']):
+        assert cli.parse("train", ["--data.classes", *words]).data.classes == ["a, b", "c d"]
+    for words in (["a,b"], ["a", "b"], ["a,", "b"]):
+        assert cli.parse("train", ["--data.classes", *words]).data.classes == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("distill --method gacd", "unknown setting 'method': did you mean 'methods'?"),
+        ("distill --conf quickstart", "unknown setting 'conf': did you mean 'config'?"),
+        ("train --data.root photos", "data.name is digits, which are built in: say what lies"),
+        (
+            "distill --teacher teacher.pt",
+            "settings of its own: say --teacher.checkpoint teacher.pt",
+        ),
+        (
+            "distill --teacher=teacher.pt",
+            "settings of its own: say --teacher.checkpoint teacher.pt",
+        ),
+        ("study run table1 --scale small", "read from files: say in which folder (--data.root)"),
+        ("study run table1 --scale small --data.root x", "(--data.root); x is none"),
+        ("analyze --teacher runs --students a=runs/a.pt", "runs is a folder: name a file"),
+    ],
+)
+def test_what_is_nearly_right_is_refused(
+    capsys: pytest.CaptureFixture[str], line: str, message: str
+) -> None:
+    Path("teacher.pt").write_bytes(b"PK\x80")
+    Path("runs").mkdir()
+    Path("runs/a.pt").touch()
+    assert message in refusal(capsys, *line.split())
+
+
 def test_attacks_have_a_short_name() -> None:
     cfg = cli.parse("evaluate", ["--attacks", "natural", "pgd20", "--seed", "3"])
     assert (cfg.evaluation.attacks, cfg.seed) == (["natural", "pgd20"], 3)
@@ -269,7 +304,7 @@ def test_attacks_have_a_short_name() -> None:
     [
         ("distill", ["--config", "cifar10-small", "--gacd.temperature", "0.07"]),
         ("quickstart", ["--teacher.training.lr", "0.3"]),
-        ("train", ["--threat.eps", "4/255", "--data.root", "somewhere/here"]),
+        ("train", ["--threat.eps", "4/255", "--data.name", "folder", "--data.root", "somewhere/here"]),
         ("evaluate", ["--checkpoint", "a.pt", "--model", "resnet18"]),
         ("report", ["--out", "there"]),
     ],
@@ -287,7 +322,7 @@ def test_the_printed_configuration_gives_the_same_one(
 
 def test_paths_may_begin_at_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
-    (tmp_path / "mine.yaml").write_text("data: {root: ~/pets}")
+    (tmp_path / "mine.yaml").write_text("data: {name: folder, root: ~/pets}")
     cfg = cli.parse("distill", ["--config=~/mine.yaml", "--out=~/runs", "--bank=~nobody-here/b"])
     assert (cfg.out, cfg.data.root) == (tmp_path / "runs", tmp_path / "pets")
     assert cfg.bank == Path("~nobody-here/b")

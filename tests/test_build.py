@@ -16,10 +16,11 @@ from lightning_fabric.utilities.exceptions import MisconfigurationException
 from PIL import Image
 from safetensors.torch import save_file
 
-from gacd import build, sections
+from gacd import build
 from gacd import config as c
 from gacd.anchors import AnchorBank
 from gacd.attacks.threat import ThreatModel
+from gacd.config import methods as settings
 from gacd.data.dataset import ArrayDataset
 from gacd.data.load import only_classes
 from gacd.errors import UserError
@@ -150,13 +151,13 @@ CALLED = {"T": "temperature", "k": "negatives", "width": "dim", "warm-up": "warm
 
 
 def test_what_has_no_settings_of_its_own_can_be_reweighted_where_it_has_a_teacher() -> None:
-    assert defaults(METHODS["rst"]) == defaults(sections.Reweighted)
+    assert defaults(METHODS["rst"]) == defaults(settings.Reweighted)
 
 
 @pytest.mark.parametrize("name", [n for n in METHODS if n not in ("natural", "pgd-at", "rst")])
 def test_a_method_has_the_defaults_of_its_flags_and_of_its_documentation(name: str) -> None:
     own = defaults(METHODS[name])
-    flags = defaults(getattr(sections, METHODS[name].__name__))
+    flags = defaults(getattr(settings, METHODS[name].__name__))
     flags.pop("anchors", None)  # of the bank
     assert own == flags
     table = (Path(__file__).parents[1] / "docs" / "methods.md").read_text()
@@ -170,21 +171,21 @@ def test_a_method_has_the_defaults_of_its_flags_and_of_its_documentation(name: s
 
 
 PARTS: list[tuple[Callable[..., Any], type, dict[str, str]]] = [
-    (soft_labels.kd, sections.KD, {}),
-    (soft_labels.ard, sections.ARD, {}),
-    (soft_labels.rslad, sections.RSLAD, {"adv_weight": "alpha"}),
-    (soft_labels.iad, sections.IAD, {}),
-    (soft_labels.adaad, sections.AdaAD, {"adv_weight": "alpha"}),
-    (robust.trades, sections.TRADES, {}),
-    (robust.mart, sections.MART, {}),
-    (contrastive.nce, sections.CRD, {}),
-    (contrastive.crd_nce, sections.CRD, {}),
-    (contrastive.gacd_loss, sections.GACD, {}),
-    (Pairs, sections.GACD, {}),
-    (Pairs.gacd_loss, sections.GACD, {}),
-    (nce_bound, sections.GACD, {}),
-    (AnchorBank.build, sections.GACD, {"dtype": "anchors"}),
-    (Plan, sections.Training, {}),
+    (soft_labels.kd, settings.KD, {}),
+    (soft_labels.ard, settings.ARD, {}),
+    (soft_labels.rslad, settings.RSLAD, {"adv_weight": "alpha"}),
+    (soft_labels.iad, settings.IAD, {}),
+    (soft_labels.adaad, settings.AdaAD, {"adv_weight": "alpha"}),
+    (robust.trades, settings.TRADES, {}),
+    (robust.mart, settings.MART, {}),
+    (contrastive.nce, settings.CRD, {}),
+    (contrastive.crd_nce, settings.CRD, {}),
+    (contrastive.gacd_loss, settings.GACD, {}),
+    (Pairs, settings.GACD, {}),
+    (Pairs.gacd_loss, settings.GACD, {}),
+    (nce_bound, settings.GACD, {}),
+    (AnchorBank.build, settings.GACD, {"dtype": "anchors"}),
+    (Plan, c.Training, {}),
 ]
 
 

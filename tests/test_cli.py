@@ -5,17 +5,15 @@ import re
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
 from command_line import STAGE, TINY, TRAIN, folders, refusal
 from gacd import cli
-from gacd.commands import training
 from gacd.models import create_model
 from gacd.models.checkpoints import save_model
-from gacd.training.loop import fit
+from gacd.storage import read_json
 
 pytestmark = pytest.mark.usefixtures("elsewhere")
 
@@ -200,14 +198,7 @@ def test_what_the_evaluation_would_refuse_is_refused_before_training(
     assert not Path("mine").exists()
 
 
-def test_without_an_attack_clean_accuracy_chooses(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[str] = []
-
-    def noted(*given: Any, **more: Any) -> Any:
-        asked.append(given[3].select)
-        return fit(*given, **more)
-
-    monkeypatch.setattr(training, "fit", noted)
+def test_without_an_attack_clean_accuracy_chooses() -> None:
     assert cli.main([*TRAIN, "--method", "natural", "--out", "natural"]) == 0
     start = ["--checkpoint", "natural/natural/model.safetensors", *STAGE, *TINY]
     assert cli.main(["finetune", *start, "--method", "natural", "--out", "finetuned"]) == 0
@@ -215,11 +206,16 @@ def test_without_an_attack_clean_accuracy_chooses(monkeypatch: pytest.MonkeyPatc
     nets = ["--teacher.model", "digits-cnn-2", "--student", "digits-cnn-2"]
     taught = ["distill", "--methods", "kd", "--teacher.method", "natural", *nets, *teacher]
     assert cli.main([*taught, *STAGE, *TINY, "--out", "distilled"]) == 0
-    assert asked == ["natural"] * 4
     last = ["--method", "natural", "--training.select", "last", "--out", "last"]
     assert cli.main([*TRAIN, *last]) == 0
     assert cli.main([*TRAIN, "--out", "robust"]) == 0
-    assert asked[4:] == ["last", "robust"]
+    chose = {
+        "natural/natural": "natural", "finetuned/finetuned": "natural",
+        "distilled/teacher": "natural", "distilled/kd": "natural",
+        "last/natural": "last", "robust/pgd-at": "robust",
+    }  # fmt: skip
+    for folder, select in chose.items():
+        assert read_json(Path(folder) / "done.json")["stage"]["select"] == select
 
 
 def test_a_teacher_is_kept_when_its_student_must_be_made_otherwise(

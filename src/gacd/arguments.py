@@ -12,7 +12,7 @@ from argparse import Namespace
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import is_dataclass
 from importlib.resources import files
-from itertools import islice, pairwise
+from itertools import chain, islice, pairwise
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
@@ -50,7 +50,19 @@ def prepared(command: str, config: type, arguments: Sequence[str]) -> list[str]:
     if command == "report" and words and not words[0].startswith("-"):
         words = ["--out", *words]
     settings = _settings(config)
+    _refuse_files(words, settings)
     return _listed(_recipes_first(command, words, settings), settings)
+
+
+def _refuse_files(words: Sequence[str], settings: Mapping[str, Any]) -> None:
+    """Refuse `--teacher teacher.pt`: the parser would read the file as YAML."""
+    for word, value in pairwise(chain.from_iterable(word.split("=", 1) for word in [*words, ""])):
+        name = word.removeprefix("--")
+        if word == name or not is_dataclass(settings.get(name)) or not Path(value).is_file():
+            continue
+        if Path(value).suffix not in (".yaml", ".yml", ".json"):
+            of = f"--{name}.checkpoint" if f"{name}.checkpoint" in settings else f"--{name}.NAME"
+            raise UserError(f"{name} is '{value}', but holds settings of its own: say {of} {value}")
 
 
 def defaults(config: type, words: Sequence[str]) -> dict[str, Any]:
@@ -192,8 +204,11 @@ def _listed(words: Sequence[str], settings: Mapping[str, Any]) -> list[str]:
         text = " ".join(values)
         if not text.startswith("[") and text != "null":
             files = name in ("--students", "--runs")  # with whatever a file's name may hold
+            classes = list[str | int] in kinds[names[name]]  # such as 01, 1e3 or yes
             items = values if files else [i for value in values for i in value.split(",") if i]
-            if files or list[str | int] in kinds[names[name]]:  # classes such as 01, 1e3 or yes
+            if classes and len(values) > 1:  # such as 'a, b'
+                items = [value.removesuffix(",") for value in values]
+            if files or classes:
                 items = [json.dumps(item, ensure_ascii=False) for item in items]
             text = f"[{', '.join(items)}]"
         result += [names[name], text]

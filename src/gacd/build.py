@@ -1,6 +1,7 @@
 """From configuration to objects: the only place, with the commands, that knows both."""
 
 import os
+import shlex
 from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import timedelta
@@ -192,6 +193,14 @@ class Given(NamedTuple):
     num_classes: int | None = None
 
 
+def refuse_folder(path: Path) -> None:
+    """Refuse a folder in the place of a network's file, and name the file that is meant."""
+    if path.is_dir():
+        found = sorted(path.glob("model.safetensors")) + sorted(path.glob("*/model.safetensors"))
+        such = f"such as {found[0]}" if found else "a .safetensors of gacd or a public .pt"
+        raise UserError(f"{path} is a folder: name a file, {such}")
+
+
 def network(
     path: Path, given: Given, *, channels: int, flag: str = "--model"
 ) -> tuple[Backbone, dict[str, Any]]:
@@ -199,10 +208,7 @@ def network(
 
     `flag` is how the command line is told the model.
     """
-    if path.is_dir():
-        found = sorted(path.glob("model.safetensors")) + sorted(path.glob("*/model.safetensors"))
-        such = f"such as {found[0]}" if found else "a .safetensors of gacd or a public .pt"
-        raise UserError(f"{path} is a folder: name a file, {such}")
+    refuse_folder(path)
     about = said_of(path)
     if given.mean is not None and "mean" in about:
         raise UserError(f"{path} holds its own mean and std: leave them out")
@@ -262,7 +268,7 @@ def from_checkpoint(
     if strange and known & set(ours) and len(ours) != len(theirs):
         raise UserError(
             f"{path}: does not know the class {strange[0]} of the data: choose a checkpoint of "
-            f"these classes, or leave images of others out by --data.classes {' '.join(theirs)}"
+            f"these classes, or leave images of others out by --data.classes {shlex.join(theirs)}"
         )
     if (loaded.num_classes, loaded.channels) != (num_classes, channels):
         unnamed = loaded.num_classes > num_classes and not meta.get("classes")

@@ -64,7 +64,8 @@ examples:
   gacd quickstart
   gacd distill --config cifar10-small --data.root ~/cifar10 --out runs/mine
   gacd distill --methods gacd gacd+aft --threat.eps 4/255 --gacd.dim 64
-  gacd evaluate --checkpoint runs/quickstart/gacd+aft/model.safetensors
+  gacd evaluate --checkpoint runs/quickstart/gacd+aft/model.safetensors \\
+    --threat.eps 0.2
   gacd evaluate --checkpoint theirs.pt --model resnet18 --attacks pgd100x5 \\
     --data.name cifar10 --data.root ~/cifar10
   gacd compare runs/quickstart/gacd+aft runs/quickstart/pgd-at
@@ -216,6 +217,7 @@ def parse(command: str, arguments: list[str]) -> Any:
         usage=f"gacd {command} {_WORDS.get(command, '')}[--config FILE] [--KEY VALUE ...]",
         description=COMMANDS[command],
         exit_on_error=False,
+        allow_abbrev=False,
     )
     ours = f", or one of: {', '.join(recipes())}" if command in DISTILLING else ""
     parser.add_argument("--config", action=ActionConfigFile, help=f"a YAML file{ours}")

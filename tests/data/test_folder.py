@@ -229,6 +229,16 @@ def test_a_truncated_image_is_named(tmp_path: Path) -> None:
     assert str(path) in refused(root)
 
 
+def test_all_files_that_are_no_images_are_named_at_once(tmp_path: Path) -> None:
+    root = write(tmp_path, PARTS)
+    paths = sorted(path for path in (root / "train").rglob("*.png"))[1:4]
+    for path in paths:
+        path.write_text("none")
+    message = refused(root)
+    assert f"{paths[0]}: cannot be read as an image" in message
+    assert f"(and 2 more: {paths[1]}, {paths[2]})" in message
+
+
 def test_a_file_that_is_no_image_is_named(tmp_path: Path) -> None:
     root = write(tmp_path, PARTS)
     path = root / "train/cat/00.png"  # the first: its size is the default

@@ -157,6 +157,36 @@ def test_a_copied_table_is_the_same_data(
         assert of(copy) != before
 
 
+def test_a_column_that_is_not_to_be_decoded_is(tmp_path: Path) -> None:
+    import datasets
+
+    rows = table([0, 1] * 10, ["a", "b"])
+    found = []
+    for name, part in {
+        "a": rows,
+        "b": rows.cast_column("picture", datasets.Image(decode=False)),
+    }.items():
+        save_table(tmp_path / name / "set", train=part, test=part)
+        found.append(load_splits("huggingface", root=tmp_path / name / "set", **SETTINGS).train)
+    assert found[0].images.equal(found[1].images)
+
+
+def test_a_set_in_memory_is_grey_only_if_all_of_its_images_are(tmp_path: Path) -> None:
+    """One in colour, which is not among the hundred that a streamed set is told by."""
+    root = tmp_path / "shards"
+    for part, count in (("train", 301), ("test", 4)):
+        (root / part).mkdir(parents=True)
+        with tarfile.open(root / part / "0.tar", "w") as archive:
+            for number in range(count):
+                image = picture(part, 0, number).convert("L")
+                image = image.convert("RGB") if number == 5 else image
+                add(archive, f"{number:03}.cls", str(number % 2).encode())
+                add(archive, f"{number:03}.png", png(image))
+    for stream, channels in ((True, 1), (False, 3)):
+        test = load_splits("webdataset", root=root, stream=stream, **SETTINGS).test
+        assert test.channels == channels
+
+
 def test_the_names_of_classes_are_utf8_and_differ(tmp_path: Path) -> None:
     write_shards(tmp_path, ["0", "1"] * 5)
     names = tmp_path / "classes.txt"

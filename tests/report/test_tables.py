@@ -65,6 +65,16 @@ def test_sizes_are_stated_and_the_subset_of_autoattack_too():
     assert column(mixed, "n") == ["360 (AutoAttack 200)", "10,000"]
 
 
+def test_the_attacker_is_named():
+    """Of a record, or of a line of results.json."""
+    grey, half = {"norm": "linf", "eps": 8 / 255}, {"norm": "l2", "eps": 0.5}
+    assert "Attacker: linf, eps = 8/255." in comparison_table([record(settings=grey)]).notes
+    notes = comparison_table([record(**half), record(**grey)]).notes
+    assert [n for n in notes if "Attacker" in n] == [
+        "Attacker: l2, eps = 0.5.", "Attacker: linf, eps = 8/255.",
+    ]  # fmt: skip
+
+
 def test_a_row_is_called_by_its_method_and_role():
     table = comparison_table([record(role="teacher"), record(role="student"), record()])
     assert column(table, "method") == ["gacd (teacher)", "gacd (student)", "gacd"]

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from gacd.errors import UserError
 from gacd.methods import Method, create_method
@@ -170,6 +171,8 @@ def test_killed_between_two_files(
     stage.fit(tmp_path, "pgd-at", select="last")
     stage.fit(tmp_path.with_name("last"), "pgd-at", select="last")
     assert_same(tmp_path, tmp_path.with_name("last"))
+    board = EventAccumulator(str(tmp_path)).Reload()
+    assert [point.step for point in board.Scalars("val_natural")] == [1, 2, 3]
 
 
 def test_the_first_ctrl_c_waits_and_the_handler_is_put_back(stage: Any, tmp_path: Path) -> None:

@@ -75,6 +75,7 @@ def _named(text: str) -> tuple[str, Path]:
 
 
 def _finished(path: Path, data: ArrayDataset, size: int | None) -> tuple[Backbone, dict[str, str]]:
+    build.refuse_folder(path)
     if not names_itself(path):
         raise UserError(
             f"{path}: only a .safetensors of this package says which network it holds; "

@@ -11,6 +11,7 @@ from gacd.commands.rows import EARLIER, MODEL, TEACHER
 from gacd.errors import UserError
 from gacd.evaluation.record import without_paths
 from gacd.methods import METHODS
+from gacd.methods.registry import AFT
 from gacd.report.records import RECORD, read_record
 from gacd.storage import fingerprint, is_whole, read_json, write_json
 
@@ -39,7 +40,7 @@ def claim(
     """Make `out` this run's folder, or refuse the folder of another run.
 
     A run that has not begun its first stage may be replaced: its command may have been mistyped.
-    So may the settings of methods that have not begun; `run.json` grows by what is new.
+    So may the settings of methods and stages that have not begun; `run.json` grows by what is new.
     The data may lie elsewhere than before, but the fingerprints of their `images` must be the same.
     What a study's cell starts from may have been made anew, on a machine that rounds otherwise.
     Another evaluation is no other run, as no network depends on it (but another cell of a study):
@@ -62,18 +63,35 @@ def claim(
     there = known | there  # older runs did not note all of these
     begun = used((folder.name for folder in out.iterdir() if folder.is_dir()), there)
     evaluation = *_evaluation(here), *_evaluation(there)
-    key = differing(here, there, FREE + (evaluation if goal == "report" else STARTS), begun)
+    idle = _idle(out)
+    free = FREE + (evaluation if goal == "report" else STARTS)
+    free += tuple(key for key in {**here, **there} if key.partition(".")[0] in idle)
+    key = differing(here, there, free, begun)
     if key is not None:
         raise UserError(
             f"{out} holds another run ({key} is {there.get(key)} there and {here.get(key)} here): "
             f"choose another --out{_reusable(out, cfg, key)}, or delete that folder"
         )
-    grown = _grown(known | theirs, ours, begun)
+    grown = _grown(known | theirs, ours, begun) | {k: ours[k] for k in idle if k in ours}
     if goal == "report":
         grown["evaluation"] = ours["evaluation"]
     if grown != theirs:
         write_json(path, grown)
     return _set_aside(out, ours, defaults) if goal == "report" else []
+
+
+def _idle(out: Path) -> set[str]:
+    """The settings of `distill` that nothing in this folder has used."""
+    rows = [folder.name for folder in out.iterdir() if folder.is_dir()]
+    idle = set()
+    if not any(row.endswith(f"+{AFT}") for row in rows):
+        idle |= {"finetune", "finetune_method"}
+    stages = ("features", "distillation")
+    if not any((out / row / stage).is_dir() for row in rows for stage in stages):
+        idle.add("distillation")
+    if not any("+" in row.removesuffix(f"+{AFT}") for row in rows):
+        idle.add("weights")
+    return idle
 
 
 def _set_aside(out: Path, ours: dict[str, Any], defaults: dict[str, Any]) -> list[str]:
@@ -152,7 +170,10 @@ def differing(
         method = key.removeprefix("extra.").partition(".")[0]
         if key in free or (method in METHODS and method not in terms):
             continue
-        if _number(here.get(key)) != _number(there.get(key)):
+        ours, theirs = here.get(key), there.get(key)
+        if key in STARTS:
+            ours, theirs = content(ours), content(theirs)
+        if _number(ours) != _number(theirs):
             return key
     return None
 
@@ -203,6 +224,11 @@ def _identity(cfg: c.Run) -> dict[str, Any]:
 def named_by_content(path: Path) -> str:
     """A checkpoint as a run's identity knows it."""
     return f"{path.name} {fingerprint([path.read_bytes()])}"
+
+
+def content(named: str | None) -> str | None:
+    """Of a name by content what a file is, whatever it is called."""
+    return named and str(named).rpartition(" ")[2]
 
 
 def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -271,21 +271,31 @@ def _decode_all(paths: Sequence[Path], size: int | None) -> PixelArray:
             "more than the memory has: lower --data.size, or say --data.stream true"
         ) from None
 
-    def decode(row: int) -> tuple[bool, bool]:
+    def decode(row: int) -> tuple[bool, bool] | UserError:
         """Write one image into its row; whether it is grey, and whether its size is another."""
-        image = open_image(paths[row])
+        try:
+            image = open_image(paths[row])
+        except UserError as error:
+            return error
         pixels[row] = fitted(image, side)
         return image.mode == "L", image.size != (side, side)
 
-    grey, others = True, 0
+    grey, others, bad = True, 0, dict[Path, UserError]()
     with (
         progress(len(paths), "decoding") as bar,
         ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool,
     ):
-        for is_grey, is_other in pool.map(decode, range(len(paths))):
-            grey &= is_grey
-            others += is_other
+        for path, found in zip(paths, pool.map(decode, range(len(paths))), strict=True):
+            if isinstance(found, UserError):
+                bad[path] = found
+            else:
+                grey &= found[0]
+                others += found[1]
             bar.advance()
+    if bad:
+        first, *rest = bad
+        more = f" (and {len(rest)} more: {', '.join(map(str, rest[:9]))})" if rest else ""
+        raise UserError(f"{bad[first]}{more}")
     if others and size is None:
         print(
             f"note: {others} of {len(paths)} images are scaled and cropped to {side} pixels a "

@@ -1,5 +1,6 @@
 """One door to every data set: train, validation and test part by name."""
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -58,7 +59,7 @@ def load_splits(
         present = [name for name in everything.classes if name not in absent]
         raise UserError(
             f"class '{absent[0]}' has no training image: add some, "
-            f"or keep the others alone by --data.classes, such as {' '.join(present[:10])}"
+            f"or keep the others alone by --data.classes, such as {shlex.join(present[:10])}"
         )
     in_val = stratified(everything.labels, round(len(everything) * val_fraction), seed=seed)
     train = _limit(everything.subset(~in_val), "train_limit", train_limit, seed)

@@ -62,6 +62,7 @@ def training_curves(curves: Mapping[str, Sequence[Record]]) -> Figure:
                 ax.set_title(_broken(stage, 18 if narrow else 27))
             for ax in axes[len(stages) :]:
                 ax.set_axis_off()
+            part.supxlabel("epoch", fontsize=8)
             if len(band.lines) > 1:
                 part.legend(
                     *axes[0].get_legend_handles_labels(),
@@ -79,7 +80,7 @@ def training_curves(curves: Mapping[str, Sequence[Record]]) -> Figure:
         alt="Training curves. " + " ".join(_last_words(*item) for item in curves.items()),
         caption="Every stage by epoch. Accuracies are those on held-out training images, "
         "the only ones that choose a checkpoint; where a stage trains features alone "
-        "(…/features), of the nearest class mean.",
+        "(…/features), of the nearest class mean. Losses of different methods are not comparable.",
     )
 
 

@@ -273,6 +273,11 @@ def _notes(
         n, part = sizes[0]
         subset = f", AutoAttack on {part:,} of them" if part != n else ""
         yield f"n = {n:,} test images{subset}."
+    budgets = {(r["norm"], r["eps"]) for r in (r.get("settings", r) for r in results) if "eps" in r}
+    for norm, eps in sorted(budgets):
+        grey = 255 * eps
+        whole = abs(grey - round(grey)) < 1e-6 and eps < 0.2
+        yield f"Attacker: {norm}, eps = {f'{grey:.0f}/255' if whole else f'{eps:.3g}'}."
     if any(record.get(attack) is None for record in results for attack in attacks):
         yield f"{_MISSING}: not measured; the model's record holds no figure of this attack."
     if any(record.get("cascade") for record in results):

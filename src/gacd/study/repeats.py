@@ -5,7 +5,16 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from gacd.commands.identity import FREE, STARTS, differing, flat, named_by_content, read_run, used
+from gacd.commands.identity import (
+    FREE,
+    STARTS,
+    content,
+    differing,
+    flat,
+    named_by_content,
+    read_run,
+    used,
+)
 from gacd.commands.rows import MODEL, TEACHER
 from gacd.errors import UserError
 from gacd.methods.registry import METHODS, method_order
@@ -110,9 +119,11 @@ def _check_attacked(results: Sequence[Result]) -> None:
 
 
 def _start(run: Path, key: str = "checkpoint") -> str | None:
-    """Name and content of the file that a run began with, as far as it says."""
+    """The content of the file that a run began with, as far as it says."""
     file = run / "run.json"
-    return flat(read_run(file, "leave that run out")).get(key) if file.is_file() else None
+    if not file.is_file():
+        return None
+    return content(flat(read_run(file, "leave that run out")).get(key))
 
 
 def one_model(results: Sequence[Result]) -> bool:
@@ -144,4 +155,4 @@ def teachers_of(runs: Sequence[Path]) -> list[str | None]:
 
 def _trained(run: Path) -> str | None:
     file = run / TEACHER / MODEL
-    return named_by_content(file) if file.is_file() else None
+    return content(named_by_content(file)) if file.is_file() else None

@@ -82,7 +82,8 @@ def _sections(
     yield from _section(results, "figure2", "Figure 2: negatives and temperature", drawn)
     yield from _analyses(results)
     yield from _rivals(results, stand_ins, scale)
-    yield Section("How claims are decided", RULE, [])
+    if claims:
+        yield Section("How claims are decided", RULE, [])
     for claim in claims:
         text = [f"{claim.verdict.capitalize()}: {claim.text}. Paper: {claim.paper}."]
         yield Section(claim.claim, text, evidence_tables(claim))

@@ -173,6 +173,12 @@ def run(cfg: c.Study) -> None:
     _check_possible(cells)
     _check_unchanged(folder, cells)
     _check_locks(folder.lock(cells[0]))
+    root = cfg.data.root
+    if tasks(folder, cells) and cfg.data.name != "digits" and not (root and root.is_dir()):
+        raise UserError(
+            f"the study's images ({cfg.data.name}) are read from files: say in which folder "
+            "(--data.root)" + f"; {root} is none" * (root is not None)
+        )
     if not (cfg.out / ".gitignore").is_file():
         write_bytes(cfg.out / ".gitignore", _KEPT_OUT_OF_GIT.encode())
     started = time.time()

@@ -7,9 +7,7 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from gacd.models import check_statistics
-from gacd.reading import Compare, Report, Seeds
-from gacd.sections import (
+from gacd.config.methods import (
     ARD,
     CRD,
     GACD,
@@ -18,18 +16,20 @@ from gacd.sections import (
     KD,
     MART,
     RSLAD,
-    SMALLEST,
     TRADES,
     AdaAD,
+    Regression,
+    Reweighted,
+    Setting,
+)
+from gacd.config.reading import Compare, Report, Seeds
+from gacd.config.sections import (
+    SMALLEST,
     Attack,
     Budget,
     Data,
     Evaluation,
     Fabric,
-    LinearSelect,
-    Regression,
-    Reweighted,
-    Setting,
     Threat,
     Training,
     check_seeds,
@@ -37,10 +37,12 @@ from gacd.sections import (
     not_negative,
     positive,
 )
+from gacd.models import check_statistics
 from gacd.storage import from_home
 
 Precision = Literal["bf16-mixed", "32-true"]
 """What training computes in."""
+LinearSelect = Literal["both", "natural"]
 __all__ = [  # what others read from here
     "ARD", "GACD", "SMALLEST", "TRADES", "Attack", "Compare", "Data", "Evaluation", "Fabric",
     "Report", "Seeds", "Threat", "Training", "fraction",
@@ -54,7 +56,7 @@ class Run:
     out: Path = Path("runs/run")
     """Where everything is written; running the same command again resumes."""
     seed: int = 0
-    """Of every random number; a run of another seed needs another --out."""
+    """Seeds everything random; a run with another seed needs another --out."""
     data: Data = field(default_factory=Data)
     threat: Threat = field(default_factory=Threat)
     evaluation: Evaluation = field(default_factory=Evaluation)
@@ -168,7 +170,7 @@ class Distill(Run):
     """Images without labels, anywhere in a folder or `image` of an .npz: methods with a teacher
     train on them, labelled by the teacher. Images already in the data are left out."""
     weights: dict[str, float] = field(default_factory=dict)
-    """Of the methods in combinations, by name; 1 where not given."""
+    """Weight of each method in a combination, by name; 1 where not given."""
     bank: Path | None = None
     """The folder of the anchor bank, to share it between runs; by default the run's own."""
     training: Training = field(default_factory=Training)
@@ -179,7 +181,7 @@ class Distill(Run):
     finetune: Training = field(default_factory=lambda: Training(epochs=5, lr=0.01))
     """Of +aft: adversarial training of the whole distilled student."""
     finetune_method: str = "pgd-at"
-    """Of +aft: pgd-at, trades, mart, or a distilled target, such as rslad or ard."""
+    """How +aft fine-tunes: pgd-at, trades, mart, or a distilled target, such as rslad or ard."""
     linear_select: LinearSelect = "both"
     """What chooses the strength of a linear layer on frozen features, on validation images: the
     mean of clean and PGD-10 accuracy (both), or clean accuracy, as linear evaluation usually is."""
@@ -269,7 +271,7 @@ class Analyze:
     """Two classes to embed; images of the second are perturbed into the first. By default the
     first two of the data."""
     seed: int = 0
-    """Of every random number."""
+    """Seeds everything random."""
     data: Data = field(default_factory=Data)
     threat: Threat = field(default_factory=Threat)
     steps: int = 20
@@ -320,7 +322,7 @@ class Study:
     seeds: list[int] = field(default_factory=lambda: [0])
     """Every cell is trained once with each."""
     data: Data = field(default_factory=Data)
-    """Of everything but Table 2."""
+    """The images of every study but Table 2."""
     threat: Threat = field(default_factory=Threat)
     evaluation: Evaluation = field(default_factory=Evaluation)
     fabric: Fabric = field(default_factory=Fabric)
@@ -337,7 +339,7 @@ class Study:
     correlations_pair: list[str] = field(default_factory=list)
     """Teacher and student of Figures 3 and 4; on the second data if Table 2 has the pair too."""
     second_data: dict[str, Any] | None = None
-    """Of Table 2: what is different from `data`."""
+    """The images of Table 2: what is different from `data`."""
     transfer_classes: list[str | int] | None = None
     """The classes that Table 4's networks are trained on; by default all."""
     transfer_to: list[dict[str, Any]] = field(default_factory=list)

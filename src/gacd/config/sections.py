@@ -1,4 +1,4 @@
-"""The sections of a configuration, as typed dataclasses: data, threat, training, methods.
+"""The sections of a configuration, as typed dataclasses: data, threat, training, evaluation.
 
 Nothing here imports torch, so `gacd --help` is quick. Impossible values are refused when an object
 is made. Budgets may be written as fractions: `8/255`.
@@ -12,11 +12,8 @@ from typing import Literal
 
 Budget = float | str
 """A number, or a fraction such as `8/255`."""
-Reweight = Literal["none", "teacher", "normalised"]
 SMALLEST = 8
 """Side of an image, in pixels."""
-LinearSelect = Literal["both", "natural"]
-Setting = bool | int | float | str  # of a method that this package does not know
 
 
 def fraction(value: Budget) -> float:
@@ -43,7 +40,7 @@ def _each(fits: Callable[[float], bool], wanted: str) -> Callable[..., None]:
 
 positive = _each(lambda x: 0 < x < math.inf, "above 0")
 not_negative = _each(lambda x: 0 <= x < math.inf, "0 or more")
-_from_0_to_1 = _each(lambda x: 0 <= x <= 1, "from 0 to 1")
+from_0_to_1 = _each(lambda x: 0 <= x <= 1, "from 0 to 1")
 _share = _each(lambda x: 0 <= x < 1, "at least 0 and below 1")
 
 
@@ -93,6 +90,11 @@ class Data:
                 f"size is {self.size}, but networks need at least {SMALLEST} pixels a side"
             )
         not_negative(pad=self.pad, workers=self.workers)
+        if self.name == "digits" and self.root is not None:
+            raise ValueError(
+                f"data.root is {self.root}, but data.name is digits, which are built in: say what "
+                "lies there, such as --data.name folder or cifar10"
+            )
 
 
 @dataclass(kw_only=True)
@@ -100,6 +102,7 @@ class Threat:
     """What the attacker may do to an image in [0, 1]."""
 
     norm: Literal["linf", "l2"] = "linf"
+    """linf: every pixel value by up to eps; l2: the whole image by a Euclidean distance of that."""
     eps: Budget = "8/255"
     """Radius of the ball, in units of images in [0, 1]: 8/255, not 8."""
 
@@ -116,7 +119,9 @@ class Attack:
     """The attack inside the training loop."""
 
     steps: int = 10
+    """Gradient steps on each batch."""
     step_size: Budget = "2/255"
+    """Length of one, in the units of eps; steps times this should exceed eps."""
     objective: Literal[
         "default", "ce", "margin", "kl", "teacher-kl", "adaptive-kl", "cosine", "transport"
     ] = "default"
@@ -133,6 +138,7 @@ class Training:
     """One training stage: SGD with Nesterov momentum."""
 
     epochs: int = 30
+    """Passes over the training images."""
     batch_size: int = 128
     """Images of a step, on all processes together."""
     lr: float = 0.1
@@ -161,7 +167,7 @@ class Training:
         )
         _share(momentum=self.momentum, warmup=self.warmup, ema=self.ema)
         not_negative(awp=self.awp, weight_decay=self.weight_decay)
-        _from_0_to_1(awp_warmup=self.awp_warmup)
+        from_0_to_1(awp_warmup=self.awp_warmup)
 
 
 @dataclass(kw_only=True)
@@ -176,14 +182,14 @@ class Fabric:
     strategy: str = "auto"
     """How several processes train one model, such as ddp."""
     precision: Literal["auto", "bf16-mixed", "32-true"] = "auto"
-    """Of training; auto: bf16 on GPUs and the few CPUs that are faster so. Evaluation is always in
-    32 bit (on a GPU its convolutions are TF32's)."""
+    """What training computes in; auto: bf16 on GPUs and the few CPUs that are faster so. Evaluation
+    is always in 32 bit (on a GPU its convolutions are TF32's)."""
     batch_norm: Literal["local", "synchronised"] = "local"
     """Statistics of each process's own images, or of all processes' (GPUs only)."""
     compile: bool = False
     """torch.compile the student, where it trains and is attacked."""
     threads: int | None = None
-    """Of the CPU; small networks are fastest with 1."""
+    """CPU threads; small networks are fastest with 1."""
 
     def __post_init__(self) -> None:
         threads = 1 if self.threads is None else self.threads
@@ -199,7 +205,7 @@ class Evaluation:
     steps), cw<steps>, cw<steps>x<restarts>, transfer (pgd20 images made on another model),
     autoattack. In short: --attacks natural autoattack."""
     step_size: Budget | None = None
-    """Of pgd, cw and transfer; by default eps/4 (2/255 at 8/255)."""
+    """Length of a step of pgd, cw and transfer; by default eps/4 (2/255 at 8/255)."""
     autoattack_limit: int | None = None
     """AutoAttack on so many test images (a fixed stratified subset, stated in the record); by
     default on all."""
@@ -223,173 +229,3 @@ class Evaluation:
             not_negative(eps_curve=fraction(eps))
         if not self.attacks:
             raise ValueError("attacks is empty, but at least one is needed, such as natural")
-
-
-@dataclass(kw_only=True)
-class Reweighted:
-    """What every method of distillation can do."""
-
-    reweight: Reweight = "none"
-    """Weigh each image by the teacher's probability of its true class, as it is or divided by its
-    mean."""
-
-
-@dataclass(kw_only=True)
-class KD(Reweighted):
-    """Hinton's distillation on clean images."""
-
-    temperature: float = 4.0
-    alpha: float = 0.9
-    """Weight of the teacher's soft labels; the rest goes to the true labels."""
-
-    def __post_init__(self) -> None:
-        positive(temperature=self.temperature)
-        _from_0_to_1(alpha=self.alpha)
-
-
-@dataclass(kw_only=True)
-class ARD(Reweighted):
-    """Adversarially robust distillation (Goldblum et al. 2020)."""
-
-    temperature: float = 30.0
-    alpha: float = 1.0
-    """Weight of the teacher's soft labels; the rest goes to the true labels of clean images."""
-
-    def __post_init__(self) -> None:
-        positive(temperature=self.temperature)
-        _from_0_to_1(alpha=self.alpha)
-
-
-@dataclass(kw_only=True)
-class RSLAD(Reweighted):
-    """Robust soft labels (Zi et al. 2021)."""
-
-    alpha: float = 5 / 6
-    """Weight of attacked images; the rest goes to clean ones."""
-
-    def __post_init__(self) -> None:
-        _from_0_to_1(alpha=self.alpha)
-
-
-@dataclass(kw_only=True)
-class IAD(Reweighted):
-    """Introspective distillation (Zhu et al. 2022)."""
-
-    temperature: float = 1.0
-    beta: float = 0.1
-    """How fast trust in the teacher falls as its probability of the true class does; 0: never."""
-    warmup: float = 0.3
-    """Share of the training in which the teacher is trusted everywhere."""
-
-    def __post_init__(self) -> None:
-        positive(temperature=self.temperature)
-        not_negative(beta=self.beta)
-        _from_0_to_1(warmup=self.warmup)
-
-
-@dataclass(kw_only=True)
-class AdaAD(Reweighted):
-    """Adaptive distillation (Huang et al. 2023)."""
-
-    alpha: float = 1.0
-    """Weight of attacked images; the rest goes to clean ones."""
-
-    def __post_init__(self) -> None:
-        _from_0_to_1(alpha=self.alpha)
-
-
-@dataclass(kw_only=True)
-class IGDM(Reweighted):
-    """Indirect gradient matching (Lee et al. 2025), an addition: rslad+igdm."""
-
-    alpha: float = 1.0
-    """Its weight at the end of the training, from 0 at the start; published: 1 on CIFAR-10, 20 on
-    CIFAR-100."""
-
-    def __post_init__(self) -> None:
-        not_negative(alpha=self.alpha)
-
-
-@dataclass(kw_only=True)
-class Regression(Reweighted):
-    """Plain regression onto the teacher's features."""
-
-    beta: float = 100.0
-    """Weight of the squared error, a mean over the width."""
-
-    def __post_init__(self) -> None:
-        positive(beta=self.beta)
-
-
-@dataclass(kw_only=True)
-class CRD(Reweighted):
-    """Contrastive representation distillation (Tian et al. 2020)."""
-
-    beta: float = 0.8
-    """Weight of the contrast; that of the cross-entropy is 1."""
-    temperature: float = 0.07
-    negatives: int = 16384
-    """Of each image, drawn from other classes."""
-    dim: int = 128
-    """Width of the shared embedding."""
-
-    def __post_init__(self) -> None:
-        positive(temperature=self.temperature, negatives=self.negatives, dim=self.dim)
-        not_negative(beta=self.beta)
-
-
-@dataclass(kw_only=True)
-class TRADES:
-    """TRADES (Zhang et al. 2019)."""
-
-    beta: float = 6.0
-
-    def __post_init__(self) -> None:
-        not_negative(beta=self.beta)
-
-
-@dataclass(kw_only=True)
-class MART:
-    """MART (Wang et al. 2020)."""
-
-    beta: float = 5.0
-
-    def __post_init__(self) -> None:
-        not_negative(beta=self.beta)
-
-
-@dataclass(kw_only=True)
-class GACD(Reweighted):
-    """Guided adversarial contrastive distillation (Bai et al. 2020, Eq. 7 to 10)."""
-
-    temperature: float = 0.1
-    negatives: int = 16384
-    """k: the weight of the negative term, and, unless `exact`, the number of anchors drawn."""
-    dim: int = 128
-    """Width of the shared embedding."""
-    estimator: Literal["exact", "sampled", "memory"] = "exact"
-    """All anchors, some of them, or CRD's momentum memory (with a constant normaliser)."""
-    balanced: bool = False
-    """With `sampled`: draw every class equally often, whatever its size."""
-    normaliser: Literal["none", "first-batch", "running", "exact"] = "exact"
-    """Z of the estimate: 1, as printed; the first batch's, as in CRD's code; a running mean; or
-    each image's own, over the anchors."""
-    positive: Literal["bank", "view"] = "view"
-    """The teacher's feature of the stored image, or of the augmented view (one forward more)."""
-    teacher_projection: Literal["live", "refreshed", "pca", "identity"] = "live"
-    """Of the teacher's features: trained, trained at every `refresh`-th step, their principal
-    directions, or none (the embedding is then as wide as they are, whatever `dim` says)."""
-    refresh: int = 10
-    """Steps from one to the next at which a `refreshed` projection trains."""
-    anchors: Literal["float32", "bfloat16", "float16"] = "bfloat16"
-    """Precision of the stored features."""
-    reweight: Reweight = "teacher"
-
-    def __post_init__(self) -> None:
-        positive(temperature=self.temperature, negatives=self.negatives, dim=self.dim)
-        if self.balanced and self.estimator != "sampled":
-            raise ValueError(f"balanced draws anchors, but estimator {self.estimator} draws none")
-        if self.estimator == "memory" and self.normaliser == "exact":
-            raise ValueError("estimator memory needs a constant normaliser, such as first-batch")
-        if self.refresh < 2:
-            raise ValueError(f"refresh is {self.refresh}, but must be at least 2 (1 is live)")

@@ -82,6 +82,7 @@ def record_of(found: Evaluation, labels: Mapping[str, Any], seed: int) -> dict[s
         "evaluation": found.to_record(),
         "intervals": {name: list(found.interval(name)) for name in found.robust},
         "train_seconds": 100.0,
+        "train_flops": 1e9,
         "settings": dict(found.settings),
         "config": {"seed": seed, "threat": {"norm": "linf", "eps": 0.1}},
         "timestamp": "2026-11-24T12:00:00+00:00",

@@ -304,7 +304,10 @@ def test_attacks_have_a_short_name() -> None:
     [
         ("distill", ["--config", "cifar10-small", "--gacd.temperature", "0.07"]),
         ("quickstart", ["--teacher.training.lr", "0.3"]),
-        ("train", ["--threat.eps", "4/255", "--data.name", "folder", "--data.root", "somewhere/here"]),
+        (
+            "train",
+            ["--threat.eps", "4/255", "--data.name", "folder", "--data.root", "somewhere/here"],
+        ),
         ("evaluate", ["--checkpoint", "a.pt", "--model", "resnet18"]),
         ("report", ["--out", "there"]),
     ],

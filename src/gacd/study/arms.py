@@ -136,14 +136,11 @@ def transferred(results: Sequence[Result]) -> dict[str, dict[str, Arm]]:
 def sweep(results: Sequence[Result], label: str) -> dict[float, Arm]:
     """Figure 2's cells by the value of one label (negatives, temperature), ascending.
 
-    The other label is held at its commonest value; GACD+AFT goes before GACD. The seeds are those
-    that every value has which has any, so that no value differs by its seeds.
+    The other label is held at its commonest value. The seeds are those that every value has which
+    has any, so that no value differs by its seeds.
     """
     sign, other = {"negatives": ("k", "temperature"), "temperature": ("T", "negatives")}[label]
     cells = [r for r in results if r.study == "figure2" and r.labels.get(label) is not None]
-    methods = [r.labels.get("method") for r in cells]
-    method = "gacd+aft" if "gacd+aft" in methods else next(iter(methods), None)
-    cells = [r for r in cells if r.labels.get("method") == method]
     held: Any = Counter(r.labels.get(other) for r in cells).most_common(1)
     kept = [r for r in cells if held[0][0] in (None, r.labels.get(other))]
     arms = {

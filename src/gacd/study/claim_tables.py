@@ -104,12 +104,12 @@ def likeness_table(records: Sequence[Mapping[str, Any]], view: str) -> Table:
     """Of every student to its teacher, over seeds."""
     rows = []
     for name in records[0]["correlations"]:
-        have = [record for record in records if name in record["correlations"]]
+        means = [record["correlations"][name][view]["mean"] for record in records]
         cells = (  # of what can be: a difference of correlations, CKA
-            _over_seeds(have, [r["correlations"][name][view]["mean"] for r in have], 3, (0.0, 2.0)),
-            _over_seeds(have, [r["cka"][name][view] for r in have], 3, (0.0, 1.0)),
+            _over_seeds(records, means, 3, (0.0, 2.0)),
+            _over_seeds(records, [r["cka"][name][view] for r in records], 3, (0.0, 1.0)),
         )
-        rows.append((Cell(student_name(name)), *cells, Cell(str(len(have)))))
+        rows.append((Cell(student_name(name)), *cells, Cell(str(len(records)))))
     columns = (
         Column("student"),
         Column("mean |Δ corr|", numeric=True),
@@ -133,12 +133,11 @@ def geometry_table(records: Sequence[Mapping[str, Any]]) -> Table:
     """Two classes in every model's features, over seeds."""
     rows = []
     for name in records[0]["geometry"]:
-        have = [record for record in records if name in record["geometry"]]
         cells = (
-            _over_seeds(have, [r["geometry"][name][key] for r in have], places, within)
+            _over_seeds(records, [r["geometry"][name][key] for r in records], places, within)
             for key, (places, within) in _GEOMETRY.items()
         )
-        rows.append((Cell(network_name(name)), *cells, Cell(str(len(have)))))
+        rows.append((Cell(network_name(name)), *cells, Cell(str(len(records)))))
     columns = (
         Column("model"),
         Column("silhouette", numeric=True),

@@ -85,11 +85,7 @@ def _c6(results: Results, stand_ins: StandIns) -> Iterator[Part]:
     arm = select(results, ("figure3", "figure4"), "the analysis", role="analysis")
     if not arm.results:
         return
-    done = {
-        seed: result
-        for seed, result in arm.done("correlations").items()
-        if result.record and {"ard", "gacd"} <= result.record["correlations"].keys()
-    }
+    done = arm.done("correlations")
     n = min((int(r.record["n"]) for r in done.values() if r.record), default=0)
     cells = tuple(result.key for result in done.values())
     for view in ("natural", "attacked"):

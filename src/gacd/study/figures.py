@@ -115,7 +115,6 @@ def rivals_figure(arms: Mapping[str, Arm]) -> Figure | None:
     if not points:
         return None
     costs = {name: relative_cost(arms[name], baseline) for name in points}
-    units = {cost[1] for cost in costs.values() if cost}
 
     def drawing(narrow: bool) -> "Canvas":
         whole = canvas(NARROW, 3.1 + 0.2 * len(points)) if narrow else canvas(WIDE, 4.4)
@@ -134,7 +133,7 @@ def rivals_figure(arms: Mapping[str, Arm]) -> Figure | None:
             ax.scatter(
                 x.mean,
                 y.mean,
-                s=60 * (cost[0] if cost else 1.0),
+                s=60 * (cost or 1.0),
                 marker=style.marker,
                 facecolor=style.color if cost else "none",
                 edgecolor=style.color,
@@ -152,15 +151,14 @@ def rivals_figure(arms: Mapping[str, Arm]) -> Figure | None:
     said = []
     for name, (x, y) in points.items():
         cost = costs[name]
-        times = f", cost {cost[0]:.2f}" if cost else ""
+        times = f", cost {cost:.2f}" if cost else ""
         said.append(f"{name}: {x.mean:.1f} % and {y.mean:.1f} %{times}.")
-    area = f" Area: cost of training ({', '.join(sorted(units))})" if units else ""
-    area += " relative to adversarial training without a teacher." if units else ""
+    area = " Area: FLOPs of training relative to adversarial training without a teacher."
     return draw(
         drawing,
         alt="Natural accuracy against accuracy under AutoAttack. " + " ".join(said),
         caption="Up and to the right is better. Bars are 95 % intervals over seeds and test "
-        f"images{_unequal(points.values())}.{area}"
+        f"images{_unequal(points.values())}.{area * any(costs.values())}"
         + f" Not drawn, far below: {', '.join(far)}."
         * bool(far),
     )

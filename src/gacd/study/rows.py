@@ -65,7 +65,7 @@ def row_table(
                 line.append(Cell(f"{theirs[metric]:.2f}") if metric in theirs else _MISSING)
         line.append(_seeds(arm, metrics[0]))
         if any(costs):
-            line.append(Cell(f"{cost[0]:.2f}×", f"({cost[1]})") if cost else _MISSING)
+            line.append(Cell(f"{cost:.2f}×") if cost else _MISSING)
         cells.append(tuple(line))
     notes = (_sizes([arm for _, arm, _ in rows], metrics), *_fewer(rows, metrics))
     return Table(caption, tuple(columns), tuple(cells), notes)
@@ -147,20 +147,16 @@ def _sizes(arms: Sequence[Arm], metrics: Sequence[str]) -> str:
     return "Test images: " + ", ".join(f"{name} {n}" for name, n in said) + "."
 
 
-def relative_cost(arm: Arm, baseline: Arm | None) -> tuple[float, str] | None:
-    """Training relative to the baseline's, and by what it is counted: FLOPs, or else seconds."""
-    if baseline is None:
-        return None
-    for key, unit in (("train_flops", "FLOPs"), ("train_seconds", "time")):
-        if theirs := _spent(baseline, key):
-            ours = _spent(arm, key)
-            return None if ours is None else (ours / theirs, unit)
-    return None
+def relative_cost(arm: Arm, baseline: Arm | None) -> float | None:
+    """FLOPs of training relative to the baseline's."""
+    ours, theirs = _flops(arm), _flops(baseline) if baseline else None
+    return ours / theirs if ours and theirs else None
 
 
-def _spent(arm: Arm, key: str) -> float | None:
+def _flops(arm: Arm) -> float | None:
     """Mean over seeds, whatever the models were fine-tuned from included."""
-    spent = [float(r.record[key]) for r in arm.results if r.record and r.record.get(key)]
+    records = [result.record or {} for result in arm.results]
+    spent = [float(record["train_flops"]) for record in records if "train_flops" in record]
     return fmean(spent) if spent else None
 
 

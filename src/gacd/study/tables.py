@@ -40,8 +40,8 @@ from gacd.study.rows import (
 _ORDER = ("natural", "kd", "ard", "gacd+aft", "gacd")
 HOW_TO_READ = (
     f"Accuracies in %. {INTERVALS} No teacher: the same student trained adversarially by itself, "
-    "which the paper shows only where it is itself the teacher. Cost: training of the "
-    "student relative to that row."
+    "which the paper shows only where it is itself the teacher. Cost: FLOPs of "
+    "training the student relative to that row."
 )
 
 

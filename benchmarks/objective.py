@@ -24,7 +24,6 @@ import gc
 import importlib
 import json
 import os
-import platform
 import statistics
 import sys
 import time
@@ -37,9 +36,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from gacd.evaluation.record import environment
 from gacd.losses.contrastive import gacd_loss, project_anchors
 from gacd.losses.fused import product_dtype
-from gacd.processor import processor
 
 M, K, E, D, CLASSES, T = 50_000, 16_384, 128, 512, 10, 0.1
 Step = Callable[[], None]
@@ -234,14 +233,8 @@ def devices(asked: str | None) -> list[torch.device]:
 
 def machine() -> dict[str, Any]:
     """What the figures depend on; `load` above the number of cores means others were running."""
-    return {
-        "torch": torch.__version__,
-        "cpu": processor() or platform.machine(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "load": round(os.getloadavg()[0], 1) if sys.platform != "win32" else None,
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-    }
+    load = round(os.getloadavg()[0], 1) if sys.platform != "win32" else None
+    return {**environment(), "load": load}
 
 
 def main() -> None:

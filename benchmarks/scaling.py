@@ -20,8 +20,9 @@ import torch
 from contestants import Step, World, ours  # type: ignore[import-not-found]  # beside this file
 from objective import peak_bytes  # type: ignore[import-not-found]  # beside this file
 
+from gacd.evaluation.record import environment
 from gacd.storage import write_json
-from training import cpu_name, flops_of, seconds_of  # type: ignore[import-not-found]
+from training import flops_of, seconds_of  # type: ignore[import-not-found]
 
 BASE = {"anchors": 16_384, "negatives": 4096, "batch": 32, "steps": 2, "model": "wrn-10-1"}
 SWEEPS: dict[str, dict[str, Any]] = {
@@ -113,9 +114,8 @@ def main() -> None:
         torch.set_num_threads(options.threads)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     record: dict[str, Any] = {
-        "device": torch.cuda.get_device_name() if device.type == "cuda" else cpu_name(),
-        "torch": torch.__version__,
-        "threads": torch.get_num_threads(),
+        "environment": environment(),
+        "device": device.type,
         "clock": "processor" if options.threads == 1 and device.type == "cpu" else "wall",
         "base": BASE,
         "repeats": options.repeats,

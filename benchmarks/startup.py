@@ -18,10 +18,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-import torch
-
+from gacd.evaluation.record import environment
 from gacd.storage import write_json
-from training import cpu_name  # type: ignore[import-not-found]  # beside this file
 
 LIMITS = {"help": 0.3, "first step": 10.0}
 # The command line, in a process that ends itself once the loop has taken its first step.
@@ -76,11 +74,9 @@ def main() -> None:
         }
         print(name, json.dumps(rows[name]))
     if options.out:
-        machine = {
-            "device": cpu_name(), "cores": os.cpu_count(), "load": round(os.getloadavg()[0], 1),
-            "torch": torch.__version__, "repeats": options.repeats,
-        }  # fmt: skip
-        write_json(options.out, machine | {"rows": rows})
+        load = round(os.getloadavg()[0], 1)
+        told = {"environment": environment(), "load": load, "repeats": options.repeats}
+        write_json(options.out, {**told, "rows": rows})
 
 
 if __name__ == "__main__":

@@ -30,12 +30,12 @@ from PIL import Image
 from gacd.anchors import AnchorBank, Fingerprint
 from gacd.attacks.threat import ThreatModel
 from gacd.data.load import load_splits
+from gacd.evaluation.record import environment
 from gacd.methods import TrainingAttack, create_method
 from gacd.models import create_model
 from gacd.randomness import keyed_generator
 from gacd.shapes import Batch
 from gacd.storage import write_json
-from training import cpu_name  # type: ignore[import-not-found]
 
 SHARD = 10_000
 CLASSES = 1000
@@ -190,11 +190,8 @@ def main() -> None:
         "bank": mapped_bank(options.folder, options.images, 20),
         "workers": options.workers,
         "batch": options.batch,
-        "threads": torch.get_num_threads(),
-        "device": cpu_name(),
-        "cores": os.cpu_count(),
+        "environment": environment(),
         "load": round(os.getloadavg()[0], 1),
-        "torch": torch.__version__,
     }
     print(json.dumps(record, indent=1))
     if options.out:

@@ -22,7 +22,6 @@ that a loop of the same arithmetic can gain where the plain one wastes nothing.
 import argparse
 import json
 import os
-import platform
 import statistics
 import sys
 from pathlib import Path
@@ -40,6 +39,7 @@ from contestants import (  # type: ignore[import-not-found]  # beside this file
     plain,
 )
 
+from gacd.evaluation.record import environment
 from gacd.methods.cost import Flops
 from gacd.processor import fast_bf16, processor
 from gacd.storage import write_json
@@ -137,8 +137,8 @@ def measure(device: torch.device, options: argparse.Namespace) -> dict[str, Any]
             "breakdown": breakdown(name, world, max(2, options.repeats // 2), options.compile),
         }
     return {
-        "device": torch.cuda.get_device_name() if device.type == "cuda" else cpu_name(),
-        "torch": torch.__version__,
+        "environment": environment(),
+        "device": torch.cuda.get_device_name() if device.type == "cuda" else processor(),
         "threads": torch.get_num_threads(),
         "clock": "processor" if world.threads == 1 else "wall",
         "load": round(os.getloadavg()[0], 1),
@@ -155,10 +155,6 @@ def measure(device: torch.device, options: argparse.Namespace) -> dict[str, Any]
         "rows": rows,
         "seconds": {name: [round(t, 4) for t in values] for name, values in times.items()},
     }
-
-
-def cpu_name() -> str:
-    return processor() or platform.machine()
 
 
 def table(record: dict[str, Any]) -> str:

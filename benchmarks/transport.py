@@ -7,7 +7,6 @@ is a device: bf16 autocast and channels-last as in training, the device's own cl
 """
 
 import argparse
-import platform
 import time
 from collections.abc import Callable
 from functools import partial
@@ -22,6 +21,7 @@ from gacd.attacks.objectives import Objective, cross_entropy, feature_transport
 from gacd.attacks.pgd import pgd
 from gacd.attacks.threat import ThreatModel
 from gacd.attacks.transport import sinkhorn
+from gacd.evaluation.record import environment
 from gacd.models import create_model
 from gacd.models.frozen import frozen
 from gacd.storage import write_json
@@ -76,9 +76,8 @@ def measure(device: torch.device, repeats: int) -> dict[str, object]:
     seconds = {name: median(t[name] for t in times) for name in work}
     ratio = seconds["transport"] / seconds["cross_entropy"]
     return {
-        "device": torch.cuda.get_device_name() if gpu else platform.machine(),
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
+        "environment": environment(),
+        "device": device.type,
         "batch": BATCH,
         "features": model.num_features,
         "repeats": repeats,

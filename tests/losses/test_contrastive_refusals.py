@@ -95,8 +95,21 @@ def test_shapes_that_do_not_fit_are_refused_where_types_are_not_checked(tmp_path
     program = """
 import json, sys, torch
 from gacd.errors import UserError
-from gacd.losses.contrastive import gacd_loss
+from gacd.losses.contrastive import crd_nce, gacd_loss, nce
 
+said = []
+e, c = torch.ones(4, 5), torch.ones(4, 3, 5)
+z = {"dataset_size": 9, "student_log_z": torch.zeros(()), "teacher_log_z": torch.zeros(())}
+for wrong in (
+    lambda: nce(e[:2], c, dataset_size=9, log_z=0.0),
+    lambda: nce(e, torch.ones(4, 3, 6), dataset_size=9, log_z=0.0),
+    lambda: crd_nce(e, e, c, c, weights_B=torch.ones(4, 1), **z),
+):
+    try:
+        said.append(f"not refused: {wrong()}")
+    except UserError as error:
+        said.append(str(error))
+print(json.dumps(said))
 said = []
 for arguments in torch.load(sys.argv[1]):
     try:
@@ -110,7 +123,14 @@ print(json.dumps(said))
         capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    for said, (_, message) in zip(json.loads(done.stdout), UNFIT, strict=True):
+    pairs, whole = map(json.loads, done.stdout.splitlines())
+    shapes = (
+        "[4, 3, 5] for [2, 5]",
+        "[4, 3, 6] for [4, 5]",
+        "weights_B is [4, 1], but there are 4",
+    )
+    assert all(shape in said for shape, said in zip(shapes, pairs, strict=True)), pairs
+    for said, (_, message) in zip(whole, UNFIT, strict=True):
         assert message in said and "not refused" not in said
 
 

@@ -1,5 +1,6 @@
 """Whose a folder is: what makes a run this one, and what may differ when it goes on."""
 
+import re
 from collections.abc import Container, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import asdict
@@ -227,8 +228,9 @@ def named_by_content(path: Path) -> str:
 
 
 def content(named: str | None) -> str | None:
-    """Of a name by content what a file is, whatever it is called."""
-    return named and str(named).rpartition(" ")[2]
+    """Of a name by content what a file is, whatever it is called; of another name itself."""
+    found = re.search(r" ([0-9a-f]+)$", str(named))
+    return found[1] if found else named
 
 
 def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -172,7 +172,8 @@ def run(cfg: c.Study) -> None:
     folder, cells = Folder(cfg.out), list(distinct(chosen(cfg)).values())
     _check_possible(cells)
     _check_unchanged(folder, cells)
-    _check_locks(folder.lock(cells[0]))
+    if cells:
+        _check_locks(folder.lock(cells[0]))
     root = cfg.data.root
     if tasks(folder, cells) and cfg.data.name != "digits" and not (root and root.is_dir()):
         raise UserError(

@@ -130,7 +130,8 @@ def fit(
     On several ranks all of them stop at the same step, at most 25 after the Ctrl-C.
 
     Raises:
-        UserError: the data are not the networks' or the anchor bank's, `out` holds a training by
+        UserError: the data are not the networks' or the anchor bank's, `fabric` casts images to a
+            smaller type (`gacd.training.precision.Bf16Autocast` does not), `out` holds a training by
             another method, other settings of it or another plan, or the loss or the gradient is no
             longer finite; the message names the remedy.
         KeyboardInterrupt: after Ctrl-C, once the checkpoint is written.

@@ -131,9 +131,9 @@ def fit(
 
     Raises:
         UserError: the data are not the networks' or the anchor bank's, `fabric` casts images to a
-            smaller type (`gacd.training.precision.Bf16Autocast` does not), `out` holds a training by
-            another method, other settings of it or another plan, or the loss or the gradient is no
-            longer finite; the message names the remedy.
+            smaller type (`gacd.training.precision.Bf16Autocast` does not), `out` holds a training
+            by another method, other settings of it or another plan, or the loss or the gradient is
+            no longer finite; the message names the remedy.
         KeyboardInterrupt: after Ctrl-C, once the checkpoint is written.
     """
     method.hold()

@@ -105,7 +105,8 @@ def _pictured(
         text = (
             "The mutual information is what the student's features tell about the teacher's, at "
             "least (InfoNCE's lower bound); that bound cannot exceed its ceiling, the logarithm of "
-            "the number of anchors."
+            "the number of anchors. It is taken at the loss's temperature, at which images that an "
+            "attack leads astray can bring it below 0: there it tells nothing."
         )
         yield Section("Training", [text] * mi, [training_curves(logs).named("training-curves")])
 

@@ -4,7 +4,7 @@
 # do, and with 1 when some part failed; the parts after it have been run all the same, and it is not
 # tried again unless its part is named.
 #
-#   DATA=~/cifar10 RESULTS=runs/gpu benchmarks/gpu.sh [PART...]
+#   DATA=~/cifar10-jpeg RESULTS=runs/gpu benchmarks/gpu.sh [PART...]
 #
 #   tests       those that need CUDA
 #   rehearsal   the speedrun, an epoch a stage

@@ -260,8 +260,9 @@ def test_two_models_stand_where_people_write_them(line: str) -> None:
 def test_names_of_classes_may_have_commas_and_spaces() -> None:
     for words in (["a, b", "c d"], ['["a, b", "c d"]']):
         assert cli.parse("train", ["--data.classes", *words]).data.classes == ["a, b", "c d"]
-    for words in (["a,b"], ["a", "b"], ["a,", "b"]):
+    for words in (["a,b"], ["a", "b"], ["a,", "b"], ["a", ",", "b"], ["a", ",b"]):
         assert cli.parse("train", ["--data.classes", *words]).data.classes == ["a", "b"]
+    assert cli.parse("train", ["--data.classes", "1,2", "3"]).data.classes == ["1", "2", "3"]
 
 
 @pytest.mark.parametrize(

@@ -63,7 +63,10 @@ def _refuse_files(words: Sequence[str], settings: Mapping[str, Any]) -> None:
         # Path.is_file raises for words that are too long for a name.
         if os.path.isfile(value) and not value.endswith((".yaml", ".yml", ".json")):  # noqa: PTH113
             of = f"--{name}.checkpoint" if f"{name}.checkpoint" in settings else f"--{name}.NAME"
-            raise UserError(f"{name} is '{value}', but holds settings of its own: say {of} {value}")
+            raise UserError(
+                f"{name} is '{value}', but holds settings of its own: say {of} {value} "
+                "(a file of settings ends in .yaml)"
+            )
 
 
 def defaults(config: type, words: Sequence[str]) -> dict[str, Any]:
@@ -207,8 +210,9 @@ def _listed(words: Sequence[str], settings: Mapping[str, Any]) -> list[str]:
             files = name in ("--students", "--runs")  # with whatever a file's name may hold
             classes = list[str | int] in kinds[names[name]]  # such as 01, 1e3 or yes
             items = values if files else [i for value in values for i in value.split(",") if i]
-            if classes and len(values) > 1:  # such as 'a, b'
-                items = [value.removesuffix(",") for value in values]
+            if classes and len(values) > 1:  # one with a space, such as 'a, b', is a name
+                parts = ([v.removesuffix(",")] if " " in v else v.split(",") for v in values)
+                items = [item for part in parts for item in part if item]
             if files or classes:
                 items = [json.dumps(item, ensure_ascii=False) for item in items]
             text = f"[{', '.join(items)}]"

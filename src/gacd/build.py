@@ -110,7 +110,8 @@ def test_part(cfg: c.Data, network: Path | None = None) -> ArrayDataset:
     tells of them.
     """
     said = {} if network is None else said_of(network)
-    test = load_test(cfg.name, **_images(cfg), known=said.get("classes") or ())
+    known, few = said.get("classes") or (), said.get("channels") == 1
+    test = load_test(cfg.name, **_images(cfg), known=known, few=few)
     test = test.in_colour(said.get("channels") or test.channels)
     _check_side(test)
     return test

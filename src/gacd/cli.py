@@ -62,7 +62,7 @@ commands:
 
 examples:
   gacd quickstart
-  gacd distill --config cifar10-small --data.root ~/cifar10 --out runs/mine
+  gacd distill --config cifar10-small --data.root ~/cifar10-jpeg --out runs/mine
   gacd distill --methods gacd gacd+aft --threat.eps 4/255 --gacd.dim 64
   gacd evaluate --checkpoint runs/quickstart/gacd+aft/model.safetensors \\
     --threat.eps 0.2

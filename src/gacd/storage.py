@@ -18,7 +18,7 @@ from typing import Any
 
 from gacd.errors import UserError
 
-WITHOUT_LOCKS = errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP
+WITHOUT_LOCKS = errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP
 """What a file system answers that knows no locks."""
 _META = "gacd"
 _AGAIN = "delete it and run again"

@@ -105,6 +105,14 @@ def test_stages_that_have_not_begun_may_be_set_anew(tmp_path: Path) -> None:
             claim(tmp_path, replace(more, **{name: value}))
 
 
+def test_the_weights_of_what_fine_tuned_are_fixed(tmp_path: Path) -> None:
+    cfg = c.Distill(methods=["ard+aft"], finetune_method="rslad+igdm", weights={"igdm": 2.0})
+    claim(tmp_path, cfg)
+    (tmp_path / "ard+aft").mkdir()
+    with pytest.raises(UserError, match=r"holds another run \(weights"):
+        claim(tmp_path, replace(cfg, weights={"igdm": 50.0}))
+
+
 def test_methods_may_be_added_with_their_own_settings(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

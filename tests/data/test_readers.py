@@ -185,6 +185,7 @@ def test_a_set_in_memory_is_grey_only_if_all_of_its_images_are(tmp_path: Path) -
     for stream, channels in ((True, 1), (False, 3)):
         test = load_splits("webdataset", root=root, stream=stream, **SETTINGS).test
         assert test.channels == channels
+        assert load_test("webdataset", root=root, size=8, few=stream).images.equal(test.images)
 
 
 def test_the_names_of_classes_are_utf8_and_differ(tmp_path: Path) -> None:

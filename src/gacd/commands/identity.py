@@ -64,7 +64,7 @@ def claim(
     there = known | there  # older runs did not note all of these
     begun = used((folder.name for folder in out.iterdir() if folder.is_dir()), there)
     evaluation = *_evaluation(here), *_evaluation(there)
-    idle = _idle(out)
+    idle = _idle(out, there)
     free = FREE + (evaluation if goal == "report" else STARTS)
     free += tuple(key for key in {**here, **there} if key.partition(".")[0] in idle)
     key = differing(here, there, free, begun)
@@ -81,16 +81,19 @@ def claim(
     return _set_aside(out, ours, defaults) if goal == "report" else []
 
 
-def _idle(out: Path) -> set[str]:
+def _idle(out: Path, there: Mapping[str, Any]) -> set[str]:
     """The settings of `distill` that nothing in this folder has used."""
     rows = [folder.name for folder in out.iterdir() if folder.is_dir()]
+    combined = any("+" in row.removesuffix(f"+{AFT}") for row in rows)
     idle = set()
-    if not any(row.endswith(f"+{AFT}") for row in rows):
+    if any(row.endswith(f"+{AFT}") for row in rows):
+        combined |= "+" in str(there.get("finetune_method"))
+    else:
         idle |= {"finetune", "finetune_method"}
     stages = ("features", "distillation")
     if not any((out / row / stage).is_dir() for row in rows for stage in stages):
         idle.add("distillation")
-    if not any("+" in row.removesuffix(f"+{AFT}") for row in rows):
+    if not combined:
         idle.add("weights")
     return idle
 

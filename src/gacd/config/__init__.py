@@ -303,7 +303,8 @@ class Analyze:
 def other_data(data: Data, other: dict[str, Any]) -> Data:
     """Data that differ in the settings that a study's recipe says of others."""
     root = {"root": from_home(Path(other["root"]))} if other.get("root") else {}
-    return replace(data, **other | root)
+    built_in = {"root": None} if other.get("name") == "digits" else {}
+    return replace(data, **built_in | other | root)
 
 
 @dataclass(kw_only=True)

@@ -88,15 +88,17 @@ def load_test(
     classes: Sequence[str] | None = None,
     test_limit: int | None = None,
     known: Sequence[str] = (),
+    few: bool = False,
 ) -> ArrayDataset:
     """The test part of `load_splits` alone.
 
-    Training images are not decoded, and class folders need none: the classes are then the folders
-    of test/. These may lack some of the classes that are `known`, those of a network.
+    Training images are decoded only to tell whether shards and tables are grey, by a `few` of them
+    as a streamed set is. Class folders need none: the classes are then the folders of test/. These
+    may lack some of the classes that are `known`, those of a network.
     """
     root = None if root is None else Path(root)
     _check(name, root, size)
-    part = _read_test(name, root, size)
+    part = _read_test(name, root, size, few)
     if name == "folder":
         part = _by_name(part, one_spelling(known), classes)
     test = _kept(part, classes, title)
@@ -190,12 +192,12 @@ def _read(
     return read_torchvision(name, root, train=True), read_torchvision(name, root, train=False)
 
 
-def _read_test(name: str, root: Path | None, size: int | None) -> Part:
+def _read_test(name: str, root: Path | None, size: int | None, few: bool) -> Part:
     if root is not None and name == "folder":
         return read_test_folder(root, size)
     if root is not None and name in TORCHVISION:
         return read_torchvision(name, root, train=False)
-    return _read(name, root, size, stream=False, workers=0)[1]
+    return _read(name, root, size, stream=few, workers=0)[1]
 
 
 def _limit(part: Part, what: str, limit: int | None, seed: int) -> Part:

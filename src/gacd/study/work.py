@@ -172,14 +172,14 @@ def run(cfg: c.Study) -> None:
     folder, cells = Folder(cfg.out), list(distinct(chosen(cfg)).values())
     _check_possible(cells)
     _check_unchanged(folder, cells)
+    for data in (task.cell.config.data for task in tasks(folder, cells)):
+        if data.name != "digits" and not (data.root and data.root.is_dir()):
+            raise UserError(
+                f"the study's images ({data.name}) are read from files: say in which folder "
+                "(--data.root)" + f"; {data.root} is none" * (data.root is not None)
+            )
     if cells:
         _check_locks(folder.lock(cells[0]))
-    root = cfg.data.root
-    if tasks(folder, cells) and cfg.data.name != "digits" and not (root and root.is_dir()):
-        raise UserError(
-            f"the study's images ({cfg.data.name}) are read from files: say in which folder "
-            "(--data.root)" + f"; {root} is none" * (root is not None)
-        )
     if not (cfg.out / ".gitignore").is_file():
         write_bytes(cfg.out / ".gitignore", _KEPT_OUT_OF_GIT.encode())
     started = time.time()

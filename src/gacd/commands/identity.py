@@ -1,7 +1,7 @@
 """Whose a folder is: what makes a run this one, and what may differ when it goes on."""
 
 import re
-from collections.abc import Container, Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -62,9 +62,10 @@ def claim(
     defaults = _identity(type(cfg)())
     here, there = flat(ours), flat(defaults) | flat(theirs)
     there = known | there  # older runs did not note all of these
-    begun = used((folder.name for folder in out.iterdir() if folder.is_dir()), there)
+    rows = [folder.name for folder in out.iterdir() if folder.is_dir()]
+    begun = used(rows, there)
     evaluation = *_evaluation(here), *_evaluation(there)
-    idle = _idle(out, there)
+    idle = _idle(out, rows, there)
     free = FREE + (evaluation if goal == "report" else STARTS)
     free += tuple(key for key in {**here, **there} if key.partition(".")[0] in idle)
     key = differing(here, there, free, begun)
@@ -81,9 +82,8 @@ def claim(
     return _set_aside(out, ours, defaults) if goal == "report" else []
 
 
-def _idle(out: Path, there: Mapping[str, Any]) -> set[str]:
-    """The settings of `distill` that nothing in this folder has used."""
-    rows = [folder.name for folder in out.iterdir() if folder.is_dir()]
+def _idle(out: Path, rows: Sequence[str], there: Mapping[str, Any]) -> set[str]:
+    """The settings of `distill` that none of the rows in this folder has used."""
     combined = any("+" in row.removesuffix(f"+{AFT}") for row in rows)
     idle = set()
     if any(row.endswith(f"+{AFT}") for row in rows):

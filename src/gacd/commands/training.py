@@ -21,7 +21,7 @@ from gacd.methods.registry import Named, parse_method
 from gacd.models.base import Backbone
 from gacd.models.checkpoints import load_weights, said_of
 from gacd.storage import fingerprint
-from gacd.training.loop import fit
+from gacd.training.loop import BEST, DONE, fit
 from gacd.training.ranks import per_rank
 
 
@@ -96,8 +96,8 @@ class TrainingRun(Run):
         """
         out, named = self.cfg.out / name, parse_method(method, weights)
         splits, kept = splits or self.splits, out / MODEL
-        ended = kept.is_file() and (out / "done.json").is_file()
-        if ended and not (out / "best.safetensors").is_file():
+        ended = kept.is_file() and (out / DONE).is_file()
+        if ended and not (out / BEST).is_file():
             # A folder may travel with its networks alone.
             load_weights(model.to(self.fabric.device).to(memory_format=torch.channels_last), kept)
             return Spent.read(kept)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from gacd.errors import UserError
 from gacd.report.canvas import NARROW, QUIET, WIDE, Figure, canvas, draw, line_style
-from gacd.report.tables import Record, method_cell
+from gacd.report.tables import Record, image_count, method_cell
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -156,7 +156,7 @@ def natural_against_autoattack(results: Sequence[Record]) -> Figure:
     if not known:
         raise UserError("natural against AutoAttack: no record has both accuracies")
 
-    pairs = sorted({(int(r["n"]), int(r.get("autoattack_n") or r["n"])) for r in known})
+    pairs = sorted({(int(r["n"]), image_count(r, "autoattack")) for r in known})
     sizes = "; ".join(f"natural {n:,}, AutoAttack {part:,}" for n, part in pairs)
 
     def drawing(narrow: bool) -> "Canvas":

@@ -255,10 +255,29 @@ def _accuracy(record: Record, key: str) -> Cell:
     return Cell(f"{record[key]:.1f}", aside)
 
 
+def image_count(record: Record, attack: str) -> int:
+    """On how many test images an accuracy of a record stands."""
+    return int(record.get(f"{attack}_n") or record["n"])
+
+
+def budgets(records: Iterable[Record]) -> list[tuple[str, str]]:
+    """Norm and eps of the attacks on these models, each once; eps in 255ths where that is shorter.
+
+    Of whole records, or of lines of results.json.
+    """
+    settings = (record.get("settings", record) for record in records)
+    found = sorted({(each["norm"], each["eps"]) for each in settings if "eps" in each})
+    return [(norm, _budget(eps)) for norm, eps in found]
+
+
+def _budget(eps: float) -> str:
+    grey, percent = (abs(unit * eps - round(unit * eps)) < 1e-6 for unit in (255, 100))
+    return f"{255 * eps:.0f}/255" if grey and not percent else f"{eps:.3g}"
+
+
 def _sizes(record: Record) -> tuple[int, int]:
     """How many images the figures stand on: all attacks but AutoAttack, AutoAttack."""
-    n = int(record["n"])
-    return n, int(record.get("autoattack_n") or n)
+    return int(record["n"]), image_count(record, "autoattack")
 
 
 def _size_text(record: Record) -> str:
@@ -273,11 +292,8 @@ def _notes(
         n, part = sizes[0]
         subset = f", AutoAttack on {part:,} of them" if part != n else ""
         yield f"n = {n:,} test images{subset}."
-    budgets = {(r["norm"], r["eps"]) for r in (r.get("settings", r) for r in results) if "eps" in r}
-    for norm, eps in sorted(budgets):
-        grey = 255 * eps
-        whole = abs(grey - round(grey)) < 1e-6 and eps < 0.2
-        yield f"Attacker: {norm}, eps = {f'{grey:.0f}/255' if whole else f'{eps:.3g}'}."
+    for norm, eps in budgets(results):
+        yield f"Attacker: {norm}, eps = {eps}."
     if any(record.get(attack) is None for record in results for attack in attacks):
         yield f"{_MISSING}: not measured; the model's record holds no figure of this attack."
     if any(record.get("cascade") for record in results):

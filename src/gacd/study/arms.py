@@ -133,13 +133,17 @@ def transferred(results: Sequence[Result]) -> dict[str, dict[str, Arm]]:
     return arms
 
 
+SWEPT = {"negatives": ("k", "temperature"), "temperature": ("T", "negatives")}
+"""What Figure 2 varies: its letter, and which label stays."""
+
+
 def sweep(results: Sequence[Result], label: str) -> dict[float, Arm]:
     """Figure 2's cells by the value of one label (negatives, temperature), ascending.
 
     The other label is held at its commonest value. The seeds are those that every value has which
     has any, so that no value differs by its seeds.
     """
-    sign, other = {"negatives": ("k", "temperature"), "temperature": ("T", "negatives")}[label]
+    sign, other = SWEPT[label]
     cells = [r for r in results if r.study == "figure2" and r.labels.get(label) is not None]
     held: Any = Counter(r.labels.get(other) for r in cells).most_common(1)
     kept = [r for r in cells if held[0][0] in (None, r.labels.get(other))]

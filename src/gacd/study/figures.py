@@ -9,7 +9,7 @@ import numpy as np
 from gacd.report.canvas import INK, NARROW, WIDE, Figure, FileFormat, canvas, draw, line_style
 from gacd.report.pictures import heatmaps
 from gacd.report.tables import HEADLINES, Record, heading, signed
-from gacd.study.arms import NO_TEACHER, UNDEFENDED
+from gacd.study.arms import NO_TEACHER, SWEPT, UNDEFENDED
 from gacd.study.evidence import METRICS
 from gacd.study.measure import Arm, Measured, contrast, differences
 from gacd.study.paper import method_name
@@ -78,7 +78,7 @@ def _swept(arms: Mapping[str, Mapping[float, Arm]]) -> str:
             found.setdefault(name, result.labels)
     one = next(iter(found.values()))
     text = f"{method_name(str(one['method']))}, {one['teacher']} → {one['student']}"
-    for name, sign, held in (("negatives", "k", "temperature"), ("temperature", "T", "negatives")):
+    for name, (sign, held) in SWEPT.items():
         if name in found and held in found[name]:
             text += f"; {sign} at {held} {found[name][held]:g}"
     return text
@@ -153,14 +153,13 @@ def rivals_figure(arms: Mapping[str, Arm]) -> Figure | None:
         cost = costs[name]
         times = f", cost {cost:.2f}" if cost else ""
         said.append(f"{name}: {x.mean:.1f} % and {y.mean:.1f} %{times}.")
+    absent = f" Not drawn, far below: {', '.join(far)}."
     area = " Area: FLOPs of training relative to adversarial training without a teacher."
     return draw(
         drawing,
         alt="Natural accuracy against accuracy under AutoAttack. " + " ".join(said),
         caption="Up and to the right is better. Bars are 95 % intervals over seeds and test "
-        f"images{_unequal(points.values())}.{area * any(costs.values())}"
-        + f" Not drawn, far below: {', '.join(far)}."
-        * bool(far),
+        f"images{_unequal(points.values())}.{area * any(costs.values())}{absent * bool(far)}",
     )
 
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from gacd.evaluation.outcomes import OUTCOMES, Evaluation
 from gacd.evaluation.statistics import binomial_interval
+from gacd.report.tables import image_count
 from gacd.study.results import Result
 from gacd.study.rule import (
     Variance,
@@ -240,11 +241,6 @@ def _outcomes(result: Result, metric: str) -> _Outcomes | None:
         return None
     right, index = evaluation.outcomes(metric)
     return _Outcomes(str(images), index.numpy(), right.numpy())
-
-
-def image_count(record: Mapping[str, Any], metric: str) -> int:
-    """On how many an accuracy of a record stands."""
-    return int(record.get(f"{metric}_n") or record["n"])
 
 
 def _in_percent(variance: Variance) -> Variance:

@@ -12,7 +12,7 @@ from gacd.report.run import images_checked, provenance
 from gacd.report.tables import Table
 from gacd.storage import write_bytes, write_json
 from gacd.study import figures, tables
-from gacd.study.arms import sweep
+from gacd.study.arms import SWEPT, sweep
 from gacd.study.claim_tables import (
     evidence_tables,
     geometry_table,
@@ -77,7 +77,7 @@ def _sections(
     yield from _section(results, "table4", "Table 4: transfer", transfers)
     ablation = list(tables.ablation_tables(results, stand_ins))
     yield from _section(results, "ablation", "Ablation: reweighting", ablation)
-    swept = figures.sweeps({k: sweep(results, k) for k in ("negatives", "temperature")})
+    swept = figures.sweeps({k: sweep(results, k) for k in SWEPT})
     drawn = [swept.named("figure2")] if swept else []
     yield from _section(results, "figure2", "Figure 2: negatives and temperature", drawn)
     yield from _analyses(results)

@@ -3,9 +3,9 @@
 from collections.abc import Iterable, Mapping, Sequence
 from statistics import fmean
 
-from gacd.report.tables import HEADLINES, Cell, Column, Table, heading, signed
+from gacd.report.tables import HEADLINES, Cell, Column, Table, budgets, heading, image_count, signed
 from gacd.study.arms import Pair
-from gacd.study.measure import Arm, Measured, contrast, differences, image_count
+from gacd.study.measure import Arm, Measured, contrast, differences
 from gacd.study.paper import architecture_key, architecture_name
 from gacd.study.results import Result, StandIns
 
@@ -125,11 +125,8 @@ def _fewer(rows: Sequence[Row], metrics: Sequence[str]) -> list[str]:
 
 def attacker(results: Iterable[Result]) -> list[str]:
     """A sentence of what the attacks on these models were allowed, if any was made."""
-    found = dict.fromkeys(
-        f"{result.record['settings']['norm']}, ε = {result.record['config']['threat']['eps']}"
-        for result in results
-        if result.record and "settings" in result.record
-    )
+    known = budgets(result.record for result in results if result.record)
+    found = [f"{norm}, ε = {eps}" for norm, eps in known]
     return [f"Attacker: {' or '.join(found)}, where black is 0 and white is 1."] * bool(found)
 
 

@@ -46,6 +46,8 @@ from gacd.training.schedules import Schedule, learning_rate
 from gacd.training.state import load_networks, load_state, refuse_other, save_state, stage_of
 from gacd.training.validation import validate
 
+DONE, BEST = "done.json", "best.safetensors"
+"""A stage's files once it is finished: its summary, and the weights that validation chose."""
 _GUARD_EVERY = 25  # steps between looks at the guard: each look waits for the device
 Select = Literal["robust", "natural", "last"]
 _BEST = dict.fromkeys(("score", "epoch", "val_natural", "val_robust"), is_number)
@@ -157,7 +159,7 @@ def _fit(
     if method.teacher is not None:
         method.teacher.module.to(fabric.device)
     method.to(fabric.device).to(memory_format=torch.channels_last)
-    finished, best = out / "done.json", out / "best.safetensors"
+    finished, best = out / DONE, out / BEST
     stage = stage_of(method, asdict(plan))
     state = out / "checkpoint.safetensors"
     if finished.is_file() and best.is_file():

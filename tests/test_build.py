@@ -266,14 +266,10 @@ def test_precision_is_the_faster_one_unless_it_is_said(
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
     monkeypatch.setattr(build, "fast_bf16", lambda device: fast or device == "cuda")
     assert build.precision(c.Fabric()) == found
-    assert build.slow_bf16(c.Fabric()) is None
     on_the_cpu = c.Fabric(accelerator="cpu")
     assert build.precision(on_the_cpu) == ("bf16-mixed" if fast else "32-true")
     for said in ("bf16-mixed", "32-true"):
         assert build.precision(c.Fabric(precision=said)) == said
-    slow = build.slow_bf16(c.Fabric(accelerator="cpu", precision="bf16-mixed"))
-    assert (slow is None) == fast
-    assert fast or "--fabric.precision 32-true" in str(slow)
 
 
 def test_more_gpus_than_there_are_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -76,13 +76,6 @@ def precision(cfg: c.Fabric) -> c.Precision:
     return "bf16-mixed" if fast_bf16(_device(cfg)) else "32-true"
 
 
-def slow_bf16(cfg: c.Fabric) -> str | None:
-    """What to say where training in bf16 is slower than in float32: on most processors."""
-    if precision(cfg) == "32-true" or fast_bf16(_device(cfg)):
-        return None
-    return "this processor trains faster in float32 than in bf16: say --fabric.precision 32-true"
-
-
 def _device(cfg: c.Fabric) -> str:
     """Apple's GPUs are none: they lack float64, which evaluation needs."""
     return "cuda" if cfg.accelerator != "cpu" and torch.cuda.is_available() else "cpu"

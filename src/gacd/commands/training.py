@@ -54,8 +54,6 @@ class TrainingRun(Run):
 
         It has so many images `more` than the data's.
         """
-        if self.goal == "report" and (slow := build.slow_bf16(self.cfg.fabric)):
-            self.note(slow)
         if method.attacks:
             step_size, eps = c.fraction(stage.attack.step_size), self.threat.eps
             self.threat.check_step(step_size)

@@ -3,7 +3,6 @@
 from collections import Counter
 from dataclasses import replace
 
-from gacd import build
 from gacd import config as c
 from gacd.errors import UserError
 from gacd.study import work
@@ -41,8 +40,6 @@ def _list(cfg: c.Study) -> None:
 
 
 def _run(cfg: c.Study) -> None:
-    if slow := build.slow_bf16(cfg.fabric):
-        print(f"note: {slow} (the cells are then others)", flush=True)
     work.run(cfg)
     _status(cfg)
 

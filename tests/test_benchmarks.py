@@ -31,6 +31,13 @@ def test_training(tmp_path: Path) -> None:
         assert sum(row["breakdown"].values()) == pytest.approx(1, abs=1e-3)
 
 
+def test_precision(tmp_path: Path) -> None:
+    printed = run("precision", "--repeats", 1, "--networks", "wrn-10-1", "--out", tmp_path / "o")
+    seconds = read_json(tmp_path / "o")["seconds"]["wrn-10-1"]
+    assert seconds.keys() > {"float32", "rounded", "native"} and min(seconds.values()) > 0
+    assert "wrn-10-1" in printed
+
+
 def test_streaming(tmp_path: Path) -> None:
     out = tmp_path / "out.json"
     sizes = ("--images", 20_000, "--batch", 4, "--seconds", 0.5)

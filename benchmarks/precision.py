@@ -57,7 +57,8 @@ def main() -> None:
     rows = {name: measure(name, *NETWORKS[name], options.repeats) for name in options.networks}
     for name, row in rows.items():
         ratio = ", ".join(f"{row['float32'] / row[arm]:.2f} {arm}" for arm in CONTEXTS)
-        print(f"{name}: {row['images/s']:.1f} images/s in float32; times its speed: {ratio}")
+        images = NETWORKS[name][1] / row["float32"]
+        print(f"{name}: {images:.1f} images/s in float32; times its speed: {ratio}")
     if options.out:
         own = {"environment": environment(), "fast_bf16": fast_bf16(), "repeats": options.repeats}
         write_json(options.out, own | {"seconds": rows})
@@ -90,8 +91,7 @@ def measure(name: str, pixels: int, batch: int, steps: int, repeats: int) -> dic
         seconds(context)
     # Turn and turn about: a machine that slows down slows them all.
     times = [{arm: seconds(each) for arm, each in CONTEXTS.items()} for _ in range(repeats)]
-    row = {arm: median(t[arm] for t in times) for arm in CONTEXTS}
-    return row | {"images/s": batch / row["float32"]}
+    return {arm: median(t[arm] for t in times) for arm in CONTEXTS}
 
 
 if __name__ == "__main__":

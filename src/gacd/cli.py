@@ -24,7 +24,7 @@ from gacd.signals import terminated_as_interrupted
 
 COMMANDS = {
     "quickstart": "digits: a robust teacher, small students, a report (3 minutes)",
-    "speedrun": "CIFAR-10 on one GPU: ResNet-18, teacher and student, in minutes",
+    "speedrun": "CIFAR-10 on one GPU: ResNet-18, teacher and student, briefly",
     "train": "train one network: naturally, by PGD training, TRADES or MART",
     "distill": "from a robust teacher to small students: ard, rslad, gacd, ...",
     "finetune": "fine-tune a saved network adversarially",
@@ -64,6 +64,8 @@ examples:
   gacd quickstart
   gacd distill --config cifar10-small --data.root ~/cifar10-jpeg --out runs/mine
   gacd distill --methods gacd gacd+aft --threat.eps 4/255 --gacd.dim 64
+  gacd distill --config cifar10-small --data.root ~/cifar10-jpeg \\
+    --unlabelled ~/photos --methods pgd-at rst gacd+aft
   gacd evaluate --checkpoint runs/quickstart/gacd+aft/model.safetensors \\
     --threat.eps 0.2
   gacd evaluate --checkpoint theirs.pt --model resnet18 --attacks pgd100x5 \\

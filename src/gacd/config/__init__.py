@@ -143,6 +143,7 @@ class Teacher(Normalised):
     method: str = "pgd-at"
     """pgd-at, trades, mart or natural."""
     training: Training = field(default_factory=Training)
+    """Of the teacher, where no checkpoint is given."""
     evaluate: bool = True
     """Attack it too, as a row of the table."""
 
@@ -312,6 +313,8 @@ class Study:
     """The paper's tables and figures, and its modern rivals, as a grid of resumable cells."""
 
     action: Literal["list", "run", "status", "report"] = "list"
+    """list: studies and their cells; run: all that is not done; status: what is done, waits or
+    failed; report: tables, figures and claims of what is done."""
     studies: list[str] = field(default_factory=list)
     """table1, table2, table3, table4, ablation, figure2, figure3, figure4, figure5, rivals; by
     default all of them."""
@@ -321,7 +324,7 @@ class Study:
     out: Path = Path("runs/study")
     """Where everything is written; running the same command again resumes."""
     seeds: list[int] = field(default_factory=lambda: [0])
-    """Every cell is trained once with each."""
+    """Every cell is trained once with each; one seed decides no claim."""
     data: Data = field(default_factory=Data)
     """The images of every study but Table 2."""
     threat: Threat = field(default_factory=Threat)
@@ -356,10 +359,11 @@ class Study:
     rivals: list[str] = field(default_factory=list)
     """Methods to compare on the main pair."""
     teacher: Training = field(default_factory=Training)
+    """Of the teachers, trained adversarially."""
     training: Training = field(default_factory=Training)
     """Of the one-stage methods."""
     distillation: Training = field(default_factory=Training)
-    """Of gacd, before its linear layer is fitted."""
+    """Of the first of two stages: gacd and regression, and every method before +aft."""
     finetune: Training = field(default_factory=Training)
     """Of +aft."""
     epochs: dict[str, int] = field(default_factory=dict)

@@ -22,12 +22,18 @@ def compiled(method: Method, *, enabled: bool) -> Iterator[None]:
     if not enabled:
         yield
         return
+    import torch._inductor.config  # takes time, and is for this alone
+
     student = method.student
     faster = torch.compile(student.forward_features, dynamic=False)
     student.forward_features = faster  # type: ignore[method-assign]
+    cpu = next(student.parameters()).device.type == "cpu"
     try:
         # Networks of one class share a limit of 8 by default, beyond which they run as they are.
-        with torch._dynamo.config.patch(recompile_limit=64):
+        with (
+            torch._dynamo.config.patch(recompile_limit=64),
+            torch._inductor.config.patch(emulate_precision_casts=cpu),  # or `round_products` do not
+        ):
             yield
     finally:
         del student.forward_features  # the instance's, which hid the class's

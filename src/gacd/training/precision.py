@@ -1,18 +1,20 @@
 """bf16 autocast that leaves the images alone, and sums in float32 on every processor."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from functools import cache, partial
 from typing import Any
 
 import torch
 from lightning_fabric.plugins.precision import MixedPrecision
 from torch import Tensor
-from torch.nn import functional as F
-from torch.overrides import TorchFunctionMode
+from torch.library import Library
 
 from gacd.processor import fast_bf16
 
-_PRODUCTS = (F.conv2d, F.linear)
+_PRODUCTS = (
+    torch.ops.aten.conv2d.default,
+    torch.ops.aten.conv2d.padding,  # given in words
+    torch.ops.aten.linear.default,
+)
 
 
 class Bf16Autocast(MixedPrecision):
@@ -20,56 +22,49 @@ class Bf16Autocast(MixedPrecision):
 
     Between 1/2 and 1 bf16 numbers are 1/256 apart: an attack's steps of 2/255 would be off by up to
     a quarter, and its images could leave the eps ball. The networks' own products are in bf16 all
-    the same (as `RoundedProducts` on processors that are slow at them).
+    the same (`round_products` on processors that are slow at them).
     """
 
     def __init__(self, device: str) -> None:
         super().__init__("bf16-mixed", device)
-        self._rounds = device == "cpu" and not fast_bf16()
+        if device == "cpu" and not fast_bf16():
+            round_products()
 
     def convert_input(self, data: Any) -> Any:
         """The data as they are."""
         return data
 
-    @contextmanager
-    def forward_context(self) -> Iterator[None]:
-        """The autocast, inside which a network runs."""
-        with super().forward_context():
-            if not self._rounds:
-                yield
-                return
-            with RoundedProducts():
-                yield
 
+@cache
+def round_products() -> Library:
+    """From now on bf16 autocast on this process's CPU computes y = round(round(x) * round(W)).
 
-class RoundedProducts(TorchFunctionMode):
-    """bf16 convolutions and linear layers, computed in float32: round(round(x) * round(W)).
-
-    That is what hardware for bf16 does, in the backward pass as well: operands and result have 8
-    bits, sums 24. On x86 without AVX-512 PyTorch's own bf16 kernels sum in bf16 (a gradient of a
-    convolution's weights was off by 2 % of the largest) and train at an eighth of this speed.
+    So it is in convolutions and linear layers, with the sums in float32, in the backward pass as
+    well: what hardware for bf16 does, whose operands and results have 8 bits and whose sums have
+    24. On x86 without AVX-512 PyTorch's own bf16 kernels sum in bf16 (a gradient of a convolution's
+    weights was off by 2 % of the largest) and train at an eighth of this speed.
     """
-
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Sequence[type],
-        args: Sequence[Any] = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:
-        """Any function of torch that is called inside."""
-        kwargs = kwargs or {}
-        if func not in _PRODUCTS or not _low(args):
-            return func(*args, **kwargs)
-        with torch.autocast("cpu", enabled=False):
-            named = {name: _rounded(value) for name, value in kwargs.items()}
-            return func(*map(_rounded, args), **named).to(torch.bfloat16)
+    library = Library("aten", "IMPL")  # type: ignore[no-untyped-call]
+    register(library)
+    return library
 
 
-def _low(args: Sequence[Any]) -> bool:
-    """Whether a product of these is one of bf16 numbers."""
-    on = torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") is torch.bfloat16
-    return on or any(isinstance(x, Tensor) and x.dtype is torch.bfloat16 for x in args)
+def register(library: Library) -> None:
+    """These kernels are autocast's for as long as the library lives."""
+    for op in _PRODUCTS:
+        library.impl(op, partial(_product, op), "AutocastCPU")  # type: ignore[no-untyped-call]
+
+
+def _product(op: Any, *args: Any) -> Any:
+    with torch.autocast("cpu", enabled=False):
+        return op(*args) if _is_left_alone(args) else op(*map(_rounded, args)).to(torch.bfloat16)
+
+
+def _is_left_alone(args: tuple[Any, ...]) -> bool:
+    """float64 stays what it is under autocast; and this one may be another, to float16."""
+    given = {x.dtype for x in args if isinstance(x, Tensor)}
+    other = torch.get_autocast_dtype("cpu") is not torch.bfloat16
+    return other or not given <= {torch.float32, torch.bfloat16}
 
 
 def _rounded(value: Any) -> Any:

@@ -115,7 +115,8 @@ def main() -> None:
             folders.setdefault(name, []).append(folder)
         rows = [row(name, folder) for name, each in folders.items() for folder in each]
         arms = {name: arm(name, dict(enumerate(each))) for name, each in folders.items()}
-        found = "\n".join(table.markdown() for table in seed_tables(arms, "exact"))
+        tables = seed_tables(arms, "exact", max(map(len, folders.values())))
+        found = "\n".join(table.markdown() for table in tables)
         record = {"environment": environment(), "flags": flags, "rows": rows}
         write_json(options.out, {**record, "tables": found.splitlines()})
     print(found)

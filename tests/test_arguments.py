@@ -231,6 +231,8 @@ def test_words_and_flags_in_the_order_that_people_write_them() -> None:
         for words in ([*scale, "run", "table1"], ["run", "table1", *scale]):
             cfg = cli.parse("study", words)
             assert (cfg.action, cfg.studies, cfg.scale) == ("run", ["table1"], "small")
+    twice = cli.parse("study", ["list", "--scale", "small", "--scale=tiny"])
+    assert twice == cli.parse("study", ["list", "--scale", "tiny"])  # the last, and all of it
 
 
 @pytest.mark.parametrize(
@@ -242,6 +244,7 @@ def test_words_and_flags_in_the_order_that_people_write_them() -> None:
         "--json --runs a b,c --minus ard",
         "a --json true b,c --minus ard --markdown false",
         "--runs=a b,c --minus ard --json",
+        "--runs=[a] b,c --minus ard --json",
     ],
 )
 def test_runs_stand_where_people_write_them(line: str) -> None:

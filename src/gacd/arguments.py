@@ -8,7 +8,6 @@ import difflib
 import json
 import os
 import re
-from argparse import Namespace
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import is_dataclass
 from importlib.resources import files
@@ -56,7 +55,7 @@ def prepared(command: str, config: type, arguments: Sequence[str]) -> list[str]:
 
 def _refuse_files(words: Sequence[str], settings: Mapping[str, Any]) -> None:
     """Refuse `--teacher teacher.pt`: the parser would read the file as YAML."""
-    for word, value in pairwise(chain.from_iterable(word.split("=", 1) for word in [*words, ""])):
+    for word, value in _followed(words):
         name = word.removeprefix("--")
         if word == name or not is_dataclass(settings.get(name)):
             continue
@@ -227,7 +226,9 @@ def _runs(words: Sequence[str]) -> list[str]:
     for word in given:
         if word in ("--minus", "--figure", "--config"):
             flags += [word, *islice(given, 1)]
-        elif word.startswith("--runs=") and not word.startswith("--runs=["):
+        elif word.startswith("--runs=["):
+            runs += [run.strip(" '\"") for run in word[len("--runs=[") :].rstrip("]").split(",")]
+        elif word.startswith("--runs="):
             runs.append(word.partition("=")[2])
         elif word.startswith("-"):
             flags += [word] * (word != "--runs")
@@ -283,7 +284,7 @@ def paths_from_home(value: Any) -> Any:
         return from_home(value)
     if isinstance(value, list):
         return [paths_from_home(item) for item in value]
-    if is_dataclass(value) or isinstance(value, Namespace):
+    if is_dataclass(value):
         for name, item in vars(value).items():
             setattr(value, name, paths_from_home(item))
     return value
@@ -291,8 +292,12 @@ def paths_from_home(value: Any) -> Any:
 
 def _given(words: Sequence[str], flag: str) -> list[str]:
     """The values of a flag."""
-    values = [word.partition("=")[2] for word in words if word.startswith(f"{flag}=")]
-    return values + [after for before, after in pairwise(words) if before == flag]
+    return [after for word, after in _followed(words) if word == flag]
+
+
+def _followed(words: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """Every word and the next one, `--name=value` as two."""
+    return pairwise(chain.from_iterable(word.split("=", 1) for word in words))
 
 
 def _scale_of(configs: Sequence[str]) -> str:

@@ -228,7 +228,7 @@ def parse(command: str, arguments: list[str]) -> Any:
     try:
         parser.set_defaults(defaults(config, words))
         namespace = parser.parse_args(words)
-        made = paths_from_home(parser.instantiate(namespace))
+        made = parser.instantiate(namespace)
     except SystemExit as stop:  # --help, --print_config
         if stop.code:
             raise UserError("unreadable arguments") from None
@@ -240,7 +240,7 @@ def parse(command: str, arguments: list[str]) -> Any:
         raise UserError(explained(one_line(str(error)), settings)) from None
     values = {k: v for k, v in vars(made).items() if k != "config"}
     try:
-        return config(**values)
+        return paths_from_home(config(**values))
     except ValueError as error:
         raise UserError(one_line(str(error))) from None
 

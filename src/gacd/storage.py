@@ -40,8 +40,7 @@ def from_home(path: Path) -> Path:
 
 def write_json(path: Path, value: Any) -> None:
     """Write `value` as indented JSON, atomically."""
-    text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
-    _atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    write_bytes(path, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
 
 
 def write_bytes(path: Path, data: bytes) -> None:

@@ -83,6 +83,20 @@ def test_a_run_goes_on_with_other_hardware_and_not_with_other_arithmetic(tmp_pat
             claim(tmp_path, replace(cfg, fabric=c.Fabric(**setting)))
 
 
+def test_one_setting_may_be_written_in_two_ways(tmp_path: Path) -> None:
+    for number, (data, same) in enumerate(
+        [
+            (c.Data(classes=[0, 1]), c.Data(classes=["0", "1"])),
+            (c.Data(title="nan"), c.Data(title="nan")),
+        ]
+    ):
+        claim(tmp_path / str(number), c.Distill(data=data))
+        (tmp_path / str(number) / "teacher").mkdir()
+        claim(tmp_path / str(number), c.Distill(data=same))
+    with pytest.raises(UserError, match=r"holds another run \(data.classes"):
+        claim(tmp_path / "0", c.Distill(data=c.Data(classes=["0", "2"])))
+
+
 def test_stages_that_have_not_begun_may_be_set_anew(tmp_path: Path) -> None:
     cfg = c.Distill(methods=["ard"])
     claim(tmp_path, cfg)

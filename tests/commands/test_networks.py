@@ -255,6 +255,9 @@ def test_streamed_data_needs_sampled_anchors(
     arguments = [*DISTILL, "--data.name", "folder", "--data.root", str(tmp_path)]
     assert cli.main([*arguments, "--data.stream", "true", "--out", str(tmp_path / "run")]) == 2
     assert "say --gacd.estimator sampled" in capsys.readouterr().err
+    crd = ["--methods", "crd", "--data.stream", "true", "--out", str(tmp_path / "crd")]
+    assert cli.main([*arguments, *crd]) == 2  # there are no images; it draws its anchors anyway
+    assert "estimator" not in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("spent", [3, {"seconds": 1.0}, {"seconds": "x", "images": 1, "cost": {}}])

@@ -182,6 +182,17 @@ def test_names_that_are_taken_or_unfit_are_refused(name: str, message: str) -> N
         register_method(name, Brightness)
 
 
+def test_a_bank_without_a_teacher_is_refused() -> None:
+    class Anchored(Term):
+        needs_bank = True
+
+        def losses(self, step: Step) -> PerSample:
+            return step.student_logits.square().mean(1)
+
+    with pytest.raises(UserError, match="a bank is the teacher's features: say needs_teacher"):
+        register_method("anchored", Anchored)
+
+
 def test_no_section_of_the_configuration_can_be_a_methods_name() -> None:
     configs = (c.Distill, c.Train, c.Finetune, c.Evaluate, c.Transfer)
     sections = {field.name for config in configs for field in fields(config)}

@@ -117,15 +117,6 @@ def test_c1_is_judged_where_the_architectures_are_the_same(true):
     assert len(judged(true, same)["C1"].evidence) == 4 * 3
 
 
-def test_c1_takes_one_teacher_for_all_seeds(true):
-    kept = [r for r in true if r.labels["role"] != "teacher" or r.seed == 1]
-    part = judged(kept)["C1"].evidence[0]
-    assert part.seeds == (0, 1, 2)
-    assert [len(side.cells) for side in part.arms] == [3, 1]
-    assert part.basis == "seeds and images, one teacher"
-    assert verdicts(kept)["C1"] == "held"
-
-
 def test_c2_is_judged_on_the_pairs_whose_figures_the_paper_quotes(true):
     where = {part.where for part in judged(true)["C2"].evidence}
     assert where == {"wrn-10-1 → wrn-10-1", "wrn-10-1 → wrn-10-2"}

@@ -274,6 +274,18 @@ def test_one_model_is_no_repetition_of_itself(capsys: pytest.CaptureFixture[str]
     assert "| gacd | 50.0 [" in said(capsys, "tuned/run-0", "tuned/run-2", "--markdown")
 
 
+def test_single_models_are_compared_wherever_they_met(capsys: pytest.CaptureFixture[str]) -> None:
+    """Two public models: one of the first two runs, the other of the last two."""
+    rows = {"base": {"natural": 50.0}, "other": {"natural": 60.0}}
+    for number, names in enumerate((("base",), ("base", "other"), ("other",))):
+        for name in names:
+            out = Path(f"run-{number}", name)
+            make_run(out, number, {"model": rows[name]}, checkpoint=name, source_model=None)
+            write_json(out / "run.json", RUN | {"checkpoint": f"{name} 01ab"})
+    text = said(capsys, "run-0", "run-1", "run-2", "--minus", "base", "--markdown")
+    assert re.search(r"\| other \| \+1\d\.\d \[\+", text)
+
+
 def damaged(path: Path, change: dict[str, Any] | None) -> None:
     """A JSON file with other values, or cut short."""
     if change is None:
@@ -350,6 +362,7 @@ def test_runs_that_share_no_row_with_the_other_have_nothing_to_draw(
 ) -> None:
     make_run(Path("a"), 0, {"pgd-at": ACCURACIES["pgd-at"]})
     make_run(Path("b"), 1, {"gacd": ACCURACIES["gacd"]})
+    assert said(capsys, "a", "b", "--markdown").startswith("2 runs of one recipe")
     message = refusal(capsys, "seeds", "a", "b", "--figure", "d.svg")
     assert message.startswith("no difference to draw: no run has both pgd-at and another row")
 

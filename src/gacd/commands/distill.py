@@ -31,7 +31,7 @@ def distill(cfg: c.Distill, title: str = "", *, goal: Goal = "report") -> None:
         check_attack(named, _first_stage(cfg, named))
         if named.aft:
             check_attack(_finetuning(cfg), cfg.finetune)
-        if cfg.data.stream and named.needs_bank and cfg.gacd.estimator != "sampled":
+        if cfg.data.stream and "gacd" in named.terms and cfg.gacd.estimator != "sampled":
             raise UserError(
                 "the anchor bank of streamed data stays on disk, too: say --gacd.estimator sampled"
             )
@@ -65,7 +65,6 @@ def _refuse_early(run: TrainingRun, cfg: c.Distill, unlabelled: int) -> None:
 
     Students with a teacher train on so many `unlabelled` images, too.
     """
-    ranks = run.fabric.world_size
     if cfg.bank is not None and cfg.bank.exists() and not cfg.bank.is_dir():
         raise UserError(f"{cfg.bank}: bank is a folder, in which anchors.safetensors is or will be")
     build.model(cfg.student, run.splits.train, seed=cfg.seed)
@@ -80,7 +79,7 @@ def _refuse_early(run: TrainingRun, cfg: c.Distill, unlabelled: int) -> None:
         if method.aft:
             run.check_stage(cfg.finetune, "finetune", _finetuning(cfg), more)
     terms = {term for method in named for term in method.terms}
-    if ranks > 1:
+    if run.fabric.world_size > 1:
         refuse_memory("crd" in terms or ("gacd" in terms and cfg.gacd.estimator == "memory"))
     if "gacd" in terms and cfg.gacd.teacher_projection == "pca" and cfg.teacher.checkpoint is None:
         teacher = build.model(cfg.teacher.model, run.splits.train, seed=cfg.seed)

@@ -147,12 +147,6 @@ def _grown(theirs: dict[str, Any], ours: dict[str, Any], begun: Container[str]) 
     return grown
 
 
-def starts(cfg: c.Run) -> list[Path | None]:
-    """The files that a run starts from, where it was told any."""
-    settings = flat(asdict(cfg))
-    return [settings.get(key) for key in STARTS]
-
-
 def refuse_missing(paths: Iterable[Path | None]) -> None:
     """Refuse a file that is not there, before anything is read or compared."""
     for path in paths:
@@ -177,7 +171,7 @@ def differing(
         ours, theirs = here.get(key), there.get(key)
         if key in STARTS:
             ours, theirs = content(ours), content(theirs)
-        if _number(ours) != _number(theirs):
+        if ours != theirs and _number(ours) != _number(theirs):
             return key
     return None
 
@@ -190,6 +184,8 @@ def used(rows: Iterable[str], settings: Mapping[str, Any]) -> set[str]:
 
 def _number(value: object) -> object:
     """`8/255` and its decimals are one budget."""
+    if isinstance(value, list):
+        return [_number(item) for item in value]
     with suppress(ValueError):
         return c.fraction(value) if isinstance(value, str) else value
     return value

@@ -13,7 +13,7 @@ from lightning_fabric import Fabric
 
 from gacd import build
 from gacd import config as c
-from gacd.commands.identity import Goal, begun_in, claim, refuse_missing, starts
+from gacd.commands.identity import STARTS, Goal, begun_in, claim, flat, refuse_missing
 from gacd.commands.rows import (
     EARLIER,
     MODEL,
@@ -54,7 +54,7 @@ class Run:
         for name in cfg.evaluation.attacks:
             parse_attack(name)
         if goal == "report":  # a study's cell has made what it starts from
-            refuse_missing(starts(cfg))
+            refuse_missing(flat(asdict(cfg)).get(key) for key in STARTS)
         self.options = build.method_options(cfg)
         self.threat = build.threat(cfg.threat)
         self.fabric: Fabric = build.fabric(cfg.fabric)

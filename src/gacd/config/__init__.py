@@ -3,9 +3,9 @@
 Recipes and flags fill them in. Nothing here imports torch, so `gacd --help` is quick.
 """
 
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_type_hints
 
 from gacd.config.methods import (
     ARD,
@@ -376,14 +376,14 @@ class Study:
     def __post_init__(self) -> None:
         check_seeds(*self.seeds)
         positive(workers=self.workers)
-        known = {setting.name for setting in fields(Data)}
+        known = get_type_hints(Data) | {"root": str | Path | None, "classes": list | None}
         for other in (self.second_data or {}, *self.transfer_to):
-            if odd := other.keys() - known:
+            if odd := other.keys() - known.keys():
                 raise ValueError(f"'{min(odd)}' is no setting of data: {', '.join(sorted(known))}")
-            try:
-                other_data(self.data, other)  # refuses what is impossible
-            except TypeError as error:
-                raise ValueError(f"{other} are no settings of data ({error})") from None
+            for key, value in other.items():
+                if not isinstance(value, known[key]):
+                    raise ValueError(f"{other} are no settings of data ({key} is {value!r})")
+            other_data(self.data, other)  # refuses what is impossible
         pairs = [self.main_pair, *self.table1_pairs, *self.table2_pairs]
         for pair in pairs + [self.correlations_pair] * bool(self.correlations_pair):
             if len(pair) != 2:

@@ -74,8 +74,8 @@ def load_splits(
             "add images of it, raise train_limit or lower val_fraction"
         )
     side = size or _SIZES.get(name)
-    val = _resized(_in_memory(val), side)
-    train = train if stream else _resized(_in_memory(train), side)
+    val = _loaded(val, side)
+    train = train if stream else _loaded(train, side)
     return Splits(train, val, _tested(test, test_limit, side))
 
 
@@ -151,7 +151,7 @@ def _tested(test: Part, limit: int | None, side: int | None) -> ArrayDataset:
         raise UserError(f"{test.name}: no test image of {', '.join(test.classes)}: add some")
     if absent := _without_images(test):
         print(f"note: {test.name} has no test images of {', '.join(absent)}")
-    return _resized(_in_memory(_limit(test, "test_limit", limit, _TEST_SEED)), side)
+    return _loaded(_limit(test, "test_limit", limit, _TEST_SEED), side)
 
 
 def _without_images(part: Part) -> list[str]:
@@ -213,11 +213,7 @@ def _limit(part: Part, what: str, limit: int | None, seed: int) -> Part:
     return part.subset(stratified(part.labels, limit, seed=seed))
 
 
-def _in_memory(part: Part) -> ArrayDataset:
-    return part.load() if isinstance(part, StreamedDataset) else part
-
-
-def _resized(part: ArrayDataset, side: int | None) -> ArrayDataset:
-    if side is None:
-        return part
-    return ArrayDataset(resize(part.images, side), part.labels, part.classes, part.name)
+def _loaded(part: Part, side: int | None) -> ArrayDataset:
+    """In memory, and resized to this side."""
+    part = part.load() if isinstance(part, StreamedDataset) else part
+    return part if side is None else replace(part, images=resize(part.images, side))

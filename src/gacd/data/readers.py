@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO
 
 import torch
 from PIL import Image
@@ -23,12 +23,8 @@ Part = tuple[Reader, list[int]]
 """A reader, and its labels."""
 
 
-class _Found(NamedTuple):
-    classes: tuple[str, ...]
-    train: Part
-    test: Part
-
-
+_Found = tuple[tuple[str, ...], Part, Part]
+"""The classes, and the train and test part."""
 _LOOKED_AT = 100  # images, to tell grey sets from others, and sets of several sizes
 
 
@@ -92,7 +88,7 @@ def _folder(root: Path) -> _Found:
         (FolderReader([path for path, _ in files]), [label for _, label in files])
         for files in parts
     )
-    return _Found(classes, train, test)
+    return classes, train, test
 
 
 @dataclass(frozen=True, eq=False)
@@ -140,7 +136,7 @@ def _webdataset(root: Path) -> _Found:
         )
     else:
         classes = tuple(str(label) for label in range(highest + 1))
-    return _Found(classes, train, test)
+    return classes, train, test
 
 
 def _names(file: Path) -> tuple[str, ...]:
@@ -300,7 +296,7 @@ def _huggingface(root: Path) -> _Found:
             f"{root}: the column '{label}' names other classes in test than in train, or in "
             "another order: cast it to train's ClassLabel"
         )
-    return _Found(tuple(columns[label].names), train, test)
+    return tuple(columns[label].names), train, test
 
 
 def _column(table: Any, image: str, label: str, where: str, stamp: str | None) -> Part:

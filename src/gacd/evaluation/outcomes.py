@@ -127,13 +127,14 @@ def compare(a: Evaluation, b: Evaluation, name: str) -> dict[str, Any]:
                 "the other): evaluate both alike"
             )
     right_a, right_b = _at(robust_a, index_a, common), _at(robust_b, index_b, common)
+    only_a, only_b = (int((x & ~y).sum()) for x, y in ((right_a, right_b), (right_b, right_a)))
     return {
         "n": len(common),
         "a": _summary(right_a),
         "b": _summary(right_b),
-        "only_a": int((right_a & ~right_b).sum()),
-        "only_b": int((right_b & ~right_a).sum()),
-        "p": mcnemar(right_a, right_b),
+        "only_a": only_a,
+        "only_b": only_b,
+        "p": mcnemar(only_a, only_b),
     }
 
 

@@ -67,6 +67,8 @@ def register_method(name: str, term: type[Term]) -> None:
         raise UserError(f"'{name}': a method is a class derived from gacd.methods.Term")
     if term.objective is not None and term.objective not in OBJECTIVES[1:]:
         raise unknown(f"objective of '{name}'", term.objective, OBJECTIVES[1:])
+    if term.needs_bank and not term.needs_teacher:
+        raise UserError(f"'{name}': a bank is the teacher's features: say needs_teacher = True")
     for setting in _settings(term).values():
         named = setting.kind not in (setting.VAR_POSITIONAL, setting.VAR_KEYWORD)
         if named and setting.default is setting.empty:

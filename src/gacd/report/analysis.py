@@ -45,6 +45,7 @@ _RECORD = {
     },
     "embedding": {"kind": str, "points": {str: {str: [[is_number]]}}},
     "teacher": {"architecture": str, "method": str},
+    "models": {str: {"architecture": str}},
     "config": {"threat": {"eps": object}},
     "environment": ENVIRONMENT,
     "timestamp": str,

@@ -19,7 +19,8 @@ from gacd.storage import (
 RECORD = "record.json"
 """What a row's record is called."""
 ENVIRONMENT = {
-    **dict.fromkeys(("gacd", "python", "platform", "cpu", "cores", "threads"), object),
+    **dict.fromkeys(("gacd", "python", "platform"), str),
+    **dict.fromkeys(("cpu", "cores", "threads"), object),
     "commit": str | None,
     "dirty": bool | None,
     "versions": dict,
@@ -37,6 +38,7 @@ _RECORD = {
     "train_flops?": is_number,
     "unlabelled?": is_whole,
     "answered_alike?": is_percent,
+    "natural": is_percent,
     "evaluation": {str: dict},
     "intervals": {"natural": list, str: lambda value: are_numbers(value, 2)},
     "eps_curve?": [lambda value: are_numbers(value, 4)],

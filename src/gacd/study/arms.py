@@ -101,8 +101,8 @@ def default_weighting(method: str) -> str:
 
 
 def teacher(results: Sequence[Result], pair: Pair) -> Arm:
-    """The teacher of a pair; one training of it may serve the students of every seed."""
-    found = select(
+    """The teacher of a pair."""
+    return select(
         results,
         ("table1", "table3", "table2", "rivals"),
         "teacher",
@@ -110,7 +110,6 @@ def teacher(results: Sequence[Result], pair: Pair) -> Arm:
         teacher=pair.teacher,
         dataset=pair.dataset,
     )
-    return replace(found, fixed=len(found.results) == 1)
 
 
 def transferred(results: Sequence[Result]) -> dict[str, dict[str, Arm]]:
@@ -119,16 +118,13 @@ def transferred(results: Sequence[Result]) -> dict[str, dict[str, Arm]]:
     arms: dict[str, dict[str, Arm]] = {}
     for label in cells:
         source, dataset = label["source"], label.get("dataset")
-        found = select(
+        arms.setdefault(str(dataset), {})[source] = select(
             results,
             ("table4",),
             "teacher" if "teacher" in source else student_name(source),
             role="transfer",
             source=source,
             dataset=dataset,
-        )
-        arms.setdefault(str(dataset), {})[source] = replace(
-            found, fixed=len(found.results) == 1 and "teacher" in source
         )
     return arms
 
@@ -153,7 +149,8 @@ def sweep(results: Sequence[Result], label: str) -> dict[float, Arm]:
     }
     done = [{r.seed for r in arm.results if r.record} for arm in arms.values()]
     common = set.intersection(*(seeds for seeds in done if seeds)) if any(done) else set()
-    return {
-        value: replace(arm, results=tuple(r for r in arm.results if r.seed in common))
+    kept_of = {
+        value: tuple(r for r in arm.results if r.seed in common or not r.record)
         for value, arm in arms.items()
     }
+    return {value: replace(arm, results=kept_of[value]) for value, arm in arms.items()}

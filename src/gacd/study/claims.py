@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
 from gacd.study.arms import pairs, student, sweep, teacher, transferred
-from gacd.study.evidence import Evidence, Part, Side, minus, missing, sides, weigh
+from gacd.study.evidence import Evidence, Part, minus, missing, side, sides, weigh
 from gacd.study.measure import Arm, contrast, scalar, select, trend
 from gacd.study.paper import accuracies, written
 from gacd.study.results import Results, StandIns
@@ -87,35 +87,20 @@ def _c6(results: Results, stand_ins: StandIns) -> Iterator[Part]:
         return
     done = arm.done("correlations")
     n = min((int(r.record["n"]) for r in done.values() if r.record), default=0)
-    cells = tuple(result.key for result in done.values())
     for view in ("natural", "attacked"):
-        means = {
-            name: {
-                s: r.record["correlations"][name][view]["mean"] for s, r in done.items() if r.record
-            }
+        metric = f"|Δ corr|, {view}"
+        ard, gacd = (
+            {s: r.record["correlations"][name][view]["mean"] for s, r in done.items() if r.record}
             for name in ("ard", "gacd")
-        }
-        compared = []
-        for name, values in means.items():
-            found = scalar(values, n, (0.0, 2.0))
-            low, high = found.interval() if found and found.variances else (None, None)
-            compared.append(
-                Side(
-                    name=name.upper(),
-                    metric=f"|Δ corr|, {view}",
-                    mean=found.mean if found else None,
-                    low=low,
-                    high=high,
-                    seeds=tuple(values),
-                    n=n,
-                    cells=cells,
-                )
-            )
+        )
         yield Part(
             what="ARD − GACD",
-            metric=f"|Δ corr|, {view}",
-            measured=scalar({s: means["ard"][s] - means["gacd"][s] for s in done}, n),
-            arms=tuple(compared),
+            metric=metric,
+            measured=scalar({s: ard[s] - gacd[s] for s in done}, n),
+            arms=tuple(
+                side(name, metric, scalar(values, n, (0.0, 2.0)), done)
+                for name, values in (("ARD", ard), ("GACD", gacd))
+            ),
             missing=missing([arm], "correlations"),
             unit="",
         )

@@ -1,10 +1,11 @@
 """The parts of a claim: a quantity, what was claimed of it, and the models it is measured on."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from gacd.report.tables import heading
 from gacd.study.measure import Arm, Measured, contrast
+from gacd.study.results import Result
 from gacd.study.rule import HELD, NOT_DECIDED, Verdict, verdict
 
 METRICS = ("natural", "pgd20", "pgd7", "autoattack")
@@ -129,11 +130,14 @@ def missing(arms: Sequence[Arm], metric: str) -> str:
 def _side(arm: Arm, metric: str, seeds: Sequence[int]) -> Side:
     kept = tuple(r for r in arm.results if arm.fixed or not seeds or r.seed in seeds)
     chosen = Arm(arm.name, kept)
-    found = contrast([(1.0, chosen)], metric)
-    low, high = found.interval() if found else (None, None)
-    done = chosen.done(metric)
+    return side(arm.name, metric, contrast([(1.0, chosen)], metric), chosen.done(metric))
+
+
+def side(name: str, metric: str, found: Measured | None, done: Mapping[int, Result]) -> Side:
+    """One of the models compared, by what its finished cells say."""
+    low, high = found.interval() if found and found.variances else (None, None)
     return Side(
-        name=arm.name,
+        name=name,
         metric=metric,
         mean=found.mean if found else None,
         low=low,

@@ -88,7 +88,7 @@ class Nets:
     def analyzed(self, teacher: Cell, students: Mapping[str, Cell]) -> Cell:
         """Networks compared with their teacher: correlations, features of two classes."""
         config = c.Analyze(
-            seed=self.seed, data=self.data, threat=self.cfg.threat, fabric=self._fabric(),
+            seed=self.seed, data=self.data, threat=self.cfg.threat, fabric=self.cfg.fabric,
             classes=list(self.cfg.analyzed_classes), images=self.cfg.analyzed_images,
         )  # fmt: skip
         return Cell(config=config, parents={"teacher": teacher, **students})
@@ -105,14 +105,10 @@ class Nets:
         """The stage, for the number of epochs that the row's budget of compute allows."""
         return replace(stage, epochs=self.cfg.epochs.get(row, stage.epochs))
 
-    def _fabric(self) -> c.Fabric:
-        fabric = self.cfg.fabric
-        return c.Fabric(precision=fabric.precision, batch_norm=fabric.batch_norm)
-
     def _shared(self) -> dict[str, Any]:
         return {
             "seed": self.seed, "data": self.data, "threat": self.cfg.threat,
-            "evaluation": self.cfg.evaluation, "fabric": self._fabric(),
+            "evaluation": self.cfg.evaluation, "fabric": self.cfg.fabric,
         }  # fmt: skip
 
 

@@ -108,7 +108,7 @@ def contrast(terms: Sequence[tuple[float, Arm]], metric: str) -> Measured | None
     free = [done for (_, arm), done in zip(terms, every, strict=True) if not arm.fixed]
     if not all(every):
         return None
-    seeds = sorted(set.intersection(*map(set, free or every)))
+    seeds = sorted(set.intersection(*map(set, free or every[:1])))
     if not seeds:
         return None
     runs = [

@@ -54,7 +54,7 @@ def write_study_report(
     write_json(out / "claims.json", claims_json(claims))
     sections = list(_sections(results, claims, stand_ins, scale))
     intro = _intro(results, stand_ins, scale)
-    records = [r.record for r in _unique(results) if r.record and "environment" in r.record]
+    records = [r.record for r in _unique(results) if r.record]
     made = provenance(records, "claims.json; record.json of each cell") if records else {}
     write_report(out / "report.html", title=title, intro=intro, sections=sections, provenance=made)
     write_bytes(out / "report.md", _markdown(title, intro, sections, made).encode())

@@ -50,7 +50,7 @@ def seeds(cfg: c.Seeds) -> None:
     if cfg.json:
         print(json.dumps(_figures(arms, minus), indent=2))
         return
-    tables = seed_tables(arms, minus, *notes)
+    tables = seed_tables(arms, minus, len(cfg.runs), *notes)
     if cfg.markdown:
         print("\n".join(table.markdown() for table in tables), end="")
         return
@@ -59,11 +59,10 @@ def seeds(cfg: c.Seeds) -> None:
     Console().print(*tables, sep="\n\n")
 
 
-def seed_tables(arms: Mapping[str, Arm], minus: str | None, *notes: str) -> list[Table]:
+def seed_tables(arms: Mapping[str, Arm], minus: str | None, runs: int, *notes: str) -> list[Table]:
     """Means with their intervals, and differences from one row, seed by seed and image by image."""
     other, metrics = None if minus is None else arms[minus], _metrics(arms)
     rows: list[Row] = [(name, arm, {}) for name, arm in arms.items()]
-    runs = max(len(arm.results) for arm in arms.values())
     caption = on(f"{runs} runs of one recipe" if runs > 1 else "One run", list(arms.values()))
     means = row_table(caption, rows, other, metrics)
     attacked = attacker(result for arm in arms.values() for result in arm.results)

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Iterable, Iterator, Sequence, Set
+from collections.abc import Collection, Iterable, Iterator, Sequence, Set
 from dataclasses import asdict, dataclass
 from multiprocessing import get_context, parent_process
 from pathlib import Path
@@ -170,8 +170,9 @@ def run(cfg: c.Study) -> None:
         UserError: some cells failed; the others are done.
     """
     folder, cells = Folder(cfg.out), list(distinct(chosen(cfg)).values())
-    _check_possible(cells)
-    _check_unchanged(folder, cells)
+    every = _with_parents(cells).values()
+    _check_possible(every)
+    _check_unchanged(folder, every)
     for data in (task.cell.config.data for task in tasks(folder, cells)):
         if data.name != "digits" and not (data.root and data.root.is_dir()):
             raise UserError(
@@ -294,9 +295,11 @@ def _ready(folder: Folder, left: Sequence[Task]) -> Iterator[Task]:
 
 def _hopeless(folder: Folder, cell: Cell, since: float, failed: Set[str]) -> bool:
     """Whether the cell, or one that it starts from, has failed in this sitting."""
-    path = folder.failure(cell)
-    if cell.key in failed or (path.is_file() and path.stat().st_mtime >= since):
+    if cell.key in failed:
         return True
+    with contextlib.suppress(FileNotFoundError):  # another worker may have just done it
+        if folder.failure(cell).stat().st_mtime >= since:
+            return True
     missing = (p for p in cell.parents.values() if not folder.has(Task(p, "model")))
     return any(_hopeless(folder, parent, since, failed) for parent in missing)
 
@@ -351,7 +354,7 @@ def _run_on_ranks(command: str, config: Config, file: Path, goal: str) -> None:
     file.unlink()
 
 
-def _check_possible(cells: Sequence[Cell]) -> None:
+def _check_possible(cells: Collection[Cell]) -> None:
     """Refuse, before any cell begins, networks, data and attacks that no cell could have."""
     for cell in cells:
         if cell.config.data.name not in NAMES:
@@ -364,11 +367,10 @@ def _check_possible(cells: Sequence[Cell]) -> None:
         check_model(net)
 
 
-def _check_unchanged(folder: Folder, cells: Sequence[Cell]) -> None:
-    """Refuse cells, and such as they start from, run under other defaults, which no address has."""
-    for cell in _with_parents(cells).values():
-        path = folder.about(cell)
-        if not path.is_file():
+def _check_unchanged(folder: Folder, cells: Iterable[Cell]) -> None:
+    """Refuse cells that were run under other defaults, which no address has."""
+    for cell in cells:
+        if not (path := folder.about(cell)).is_file():
             continue
         then, now = (
             flat(about["settings"])

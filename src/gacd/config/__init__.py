@@ -377,6 +377,7 @@ class Study:
         check_seeds(*self.seeds)
         positive(workers=self.workers)
         known = get_type_hints(Data) | {"root": str | Path | None, "classes": list | None}
+        known["val_fraction"] = int | float
         for other in (self.second_data or {}, *self.transfer_to):
             if odd := other.keys() - known.keys():
                 raise ValueError(f"'{min(odd)}' is no setting of data: {', '.join(sorted(known))}")

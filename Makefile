@@ -14,7 +14,7 @@ quickstart: install
 	$(VENV)/bin/gacd quickstart $(ARGS)
 
 test: $(VENV)/.test browser
-	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2 $(ARGS)
+	OMP_NUM_THREADS=1 PYTHONUTF8=1 $(VENV)/bin/python -m pytest -n 2 $(ARGS)
 
 lint: $(VENV)/.lint
 	$(VENV)/bin/ruff check

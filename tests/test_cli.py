@@ -297,6 +297,10 @@ def test_what_killed_processes_left_is_removed(capsys: pytest.CaptureFixture[str
         (["study", "list", "--transfer_to", "[{size: 4}]"], "size is 4, but networks need"),
         (["train", "--out", __file__], "cannot be a folder (File exists): choose another --out"),
         (["train", "--out", "x" * 300], "File name too long"),
+        (["transfer"], "whose features? give --checkpoint FILE"),
+        (["analyze"], "which teacher? give --teacher FILE"),
+        (["analyze", "--teacher", "t", "--students", "a=b", "a=c"], "need different names"),
+        (["analyze", "--teacher", "t", "--students", "teacher=b"], "none may be 'teacher'"),
     ],
 )
 def test_more_refusals(

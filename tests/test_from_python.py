@@ -254,6 +254,10 @@ OF_OTHER_TYPES = {
     "fit_head(nn.Linear(2, 2), None, None)": "wrap it in gacd.models.adapted.Adapted",
     "load_weights(nn.Linear(2, 2), 'x.pt')": "wrap it in gacd.models.adapted.Adapted",
     "register_method('mine', nn.Linear)": "a class derived from gacd.methods.Term",
+    "create_model('resnet18', num_classes=2, mean=(0.5,) * 3, std=(0.5,) * 3, seed=0)"
+    "(torch.zeros(2, 3, 8, 8, dtype=torch.uint8))": "images must be floating-point [B, 3",
+    "gacd_loss(z, z, z[None], labels_B=i, anchor_labels_M=i)": "must be [B, E]",
+    "gacd_loss(z, z, z[:0], labels_B=i, anchor_labels_M=i[:0])": "there are no anchors",
     "rslad(z, z, z[:1])": "logits are [4, 10], but those of the teacher [1, 10]",
     "rslad(z, z, z[:, :1])": "logits are [4, 10], but those of the teacher [4, 1]",
     "pgd(lambda x: x.sum(1), torch.rand(2, 16), ThreatModel(eps=0.1), steps=1, step_size=0.1)": (
@@ -285,13 +289,14 @@ from gacd.errors import UserError
 from gacd.evaluation.robust import evaluate
 from gacd.evaluation.transfer import transfer
 from gacd.linear import fit_head
+from gacd.losses.contrastive import gacd_loss
 from gacd.losses.soft_labels import rslad
 from gacd.methods import Teacher, TrainingAttack, create_method, register_method
 from gacd.models import create_model
 from gacd.models.adapted import Adapted
 from gacd.models.checkpoints import load_weights
 net = create_model("digits-cnn-2", num_classes=10, channels=1, seed=0)
-z = torch.randn(4, 10)
+z, i = torch.randn(4, 10), torch.arange(4)
 attack = TrainingAttack(threat=ThreatModel(eps=0.1), steps=1, step_size=0.1)
 said = {}
 for call in json.loads(sys.argv[1]):

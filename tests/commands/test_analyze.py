@@ -10,6 +10,7 @@ import torch
 
 from gacd import cli
 from gacd.attacks.threat import ThreatModel
+from gacd.commands import analyze as command
 from gacd.data.load import load_splits
 from gacd.evaluation import structure
 from gacd.models import create_model
@@ -233,3 +234,24 @@ def test_a_public_checkpoint_needs_its_network_and_classes(
     assert "--num_classes" in capsys.readouterr().err
     assert cli.main([*command, "--num_classes", "4", "--out", str(tmp_path / "b")]) == 0
     assert (tmp_path / "b" / "transfer" / "record.json").is_file()
+
+
+def test_what_is_said_of_an_analysis_reaches_it(
+    saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked, drawn = [], {}
+
+    def perturbed(model, images, labels, *, targeted=False, **how):
+        asked.append((len(images), how["seed"], how["step_size"], how["batch_size"]))
+        return images
+
+    def embed(rows, **how):
+        drawn.update(how)
+        return {name: each[:, :2] for name, each in rows.items()}
+
+    monkeypatch.setattr(command, "perturbed", perturbed)
+    monkeypatch.setattr(command, "embed", embed)
+    said = "--classes 3 8 --images 3 --seed 5 --step_size 0.01 --batch_size 7 --perplexity 2"
+    assert analyze(saved, tmp_path / "out", *said.split()) == 0
+    assert asked == [(n, 5, 0.01, 7) for n in [3] * 3 + [40] * 3]
+    assert drawn == {"joint": False, "perplexity": 2.0, "seed": 5}

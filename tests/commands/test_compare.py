@@ -12,7 +12,6 @@ from gacd import cli
 from gacd.commands.compare import find_outcomes, paired
 from gacd.errors import UserError
 from gacd.evaluation.outcomes import Evaluation
-from gacd.report.tables import heading
 
 N = 60
 SETTINGS = {"dataset": "digits", "test_images": "1f", "norm": "linf", "eps": 0.1, "cascade": False}
@@ -116,11 +115,3 @@ def test_other_images_other_attacks_and_no_model_are_refused(
     assert "no such file" in refusal(capsys, a, tmp_path / "nowhere")
     (tmp_path / "empty").mkdir()
     assert "no evaluated model in this folder" in refusal(capsys, a, tmp_path / "empty")
-
-
-@pytest.mark.parametrize(
-    ("name", "text"),
-    [("pgd100x5", "PGD-100×5"), ("cw", "CW"), ("cw40", "CW-40"), ("transfer", "transfer")],
-)
-def test_headings(name: str, text: str) -> None:
-    assert heading(name) == text

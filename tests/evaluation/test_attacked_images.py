@@ -82,6 +82,8 @@ def test_without_a_budget_nothing_changes(honest, digits):
 def test_the_step_size_is_in_units_of_eps(examples, honest, digits, threat):
     quarter = attacked_examples(honest, digits, threat=threat, step_size=threat.eps / 4)
     still = attacked_examples(honest, digits, threat=threat, step_size=0.0, steps=1)
+    half = attacked_examples(honest, digits, threat=threat, step_size=threat.eps / 2, steps=1)
+    assert half != attacked_examples(honest, digits, threat=threat, steps=1)
     assert quarter == examples
     assert still["answers"]["attacked"] == examples["answers"]["clean"]  # noise breaks nothing
 

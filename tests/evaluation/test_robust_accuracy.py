@@ -282,6 +282,17 @@ def test_curve_follows_the_closed_form_and_never_rises(linear, norm: str) -> Non
     assert points[0].accuracy > points[1].accuracy > points[2].accuracy
 
 
+def test_what_a_smaller_eps_broke_is_not_attacked_again(honest, digits, monkeypatch) -> None:
+    attacked, real = [], robust_module.pgd
+    monkeypatch.setattr(
+        robust_module, "pgd", lambda o, x, *a, **k: attacked.append(len(x)) or real(o, x, *a, **k)
+    )
+    values, threat = [0.2, 0.05, 0.1], ThreatModel(eps=1.0)
+    points = epsilon_curve(honest, digits, eps_values=values, threat=threat, show_progress=False)
+    assert attacked[1:] == [point.accuracy for point in points[:-1]]  # in %, of 100 images
+    assert points[-1].accuracy < points[0].accuracy
+
+
 def test_a_point_of_the_curve_is_an_evaluation_of_the_same_seed_and_batches(honest, digits) -> None:
     threat, found = ThreatModel(eps=0.2), set()
     for seed in range(4):

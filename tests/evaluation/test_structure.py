@@ -135,6 +135,9 @@ def test_attacked_images_raise_or_lower_the_loss_within_the_budget(
     assert aimed[1] < aimed[0] / 1.5
     assert torch.equal(away, structure.perturbed(honest, x, labels, seed=1, **options))
     assert not torch.equal(away, structure.perturbed(honest, x, labels, seed=2, **options))
+    starts = structure.perturbed(honest, x, labels, seed=1, **options | {"steps": 0})
+    still = structure.perturbed(honest, x, labels, seed=1, step_size=0.0, **options)
+    torch.testing.assert_close(still, starts)
     none = structure.perturbed(honest, x, labels, threat=ThreatModel(eps=0.0))
     assert torch.equal(none, x)
 

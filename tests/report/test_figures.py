@@ -10,7 +10,7 @@ import xml.etree.ElementTree as ET
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -217,6 +217,7 @@ def test_a_class_name_in_another_script_is_drawn_without_a_word():
     assert draw(drawing, alt="a cat", caption="", file_format="png").image.startswith(b"\x89PNG")
 
 
+@settings(deadline=None)
 @given(st.lists(st.sampled_from(["+gacd", "+rslad", "+aft", "/finetuned", "/"]), min_size=1))
 def test_long_names_of_stages_break_where_they_are_joined(parts):
     stage = "".join(parts)

@@ -19,7 +19,6 @@ SMALL = ["--scale", "small", "--data.name", "folder", "--data.title", "CIFAR-10 
 DIGITS = ["rivals", "--scale", "tiny", "--seeds", *"01234", "--data.test_limit", "null"]
 
 
-@pytest.mark.skipif(not RESULTS.is_dir(), reason="the records are in the repository alone")
 @pytest.mark.parametrize(
     ("study", "words"),
     [

@@ -1,7 +1,6 @@
 """Means over seeds and images, on made-up outcomes, against sums written out."""
 
 import dataclasses
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,11 +16,6 @@ from gacd.study.results import Result
 from gacd.study.rows import row_table
 from gacd.study.rule import HELD, NOT_DECIDED, NOT_HELD, Variance, over_images
 from made_up import Maker
-
-
-@pytest.fixture
-def maker(tmp_path: Path) -> Maker:
-    return Maker(tmp_path)
 
 
 def met(result: Result, rows: list[int], right: list[int], images: str | None = "0123") -> Result:

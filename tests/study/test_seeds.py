@@ -330,7 +330,6 @@ def test_what_met_another_attacker_or_other_images_is_refused(
     assert other in text and f"were not attacked alike ({key} is " in text and str(value) in text
 
 
-@pytest.mark.skipif(not RESULTS.is_dir(), reason="the records are in the repository alone")
 @pytest.mark.parametrize(
     "runs",
     [

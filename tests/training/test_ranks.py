@@ -146,8 +146,9 @@ def test_ranks_validate_one_network(out: Path) -> None:
     assert all(first[name].equal(second[name]) for name in first)
 
 
-def test_noise_differs_by_rank(said: list[dict[str, Any]]) -> None:
-    assert said[0]["noise"] != said[1]["noise"]
+def test_a_stage_on_a_cpu_synchronises_no_batch_norm(stage: Any, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="use local"):
+        stage.fit(tmp_path, "natural", sync_batch_norm=True)
 
 
 def test_each_rank_draws_noise_of_its_own(

@@ -100,7 +100,6 @@ def networks():
 
 def main(out: Path) -> None:
     from gacd.evaluation import robust
-    from gacd.randomness import keyed_generator
     from gacd.ranks import Ranks
     from gacd.storage import save_tensors
     from gacd.training import loop
@@ -109,7 +108,7 @@ def main(out: Path) -> None:
     fabric = Fabric(accelerator="cpu", devices=2, strategy="ddp")
     fabric.launch()
     rank = fabric.global_rank
-    said: dict[str, object] = {"noise": keyed_generator("cpu", 0, 0, 0, rank).initial_seed()}
+    said: dict[str, object] = {}
 
     # Evaluation, with the noise that attacks have.
     model, source = networks()

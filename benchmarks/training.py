@@ -71,7 +71,7 @@ def _wait(device: torch.device) -> None:
 
 def peak_flops(world: World, dtype: torch.dtype) -> float:
     """The best rate of a product of two square matrices, FLOP/s."""
-    n = 8192 if world.device.type == "cuda" else 2048
+    n = 8192 if world.device.type == "cuda" else 2048 if fast_bf16() else 1024
     a, b = (torch.randn(n, n, device=world.device, dtype=dtype) for _ in range(2))
     best = float("inf")
     for _ in range(6):

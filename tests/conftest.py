@@ -5,7 +5,8 @@ import jaxtyping
 # Before anything imports the package: only modules imported afterwards have their shapes checked.
 jaxtyping.install_import_hook("gacd", "beartype.beartype")
 
-from collections.abc import Callable  # noqa: E402
+import sys  # noqa: E402
+from collections.abc import Callable, Iterator  # noqa: E402
 from pathlib import Path  # noqa: E402
 from typing import Any  # noqa: E402
 
@@ -21,6 +22,16 @@ torch.set_num_threads(1)
 def generator() -> torch.Generator:
     """A CPU generator that starts every test at the same place."""
     return torch.Generator().manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def as_before() -> Iterator[None]:
+    """What a stage in bf16 has done to autocast, on a processor slow at it, ends with its test."""
+    yield
+    precision = sys.modules.get("gacd.training.precision")
+    if precision and precision.round_products.cache_info().currsize:
+        precision.round_products()._destroy()
+        precision.round_products.cache_clear()
 
 
 @pytest.fixture

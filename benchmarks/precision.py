@@ -7,15 +7,17 @@ on a processor (`gacd.training.precision` takes rounded products where `fast_bf1
 """
 
 import argparse
-import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from statistics import median
 
 import torch
+from torch import Tensor
 from torch.library import _scoped_library
 from torch.nn.functional import cross_entropy as mean_cross_entropy
+from transport import cpu_seconds  # type: ignore[import-not-found]  # beside this file
 
 from gacd.attacks.objectives import cross_entropy
 from gacd.attacks.pgd import pgd
@@ -31,10 +33,7 @@ NETWORKS = {"wrn-10-1": (16, 64, 5), "resnet18": (32, 16, 2)}
 """Pixels a side, images, attack steps."""
 
 
-@contextmanager
-def native() -> Iterator[None]:
-    with torch.autocast("cpu", torch.bfloat16):
-        yield
+native = partial(torch.autocast, "cpu", torch.bfloat16)
 
 
 @contextmanager
@@ -75,19 +74,18 @@ def measure(name: str, pixels: int, batch: int, steps: int, repeats: int) -> dic
     labels = torch.randint(0, 10, (batch,), generator=generator)
     threat = ThreatModel(eps=8 / 255)
 
-    def step() -> None:
+    def step() -> Tensor:
         with frozen(model, x):
             objective = cross_entropy(model, labels)
             x_adv = pgd(objective, x, threat, steps=steps, step_size=2 / 255, generator=generator)
         loss = mean_cross_entropy(model(x_adv).float(), labels)
         model.zero_grad()
         loss.backward()
+        return loss
 
     def seconds(context: Callable[[], AbstractContextManager[None]]) -> float:
         with context():
-            start = time.process_time()
-            step()
-            return time.process_time() - start
+            return cpu_seconds(step)
 
     for context in CONTEXTS.values():
         seconds(context)

@@ -245,6 +245,7 @@ def test_words_and_flags_in_the_order_that_people_write_them() -> None:
         "a --json true b,c --minus ard --markdown false",
         "--runs=a b,c --minus ard --json",
         "--runs=[a] b,c --minus ard --json",
+        '--runs=[a,"b,c"] --minus ard --json',
     ],
 )
 def test_runs_stand_where_people_write_them(line: str) -> None:

@@ -227,7 +227,7 @@ def _runs(words: Sequence[str]) -> list[str]:
         if word in ("--minus", "--figure", "--config"):
             flags += [word, *islice(given, 1)]
         elif word.startswith("--runs=["):
-            runs += [run.strip(" '\"") for run in word[len("--runs=[") :].rstrip("]").split(",")]
+            runs += _flow(word.partition("=")[2])
         elif word.startswith("--runs="):
             runs.append(word.partition("=")[2])
         elif word.startswith("-"):
@@ -235,6 +235,16 @@ def _runs(words: Sequence[str]) -> list[str]:
         else:
             runs.append(word)
     return [*(["--runs", *runs] if runs else []), *flags]
+
+
+def _flow(text: str) -> list[str]:
+    """The names in `[A, "B, C"]`."""
+    import yaml
+
+    try:
+        return [str(name) for name in yaml.load(text, Loader=yaml.BaseLoader)]
+    except yaml.YAMLError:
+        raise UserError(f"runs are '{text}', but must be a list, such as [A, B]") from None
 
 
 def _switched(words: Sequence[str], *switches: str) -> list[str]:

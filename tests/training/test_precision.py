@@ -94,6 +94,7 @@ def test_what_autocast_leaves_alone_stays_so(slow: None) -> None:
                 layer(x.bfloat16())
     with torch.autocast("cpu", torch.float16):
         assert not torch.equal(layer(x), layer(x.bfloat16().float()))  # of 11 bits, not of 8
+        assert layer(x).dtype == torch.float16
     assert torch.equal(layer(x), plain)
 
 

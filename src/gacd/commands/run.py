@@ -54,7 +54,7 @@ class Run:
         for name in cfg.evaluation.attacks:
             parse_attack(name)
         if goal == "report":  # a study's cell has made what it starts from
-            refuse_missing(flat(asdict(cfg)).get(key) for key in STARTS)
+            refuse_missing(map(flat(asdict(cfg)).get, STARTS))
         self.options = build.method_options(cfg)
         self.threat = build.threat(cfg.threat)
         self.fabric: Fabric = build.fabric(cfg.fabric)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, cast
 import torch
 
 from gacd.methods.method import Method
+from gacd.processor import fast_bf16
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -27,12 +28,12 @@ def compiled(method: Method, *, enabled: bool) -> Iterator[None]:
     student = method.student
     faster = torch.compile(student.forward_features, dynamic=False)
     student.forward_features = faster  # type: ignore[method-assign]
-    cpu = next(student.parameters()).device.type == "cpu"
+    rounds = not fast_bf16(next(student.parameters()).device.type)
     try:
         # Networks of one class share a limit of 8 by default, beyond which they run as they are.
         with (
             torch._dynamo.config.patch(recompile_limit=64),
-            torch._inductor.config.patch(emulate_precision_casts=cpu),  # or `round_products` do not
+            torch._inductor.config.patch(emulate_precision_casts=rounds),  # as `round_products`
         ):
             yield
     finally:

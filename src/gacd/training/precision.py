@@ -37,7 +37,7 @@ class Bf16Autocast(MixedPrecision):
 
 @cache
 def round_products() -> Library:
-    """From now on bf16 autocast on this process's CPU computes y = round(round(x) * round(W)).
+    """From now on autocast on this process's CPU computes y = round(round(x) * round(W)).
 
     So it is in convolutions and linear layers, with the sums in float32, in the backward pass as
     well: what hardware for bf16 does, whose operands and results have 8 bits and whose sums have
@@ -56,16 +56,11 @@ def register(library: Library) -> None:
 
 
 def _product(op: Any, *args: Any) -> Any:
-    with torch.autocast("cpu", enabled=False):
-        return op(*args) if _is_left_alone(args) else op(*map(_rounded, args)).to(torch.bfloat16)
-
-
-def _is_left_alone(args: tuple[Any, ...]) -> bool:
-    """float64 stays what it is under autocast; and this one may be another, to float16."""
+    """In whichever of the two small types autocast is to; float64 stays what it is, as there."""
+    low = torch.get_autocast_dtype("cpu")
     given = {x.dtype for x in args if isinstance(x, Tensor)}
-    other = torch.get_autocast_dtype("cpu") is not torch.bfloat16
-    return other or not given <= {torch.float32, torch.bfloat16}
-
-
-def _rounded(value: Any) -> Any:
-    return value.to(torch.bfloat16).float() if isinstance(value, Tensor) else value
+    with torch.autocast("cpu", enabled=False):
+        if not given <= {torch.float32, torch.bfloat16, torch.float16}:
+            return op(*args)
+        rounded = (x.to(low).float() if isinstance(x, Tensor) else x for x in args)
+        return op(*rounded).to(low)
